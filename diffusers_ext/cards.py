@@ -1,0 +1,1 @@
+def write_text_to_image_card(d): pass

@@ -1,0 +1,67 @@
+"""Labelled picture grids and curves: what a run shows a person."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+TEXT, PAPER, GAP = (40, 40, 40), (255, 255, 255), 6
+PALETTE = ("#2c6fbb", "#d1495b", "#3a9d5d", "#edae49", "#7b5ea7", "#555555")
+
+
+def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str], cell: int = 128, title: str = "") -> Image.Image:
+    """Lay out rows of images under column names, each row's label above it.
+
+    Images of any size are fitted into square cells; small ones are enlarged without smoothing.
+    """
+    font, small = ImageFont.load_default(14), ImageFont.load_default(12)
+    line, top = 18, (24 if title else 0) + 22
+    width = len(columns) * (cell + GAP) + GAP
+    page = Image.new("RGB", (width, top + len(rows) * (line + cell + GAP)), PAPER)
+    draw = ImageDraw.Draw(page)
+    if title:
+        draw.text((GAP, 4), title, TEXT, font)
+    for column, name in enumerate(columns):
+        draw.text((GAP + column * (cell + GAP) + cell / 2, top - 10), _clip(draw, name, small, cell), TEXT, small, anchor="mm")
+    for index, (images, label) in enumerate(zip(rows, labels)):
+        y = top + index * (line + cell + GAP)
+        draw.text((GAP, y + 2), _clip(draw, label, small, width - 2 * GAP), TEXT, small)
+        for column, image in enumerate(images):
+            fitted = fit(image, cell)
+            x = GAP + column * (cell + GAP) + (cell - fitted.width) // 2
+            page.paste(fitted, (x, y + line + (cell - fitted.height) // 2))
+    return page
+
+
+def fit(image: Image.Image, cell: int) -> Image.Image:
+    """Scale an image into a square cell, keeping its shape."""
+    scale = cell / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def plot_curves(path: Path, curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, log_y: bool = False) -> None:
+    """Draw named curves {name: (xs, ys)} into one PNG."""
+    figure, axes = plt.subplots(figsize=(6, 3.2), dpi=120)
+    for colour, (name, (xs, ys)) in zip(PALETTE * 4, curves.items()):
+        axes.plot(xs, ys, color=colour, label=name, linewidth=1.5)
+    axes.set(xlabel=x_label, ylabel=y_label, yscale="log" if log_y else "linear")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _clip(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Shorten a text to a width in pixels."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text + "…"

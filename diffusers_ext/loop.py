@@ -1,0 +1,339 @@
+"""The training loop, for every objective of this project.
+
+    check(options)                                      # before anything is loaded
+    accelerator = start(options)
+    train(accelerator, objective, dataset, options)     # steps, checkpoints, exact resume, metrics, samples
+
+A data set answers `len(dataset)` and `dataset[(epoch, index)]`, a dictionary with "key": (epoch, index); an objective
+turns a collated batch into {"loss": ...}. All randomness hangs on those keys (see `randomness`), so the state of a run
+is its weights, its optimiser and its step.
+"""
+
+import importlib.util
+import json
+import math
+import platform
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.logging import get_logger
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import send_to_device
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from . import checkpoints
+from .errors import InputError
+from .objectives import Objective
+from .options import as_dict, command_line
+from .randomness import MicroBatches, step_seed
+
+OPTIONS, METRICS = "options.json", "metrics.jsonl"
+Preview = Callable[[int], dict[str, float]]  # draws samples of the current weights at a step, returns measures
+logger = get_logger(__name__)
+
+
+def check(options: Any) -> None:
+    """Check what can be checked before anything is loaded or written; every rank calls this first.
+
+    options has the fields of `options.RunOptions`. Raises InputError if a count is not positive, the tracker is not
+    installed, or the run folder belongs to something else.
+    """
+    for name in ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "validation_steps", "checkpointing_steps"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    tracker = options.report_to
+    if tracker not in (None, "all", "none"):
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            raise InputError(f"--report_to {tracker}: unknown; choose from {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if importlib.util.find_spec(tracker) is None:
+            raise InputError(f"--report_to {tracker}: {tracker} is not installed; pip install {tracker}, or leave --report_to out")
+    check_run_folder(options)
+    PartialState().wait_for_everyone()  # no rank writes before all have looked
+
+
+def start(options: Any) -> Accelerator:
+    """Return the Accelerator of one training."""
+    if options.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return Accelerator(
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        mixed_precision=options.mixed_precision,
+        log_with=None if options.report_to in (None, "none") else options.report_to,
+        project_dir=options.output_dir,
+    )
+
+
+def check_run_folder(options: Any) -> None:
+    """Raise InputError if output_dir holds anything that is not the run to be resumed."""
+    folder = Path(options.output_dir)
+    if options.dry_run or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file; name a folder")
+    if not any(folder.iterdir()) or (options.resume_from_checkpoint and (folder / OPTIONS).exists()):
+        return
+    if (folder / OPTIONS).exists():
+        raise InputError(f"{folder} already holds a run; continue it with --resume_from_checkpoint latest, or name another --output_dir")
+    raise InputError(f"{folder} is not empty and holds no run; name another --output_dir")
+
+
+def total_steps(options: Any, samples: int, ranks: int) -> int:
+    """Return the number of optimiser steps: max_train_steps, or num_train_epochs passes over the samples."""
+    if options.max_train_steps is not None:
+        return options.max_train_steps
+    per_step = options.train_batch_size * options.gradient_accumulation_steps * ranks
+    return math.ceil(options.num_train_epochs * samples / per_step)
+
+
+def train(accelerator: Accelerator, objective: Objective, dataset: Dataset, options: Any, preview: Preview | None = None) -> None:
+    """Train `objective` on `dataset`; afterwards it holds the final (or averaged) weights on every rank."""
+    output_dir = Path(options.output_dir)
+    stop = total_steps(options, len(dataset), accelerator.num_processes)
+    resumed = checkpoints.find(options.resume_from_checkpoint, output_dir)
+
+    optimizer = adamw(objective, options, accelerator.num_processes)
+    schedule = get_scheduler(
+        options.lr_scheduler,
+        optimizer,
+        num_warmup_steps=options.lr_warmup_steps,
+        num_training_steps=stop,
+        num_cycles=options.lr_num_cycles,
+        power=options.lr_power,
+    )
+    objective.to(accelerator.device)
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    average = EMAModel(parameters, decay=options.ema_decay, foreach=True) if options.use_ema else None
+    model, optimizer = accelerator.prepare(objective, optimizer)
+    checkpoints.attach(accelerator, objective)
+    accelerator.register_for_checkpointing(schedule, *([average] if average else []))
+
+    first = 0
+    if resumed:
+        accelerator.load_state(str(resumed))
+        first = checkpoints.step_of(resumed)
+        accelerator.print(f"resuming from {resumed}")
+    metrics = Metrics(accelerator, output_dir, options, first)
+
+    loader = data_loader(accelerator, dataset, options, first, stop)
+    batches = iter(loader)
+    bar = tqdm(total=stop, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=not accelerator.is_main_process)
+    for step in range(first + 1, stop + 1):
+        torch.manual_seed(step_seed(options.seed, step, accelerator.process_index))
+        for _ in range(options.gradient_accumulation_steps):
+            batch = send_to_device(next(batches), accelerator.device)
+            with accelerator.accumulate(model):
+                parts = model(batch)
+                accelerator.backward(parts["loss"])
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            metrics.gather(parts)
+        learning_rate = schedule.get_last_lr()[0]
+        schedule.step()
+        if average:
+            average.step(parameters)
+        metrics.close_step(step, learning_rate, norm)
+        bar.update()
+        show = preview and (step % options.validation_steps == 0 or step == stop)
+        keep = step % options.checkpointing_steps == 0 or step == stop
+        if show or keep or step % options.logging_steps == 0:
+            bar.set_postfix(metrics.flush())
+        if show:
+            with averaged(average, parameters):
+                metrics.note(step, run_preview(accelerator, preview, step))
+        if keep:
+            checkpoints.save(accelerator, output_dir, step, options.checkpoints_total_limit)
+    bar.close()
+    if average:
+        average.copy_to(parameters)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def adamw(objective: Objective, options: Any, ranks: int) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), fused; matrices decay, vectors (norms and biases) do not."""
+    rate = options.learning_rate
+    if options.scale_lr:
+        rate *= options.gradient_accumulation_steps * options.train_batch_size * ranks
+    learning = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": options.adam_weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    betas = (options.adam_beta1, options.adam_beta2)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=options.adam_epsilon, fused=True)
+
+
+def data_loader(accelerator: Accelerator, dataset: Dataset, options: Any, first: int, stop: int) -> DataLoader:
+    """Load this rank's micro-batches of steps first+1 .. stop."""
+    batches = MicroBatches(
+        len(dataset),
+        options.seed,
+        options.train_batch_size,
+        options.gradient_accumulation_steps,
+        accelerator.num_processes,
+        accelerator.process_index,
+        first,
+        stop,
+    )
+    workers = options.dataloader_num_workers
+    return DataLoader(
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
+    )
+
+
+def collate(samples: list[dict]) -> dict:
+    """Stack tensors, list everything else."""
+    batch = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in batch.items()}
+
+
+class averaged:
+    """Within the block the parameters are their moving average, where there is one."""
+
+    def __init__(self, average: EMAModel | None, parameters: list[torch.nn.Parameter]):
+        self.average, self.parameters = average, parameters
+
+    def __enter__(self):
+        if self.average:
+            self.average.store(self.parameters)
+            self.average.copy_to(self.parameters)
+
+    def __exit__(self, *exception):
+        if self.average:
+            self.average.restore(self.parameters)
+
+
+def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[str, float]:
+    """Draw samples on the main process; a failure is printed and never ends the run."""
+    if not accelerator.is_main_process:
+        return {}
+    try:
+        with torch.inference_mode():
+            return preview(step)
+    except Exception:
+        logger.warning(f"the samples of step {step} could not be drawn; training goes on\n{traceback.format_exc()}")
+        return {}
+
+
+class Metrics:
+    """metrics.jsonl: a row per step, the mean over accumulation and ranks.
+
+    Values stay on the device until `flush`, so that logging does not stall the GPU; a NaN ends the run there.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, options: Any, first: int):
+        self.accelerator, self.path = accelerator, output_dir / METRICS
+        self.micro: list[dict[str, torch.Tensor]] = []
+        self.rows: list[tuple[dict, torch.Tensor]] = []
+        if accelerator.is_main_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            write_options(output_dir, options)
+            kept = [row for row in read_metrics(output_dir) if row["step"] <= first]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        if accelerator.log_with:
+            plain = {name: value for name, value in as_dict(options).items() if isinstance(value, (int, float, str, bool))}
+            accelerator.init_trackers(options.tracker_project_name, config=plain)
+
+    def gather(self, parts: dict[str, torch.Tensor]) -> None:
+        self.micro.append({name: value.detach().float() for name, value in parts.items()})
+
+    def close_step(self, step: int, learning_rate: float, norm: torch.Tensor) -> None:
+        self.names = list(self.micro[0])
+        means = [torch.stack([parts[name] for parts in self.micro]).mean() for name in self.names]
+        self.rows.append(({"step": step, "lr": learning_rate}, torch.stack([*means, torch.as_tensor(norm).float().to(means[0].device)])))
+        self.micro.clear()
+
+    def flush(self) -> dict[str, str]:
+        """Write the rows gathered since the last flush; return what the progress bar shows."""
+        values = self.accelerator.reduce(torch.stack([row for _, row in self.rows]), "mean").tolist()
+        rows = [{**head, **dict(zip([*self.names, "grad_norm"], value))} for (head, _), value in zip(self.rows, values)]
+        self.rows.clear()
+        for row in rows:
+            self._write(row)
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(
+                    f"loss is {row['loss']} at step {row['step']}; lower --learning_rate, or use --mixed_precision bf16 or no, "
+                    "then --resume_from_checkpoint latest"
+                )
+        return {"loss": f"{rows[-1]['loss']:.4f}", "lr": f"{rows[-1]['lr']:.1e}"}
+
+    def note(self, step: int, measures: dict[str, float]) -> None:
+        """Write what a preview measured."""
+        if measures:
+            self._write({"step": step, **measures})
+
+    def _write(self, row: dict) -> None:
+        if self.accelerator.is_main_process:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+
+def read_metrics(output_dir: Path) -> list[dict]:
+    """Return the rows of metrics.jsonl; a last line cut short by a kill is dropped."""
+    path, rows = Path(output_dir) / METRICS, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def save_sample(output_dir: Path, step: int, grid: Image.Image) -> Path:
+    """Write a grid as samples/step-000500.png and return its path."""
+    path = Path(output_dir) / "samples" / f"step-{step:06d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)
+    return path
+
+
+def plan(options: Any, samples: int, trained: dict[str, torch.nn.Module], frozen: dict[str, torch.nn.Module]) -> str:
+    """Say what a run would do: what `--dry_run` prints.
+
+    Memory counts weights (4 bytes trained, 2 or 4 frozen), gradients and AdamW's two moments; activations come on top.
+    """
+    state = PartialState()
+    count = {name: sum(p.numel() for p in module.parameters()) for name, module in {**trained, **frozen}.items()}
+    half = options.mixed_precision in ("fp16", "bf16")
+    learning = sum(count[name] for name in trained)
+    memory = 16 * learning + (4 * learning if options.use_ema else 0) + (2 if half else 4) * sum(count[name] for name in frozen)
+    batch = options.train_batch_size * options.gradient_accumulation_steps * state.num_processes
+    lines = [f"  {name}: {value}" for name, value in as_dict(options).items()]
+    lines += [f"  {name}: {count[name]:,} parameters, {'trained' if name in trained else 'frozen'}" for name in count]
+    return "\n".join(
+        [
+            "options",
+            *lines[: -len(count)],
+            "models",
+            *lines[-len(count) :],
+            "run",
+            f"  samples: {samples:,}",
+            f"  steps: {total_steps(options, samples, state.num_processes):,} of {batch} samples on {state.num_processes} process(es)",
+            f"  memory: {memory / 2**20:,.0f} MiB for weights, gradients and optimiser, plus activations",
+        ]
+    )
+
+
+def write_options(output_dir: Path, options: Any) -> None:
+    """Write options.json: the command, the resolved options and the versions; it can be given back as --config."""
+    record = {"command": command_line(), "options": as_dict(options), "versions": versions()}
+    (output_dir / OPTIONS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers", "accelerate", "peft")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,123 @@
+"""Does a picture obey? On fill50k the answer is exact: circle against outline (IoU), colours against prompt (CIEDE2000).
+
+Neither measure uses a learned model. The circle is found from the image alone, so a wrong colour does not change the
+IoU and a wrong place does not change the colour error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import binary_erosion, binary_fill_holes
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.filters import threshold_otsu
+
+from ..data.fill50k import parse_prompt
+
+VISIBLE = 5.0  # CIEDE2000: an image whose pixels all lie closer to its border's colour shows no circle
+
+
+@dataclass(frozen=True)
+class ConditionFollowing:
+    """One value per image, float64 arrays of shape (N,).
+
+    iou: circle found in the image against the disc the condition outlines, 0 to 1.
+    circle_error, background_error: CIEDE2000 to the prompt's colours, 0 (equal) to about 100; None without prompts.
+    """
+
+    iou: np.ndarray
+    circle_error: np.ndarray | None = None
+    background_error: np.ndarray | None = None
+
+    def summary(self) -> dict[str, float]:
+        """Mean IoU and median colour errors."""
+        values = {"iou": float(self.iou.mean())}
+        if self.circle_error is not None and self.background_error is not None:
+            values["circle_error"] = float(np.median(self.circle_error))
+            values["background_error"] = float(np.median(self.background_error))
+        return values
+
+
+def condition_following(images: Any, conditions: Any, prompts: Sequence[str] | None = None) -> ConditionFollowing:
+    """Measure how well generated images follow their outlines, and their prompts where given.
+
+    Args:
+        images, conditions: N images of one size each: PIL images, or (N, H, W, 3) arrays or (N, 3, H, W) tensors,
+            uint8 in 0..255 or float in 0..1. Conditions are outlines, white on black.
+        prompts: N fill50k prompts, "<colour> circle with <colour> background".
+
+    Raises ValueError if counts or sizes differ, or a prompt is not of fill50k.
+    """
+    pictures, outlines = as_uint8(images), as_uint8(conditions)
+    if len(pictures) != len(outlines):
+        raise ValueError(f"{len(pictures)} images but {len(outlines)} conditions")
+    for position, (picture, outline) in enumerate(zip(pictures, outlines)):
+        if picture.shape != outline.shape:
+            raise ValueError(f"image {position} is {picture.shape[1::-1]} but its condition {outline.shape[1::-1]}; resize one")
+    found = [find_circle(picture) for picture in pictures]
+    iou = np.array([_iou(mask, outlined_disc(outline)) for mask, outline in zip(found, outlines)])
+    if prompts is None:
+        return ConditionFollowing(iou)
+    return ConditionFollowing(iou, *_colour_errors(pictures, found, prompts))
+
+
+def colour_error(images: Any, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the CIEDE2000 of circle and background to the prompts' colours, (N,) each; images as in `condition_following`.
+
+    Where no circle can be seen, both regions take the border's colour, so the circle's error is that of a missing circle.
+    """
+    pictures = as_uint8(images)
+    return _colour_errors(pictures, [find_circle(picture) for picture in pictures], prompts)
+
+
+def find_circle(picture: np.ndarray) -> np.ndarray:
+    """Return the mask of what differs from the border's median colour, split by Otsu's threshold on CIEDE2000.
+
+    picture: (H, W, 3) uint8; returns (H, W) bool, all False where nothing can be seen.
+    """
+    lab = rgb2lab(picture / 255.0)
+    border = np.concatenate([lab[0], lab[-1], lab[1:-1, 0], lab[1:-1, -1]])
+    distance = deltaE_ciede2000(lab, np.broadcast_to(np.median(border, axis=0), lab.shape))
+    if distance.max() < VISIBLE:
+        return np.zeros(distance.shape, dtype=bool)
+    return distance > threshold_otsu(distance)
+
+
+def outlined_disc(outline: np.ndarray) -> np.ndarray:
+    """Fill a white outline: (H, W, 3) uint8 -> (H, W) bool."""
+    return binary_fill_holes(outline.max(axis=2) > 127)
+
+
+def as_uint8(images: Any) -> list[np.ndarray]:
+    """Bring PIL images, arrays or tensors to a list of (H, W, 3) uint8 arrays."""
+    if isinstance(images, torch.Tensor):
+        images = images.detach().float().permute(0, 2, 3, 1).cpu().numpy() if images.is_floating_point() else images.permute(0, 2, 3, 1).cpu().numpy()
+    if isinstance(images, Image.Image):
+        raise ValueError("expected a list of images, got one image; wrap it in a list")
+    arrays = [np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image) for image in images]
+    for position, array in enumerate(arrays):
+        if array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"image {position}: expected (height, width, 3), got shape {array.shape}")
+    return [array if array.dtype == np.uint8 else np.rint(array.clip(0, 1) * 255).astype(np.uint8) for array in arrays]
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> float:
+    union = (first | second).sum()
+    return float((first & second).sum() / union) if union else 0.0
+
+
+def _colour_errors(pictures: list[np.ndarray], found: list[np.ndarray], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    if len(prompts) != len(pictures):
+        raise ValueError(f"{len(pictures)} images but {len(prompts)} prompts")
+    seen, named = [], []
+    for picture, mask, prompt in zip(pictures, found, prompts):
+        named.append(parse_prompt(prompt))
+        inside = binary_erosion(mask)  # the antialiased edge belongs to neither region
+        outside = binary_erosion(~mask, border_value=1)
+        inside = inside if inside.any() else mask if mask.any() else outside
+        seen.append((np.median(picture[inside], axis=0), np.median(picture[outside], axis=0)))
+    error = deltaE_ciede2000(rgb2lab(np.array(seen) / 255.0), rgb2lab(np.array(named) / 255.0))
+    return error[:, 0], error[:, 1]

@@ -1,0 +1,46 @@
+"""The two objectives that make a text-to-image model from nothing: the autoencoder's, then the denoiser's."""
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from torch.nn import functional as F
+
+from .. import randomness
+from ..encoders import StableDiffusionEncoders
+from . import Objective
+from .diffusion import diffuse
+
+
+class AutoencoderObjective(Objective):
+    """‖x − D(z)‖₁ + β KL(q(z|x) ‖ N(0, 1)), z ~ q(z|x) (Kingma & Welling 2014; L1 as in Rombach et al. 2022, without the GAN)."""
+
+    def __init__(self, vae: AutoencoderKL, seed: int, kl_weight: float = 1e-4):
+        super().__init__()
+        self.vae, self.seed, self.kl_weight = vae, seed, kl_weight
+        self.trainable = {"vae": vae}
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        """batch["pixel_values"]: (B, 3, H, W) in [-1, 1]."""
+        pixels = batch["pixel_values"]
+        posterior = self.vae.encode(pixels).latent_dist
+        noise = randomness.normal(self.seed, "posterior", batch["key"], posterior.mean.shape[1:]).to(pixels)
+        reconstruction = F.l1_loss(self.vae.decode(posterior.mean + posterior.std * noise).sample, pixels)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return {"loss": reconstruction + self.kl_weight * kl, "reconstruction": reconstruction.detach(), "kl": kl.detach()}
+
+
+class TextToImageObjective(Objective):
+    """‖target − f_θ(z_t, t, τ_θ(text))‖²: denoiser f and text encoder τ learn together (Rombach et al. 2022, eq. 3)."""
+
+    def __init__(self, unet: UNet2DConditionModel, encoders: StableDiffusionEncoders, scheduler: SchedulerMixin, seed: int):
+        super().__init__()
+        self.unet, self.encoders, self.scheduler, self.seed = unet, encoders, scheduler, seed
+        self.trainable = {"unet": unet, "text_encoder": encoders.text_encoder}
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        """batch: "pixel_values" (B, 3, H, W) in [-1, 1], "text" B strings, "key" B pairs (epoch, index)."""
+        with torch.no_grad():
+            latents = self.encoders.latents(batch["pixel_values"], batch["key"], self.seed)
+        text = self.encoders.embed(batch["text"])
+        noisy, timesteps, target = diffuse(self.scheduler, latents, batch["key"], self.seed)
+        prediction = self.unet(noisy, timesteps, text).sample
+        return {"loss": F.mse_loss(prediction.float(), target.float())}

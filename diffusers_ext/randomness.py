@@ -1,0 +1,84 @@
+"""Counter-based randomness: each draw is a pure function of (seed, stream, counter), nothing is carried along.
+
+Noise, timestep, caption dropping, crop and flip of a sample are drawn under the counter (epoch, sample index). Results
+then do not depend on the number of workers or ranks, on caching or on interruptions, and a run resumes from its step
+number alone. The generator is Philox4x64 (Salmon et al. 2011), a block cipher whose 128-bit key is the draw's identity;
+torch's CPU generator keeps only 32 bits of its seed, too few to keep streams apart.
+"""
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+
+Key = tuple[int, int]  # (epoch, sample index)
+
+
+def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
+    """Return the generator of one draw."""
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(_identity(seed, stream, *counter), "little")))
+
+
+def normal(seed: int, stream: str, keys: Sequence[Key], shape: Sequence[int]) -> torch.Tensor:
+    """Draw standard normal noise, one independent tensor per key: (len(keys), *shape), float32, on the CPU."""
+    draws = [draw.standard_normal(tuple(shape), dtype=np.float32) for draw in _each(seed, stream, keys)]
+    return torch.from_numpy(np.stack(draws))
+
+
+def integers(seed: int, stream: str, keys: Sequence[Key], low: int, high: int) -> torch.Tensor:
+    """Draw one integer in [low, high) per key: (len(keys),), int64."""
+    return torch.tensor([int(draw.integers(low, high)) for draw in _each(seed, stream, keys)])
+
+
+def _identity(seed: int, stream: str, *counter: int) -> bytes:
+    return blake2b(",".join([str(seed), stream, *map(str, counter)]).encode(), digest_size=16).digest()
+
+
+def _each(seed: int, stream: str, keys: Sequence[Key]) -> Iterator[np.random.Generator]:
+    """Yield the generators of many draws: one object, set to each key in turn, eight times faster than new ones."""
+    philox = np.random.Philox(key=0)
+    draw, fresh = np.random.Generator(philox), philox.state
+    for key in keys:
+        fresh["state"]["key"] = np.frombuffer(_identity(seed, stream, *key), dtype="<u8")
+        philox.state = fresh
+        yield draw
+
+
+def uniform(seed: int, stream: str, key: Key) -> float:
+    """Draw one number in [0, 1)."""
+    return float(generator(seed, stream, *key).random())
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for whatever still uses torch's global generator (dropout), a function of the step."""
+    return int(generator(seed, "torch", step, rank).integers(2**63))
+
+
+class MicroBatches:
+    """Yield the keys of one rank's micro-batches, from optimiser step `start` to step `stop`.
+
+    The data are one endless stream: position p holds sample perm_e[p mod N] of epoch e = p div N, where perm_e is drawn
+    under (seed, e). Step s takes positions [s·G, (s+1)·G) with G = batch size × accumulation × ranks, so a step's
+    samples do not depend on how G is split, no batch is ever partial, and resuming needs the step alone.
+    """
+
+    def __init__(self, samples: int, seed: int, batch_size: int, accumulation: int, ranks: int, rank: int, start: int, stop: int):
+        assert 0 <= rank < ranks and samples > 0
+        self.samples, self.seed, self.batch_size = samples, seed, batch_size
+        self.accumulation, self.ranks, self.rank, self.start, self.stop = accumulation, ranks, rank, start, stop
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for micro in range(self.start * self.accumulation, self.stop * self.accumulation):
+            first = (micro * self.ranks + self.rank) * self.batch_size
+            yield [self._key(position) for position in range(first, first + self.batch_size)]
+
+    def _key(self, position: int) -> Key:
+        epoch, offset = divmod(position, self.samples)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, generator(self.seed, "order", epoch).permutation(self.samples)
+        return epoch, int(self._order[offset])

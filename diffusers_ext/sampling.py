@@ -1,0 +1,22 @@
+"""Draw pictures that can be drawn again: one generator per picture."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+
+def draw(pipe: DiffusionPipeline, prompts: Sequence[str], seed: int = 0, batch_size: int = 16, image: Sequence | None = None, **arguments) -> list[Image.Image]:
+    """Return one picture per prompt; picture i starts from seed + i, whatever the batch.
+
+    image: the conditions of a ControlNet pipeline, one per prompt. Other arguments go to the pipeline.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    pictures: list[Image.Image] = []
+    for first in range(0, len(prompts), batch_size):
+        chunk = slice(first, first + batch_size)
+        generators = [torch.Generator().manual_seed(seed + first + offset) for offset in range(len(prompts[chunk]))]
+        conditions = {} if image is None else {"image": list(image[chunk])}
+        pictures += pipe(list(prompts[chunk]), generator=generators, **conditions, **arguments).images
+    return pictures

@@ -1,0 +1,94 @@
+"""The parts of a Stable Diffusion small enough for a CPU and a wheel, built untrained; and the one that comes trained.
+
+Every part is of the class that the large models use, so code that runs here runs on Stable Diffusion 1.5 and 2.1.
+`training/train_tiny_text_to_image.py` trains them.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TOKENS = 32  # length of a prompt; CLIP's is 77
+WIDTH = 96  # of the text embeddings
+
+
+def tokenizer(texts: Iterable[str], merges: int = 512) -> CLIPTokenizer:
+    """Learn a byte-level BPE vocabulary from texts, CLIP's way; any other text still has tokens, down to single bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    blank = CLIPTokenizer()
+    # train_new_from_iterator finds the merges; the vocabulary is laid out anew because it forgets bytes unseen at a word's end.
+    learned = blank.train_new_from_iterator(list(texts), vocab_size=2 + 256 + 256 + merges, show_progress=False)
+    pairs = [tuple(pair) for pair in json.loads(learned.backend_tokenizer.to_str())["model"]["merges"]]
+    symbols = sorted(ByteLevel.alphabet())
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *dict.fromkeys("".join(pair) for pair in pairs)]
+    vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=TOKENS)
+
+
+def autoencoder() -> AutoencoderKL:
+    """A KL autoencoder, 4x smaller per side: 64 px to 16x16x4. 0.9 M parameters."""
+    return AutoencoderKL(
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=64,
+    )
+
+
+def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text encoder of three layers. 0.4 M parameters."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    """A U-Net over 16x16 latents, attending to itself and to the text at 8x8 and 4x4. 4.1 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 96, 96),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,  # the number of heads, by its historical name
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion 2's v-prediction, with the last step pure noise (Lin et al. 2024): flat colours need it."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def embedded_model() -> str:
+    """Return the path of the Stable Diffusion folder that ships with this package: 64x64 circles, see its README.md."""
+    return str(Path(__file__).parent / "embedded" / "fill50k-64")
