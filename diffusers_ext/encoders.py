@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -29,21 +29,21 @@ class StableDiffusionEncoders(nn.Module):
         super().__init__()
         self.vae, self.text_encoder, self.tokenizer = vae, text_encoder, tokenizer
 
-    @classmethod
-    def from_pretrained(cls, model: str, dtype: torch.dtype = torch.float32, **hub) -> "StableDiffusionEncoders":
-        """Load the frozen encoders of a diffusers folder or repository; hub: revision, variant."""
-        encoders = cls(
-            AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=dtype, **hub),
-            CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype, **hub),
-            CLIPTokenizer.from_pretrained(model, subfolder="tokenizer", revision=hub.get("revision")),
-        )
-        return encoders.requires_grad_(False).eval()
+    @torch.no_grad()
+    def moments(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return μ and σ of q(z|x), stacked: (B, 3, H, W) in [-1, 1] -> (B, 2, c, h, w)."""
+        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        return torch.stack([posterior.mean, posterior.std], dim=1)
 
-    def latents(self, pixels: torch.Tensor, keys: list[randomness.Key], seed: int) -> torch.Tensor:
-        """Sample scaled latents z = s·(μ(x) + σ(x)·ε) of images in [-1, 1]; ε belongs to the sample's key."""
-        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        noise = randomness.normal(seed, "posterior", keys, posterior.mean.shape[1:]).to(posterior.mean)
-        return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
+    def latents(self, batch: dict, seed: int) -> torch.Tensor:
+        """Sample scaled latents z = s·(μ + σ·ε): (B, c, h, w); ε belongs to the sample's key.
+
+        batch: "key", and "moments" (B, 2, c, h, w) or, where they are not known yet, "pixel_values" (B, 3, H, W) in [-1, 1].
+        """
+        moments = batch["moments"] if "moments" in batch else self.moments(batch["pixel_values"])
+        mean, std = moments.unbind(1)
+        noise = randomness.normal(seed, "posterior", batch["key"], mean.shape[1:]).to(mean)
+        return (mean + std * noise) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def scale_latents(self, pixels: torch.Tensor) -> None:
@@ -55,6 +55,15 @@ class StableDiffusionEncoders(nn.Module):
         """Return the last hidden states of captions, padded and truncated to the tokenizer's length."""
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
+
+
+def load_stable_diffusion(model: str, dtype: torch.dtype = torch.float32, **hub) -> StableDiffusionPipeline:
+    """Load a Stable Diffusion 1.x/2.x pipeline, frozen, without its safety checker; hub: revision, variant."""
+    without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=dtype, **without, **hub)
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.requires_grad_(False).eval()
+    return pipe
 
 
 def vae_scale_factor(vae: AutoencoderKL) -> int:
@@ -81,3 +90,10 @@ def check_stable_diffusion(model: str) -> None:
             raise InputError(f"{index}: {part} is {found}, expected {wanted}; give a Stable Diffusion 1.x or 2.x folder")
         if not (folder / part).is_dir():
             raise InputError(f"{folder / part}: missing, though model_index.json names it; the download is incomplete")
+
+
+def check_resolution(resolution: int, pipe: StableDiffusionPipeline) -> None:
+    """Raise InputError unless images of this side halve evenly all the way down the autoencoder and the U-Net."""
+    multiple = vae_scale_factor(pipe.vae) * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if resolution < multiple or resolution % multiple:
+        raise InputError(f"--resolution {resolution}: this base needs a multiple of {multiple}")

@@ -71,6 +71,11 @@ def start(options: Any) -> Accelerator:
     )
 
 
+def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
+    """Return the type that frozen weights are kept in: the forward pass's own."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
 def check_run_folder(options: Any) -> None:
     """Raise InputError if output_dir holds anything that is not the run to be resumed."""
     folder = Path(options.output_dir)

@@ -21,24 +21,28 @@ from diffusers_ext.options import OptimizerOptions, RunOptions, group, option, r
 @dataclass
 class Options(OptimizerOptions, RunOptions):
     train_data_dir: str | None = option(None, "image folder with metadata.jsonl; without it, fill50k is drawn on the fly")
-    samples: int = option(50_000, "number of fill50k scenes, where no folder is given")
+    samples: int = option(20_000, "number of fill50k scenes, where no folder is given")
     resolution: int = option(64, "side of the training images, in pixels")
     proportion_empty_prompts: float = option(0.1, "share of prompts replaced by the empty one, for guidance")
-    autoencoder_steps: int = option(6_000, "steps of the first stage; max_train_steps are those of the second")
-    autoencoder_learning_rate: float = option(1e-3, "learning rate of the first stage")
+    autoencoder_steps: int = option(4_000, "steps of the first stage; max_train_steps are those of the second")
+    autoencoder_batch_size: int = option(16, "samples per step of the first stage")
+    autoencoder_resolution: int = option(32, "side of its pictures; convolutions carry over to the full resolution")
+    autoencoder_learning_rate: float = option(3e-3, "learning rate of the first stage")
     guidance_scale: float = option(2.0, "classifier-free guidance of the drawn samples")
     validation_samples: int = option(64, "held-out prompts to draw and measure")
 
     # What the shipped model was trained with.
     output_dir: str = option("runs/tiny-text-to-image", "the run folder, which becomes the model folder")
-    max_train_steps: int | None = option(20_000, "steps of the second stage")
-    train_batch_size: int = option(256, "samples per process and forward pass")
+    max_train_steps: int | None = option(3_000, "steps of the second stage")
+    train_batch_size: int = option(32, "samples per process and forward pass")
     learning_rate: float = option(1e-3, "learning rate of the second stage")
     lr_scheduler: str = option("cosine", "shape of the schedule", ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"))
+    lr_warmup_steps: int = option(100, "steps of linear warm-up")
+    adam_beta2: float = option(0.95, "decay of AdamW's second moment")
     use_ema: bool = option(True, "keep an exponential moving average of the weights and save that")
     ema_decay: float = option(0.999, "its decay; it warms up from 0")
-    validation_steps: int = option(2_000, "draw samples and measure every so many steps")
-    checkpointing_steps: int = option(2_000, "write a checkpoint every so many steps")
+    validation_steps: int = option(500, "draw samples and measure every so many steps")
+    checkpointing_steps: int = option(250, "write a checkpoint every so many steps")
     checkpoints_total_limit: int | None = option(1, "keep only so many checkpoints, the newest")
 
 
@@ -50,6 +54,7 @@ def main(options: Options) -> None:
     from diffusers_ext import loop
     from diffusers_ext import tiny_stable_diffusion as tiny
     from diffusers_ext.cards import write_text_to_image_card
+    from diffusers_ext.data.encoded import Encoded
     from diffusers_ext.data.fill50k import Fill50k, scene
     from diffusers_ext.data.pairs import Pairs
     from diffusers_ext.data.rows import check, read_image_folder
@@ -63,11 +68,12 @@ def main(options: Options) -> None:
     if options.train_data_dir:
         rows = read_image_folder(options.train_data_dir, conditioning_image_column=None)
         check(rows)
-        dataset = Pairs(rows, options.resolution, options.seed, options.proportion_empty_prompts)
+        make_dataset = lambda side: Pairs(rows, side, options.seed, options.proportion_empty_prompts)  # noqa: E731
         prompts = [row.text for row in rows[: options.validation_samples]]
     else:
-        dataset = Fill50k(options.samples, options.resolution, options.seed, "train", options.proportion_empty_prompts)
+        make_dataset = lambda side: Fill50k(options.samples, side, options.seed, "train", options.proportion_empty_prompts)  # noqa: E731
         prompts = [scene(index, options.seed, "test").prompt for index in range(options.validation_samples)]
+    dataset = make_dataset(options.resolution)
     torch.manual_seed(options.seed)
     vae, unet, scheduler = tiny.autoencoder(), tiny.unet(), tiny.scheduler()
     tokenizer = tiny.tokenizer(dataset.captions())
@@ -81,12 +87,14 @@ def main(options: Options) -> None:
         options,
         output_dir=str(output_dir / "autoencoder"),
         max_train_steps=options.autoencoder_steps,
+        train_batch_size=options.autoencoder_batch_size,
         learning_rate=options.autoencoder_learning_rate,
     )
-    loop.train(loop.start(first_stage), AutoencoderObjective(vae, options.seed), dataset, first_stage)
+    small = make_dataset(options.autoencoder_resolution)
+    loop.train(loop.start(first_stage), AutoencoderObjective(vae, options.seed), small, first_stage)
 
     encoders = StableDiffusionEncoders(vae.requires_grad_(False).eval(), text_encoder, tokenizer)
-    encoders.scale_latents(torch.stack([dataset[0, index]["pixel_values"] for index in range(min(256, len(dataset)))]))
+    encoders.scale_latents(torch.stack([dataset.picture(index) for index in range(min(256, len(dataset)))]))
     pipe = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
 
     def preview(step: int) -> dict[str, float]:
@@ -101,9 +109,11 @@ def main(options: Options) -> None:
         return {"circle_error": float(np.median(circle)), "background_error": float(np.median(background))}
 
     accelerator = loop.start(options)
-    loop.train(accelerator, TextToImageObjective(unet, encoders, scheduler, options.seed), dataset, options, preview)
+    vae.to(accelerator.device)
+    encoded = Encoded(dataset, encoders)
+    loop.train(accelerator, TextToImageObjective(unet, encoders, scheduler, options.seed), encoded, options, preview)
     if accelerator.is_main_process:
-        pipe.to(dtype=torch.float16).save_pretrained(output_dir)
+        tiny.save_half(pipe, output_dir)
         write_text_to_image_card(output_dir)
 
 

@@ -140,18 +140,24 @@ class Fill50k(Dataset):
         return self.count
 
     def __getitem__(self, key: randomness.Key) -> dict:
-        drawn = scene(key[1], self.seed, self.split)
+        condition = to_tensor(draw_condition(self.scene(key[1]), self.size))
+        return {"key": key, "text": self.caption(key), "pixel_values": self.picture(key[1]), "conditioning_pixel_values": condition}
+
+    def scene(self, index: int) -> Scene:
+        return scene(index, self.seed, self.split)
+
+    def picture(self, index: int) -> torch.Tensor:
+        """The target of a scene, (3, H, W) in [-1, 1]."""
+        return to_tensor(draw_target(self.scene(index), self.size)) * 2 - 1
+
+    def caption(self, key: randomness.Key) -> str:
+        """The prompt of a scene in an epoch, or "" where it is dropped."""
         dropped = randomness.uniform(self.seed, "drop", key) < self.drop
-        return {
-            "key": key,
-            "text": "" if dropped else drawn.prompt,
-            "pixel_values": to_tensor(draw_target(drawn, self.size)) * 2 - 1,
-            "conditioning_pixel_values": to_tensor(draw_condition(drawn, self.size)),
-        }
+        return "" if dropped else self.scene(key[1]).prompt
 
     def captions(self) -> list[str]:
         """Every caption of the first thousand scenes, which between them hold every word, once."""
-        return sorted({scene(index, self.seed, self.split).prompt for index in range(min(self.count, 1000))})
+        return sorted({self.scene(index).prompt for index in range(min(self.count, 1000))})
 
 
 def parse_prompt(prompt: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -161,6 +167,15 @@ def parse_prompt(prompt: str) -> tuple[tuple[int, int, int], tuple[int, int, int
         raise ValueError(f"not a fill50k prompt: {prompt!r}; expected '<colour> circle with <colour> background', CSS names")
     circle, background = match.groups()
     return css_colours()[circle], css_colours()[background]
+
+
+def is_prompt(text: str) -> bool:
+    """Say whether `parse_prompt` reads a text."""
+    try:
+        parse_prompt(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _row(index: int, seed: int, split: str) -> dict:

@@ -27,13 +27,27 @@ class Pairs(Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: randomness.Key) -> dict:
-        row = self.rows[key[1]]
-        dropped = randomness.uniform(self.seed, "drop", key) < self.drop
-        sample = {"key": key, "text": "" if dropped else row.text}
-        sample["pixel_values"] = to_tensor(cover(load(row.image), self.resolution)) * 2 - 1
-        if row.condition:
-            sample["conditioning_pixel_values"] = to_tensor(cover(load(row.condition), self.resolution))
+        sample = {"key": key, "text": self.caption(key), "pixel_values": self.picture(key[1])}
+        if self.rows[key[1]].condition:
+            sample["conditioning_pixel_values"] = self.condition(key[1])
         return sample
+
+    def picture(self, index: int) -> torch.Tensor:
+        """The picture of a row, (3, R, R) in [-1, 1]."""
+        return to_tensor(cover(load(self.rows[index].image), self.resolution)) * 2 - 1
+
+    def condition(self, index: int) -> torch.Tensor:
+        """The condition of a row, (3, R, R) in [0, 1]."""
+        return to_tensor(cover(load(self.rows[index].condition), self.resolution))
+
+    def caption(self, key: randomness.Key) -> str:
+        """The caption of a row in an epoch: its text, or "" where it is dropped."""
+        dropped = randomness.uniform(self.seed, "drop", key) < self.drop
+        return "" if dropped else self.rows[key[1]].text
+
+    def sample_conditions(self, count: int) -> torch.Tensor:
+        """The conditions of the first `count` rows, (count, 3, R, R)."""
+        return torch.stack([self.condition(index) for index in range(min(count, len(self)))])
 
     def captions(self) -> list[str]:
         """Every caption once."""

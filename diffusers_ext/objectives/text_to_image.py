@@ -11,9 +11,9 @@ from .diffusion import diffuse
 
 
 class AutoencoderObjective(Objective):
-    """‖x − D(z)‖₁ + β KL(q(z|x) ‖ N(0, 1)), z ~ q(z|x) (Kingma & Welling 2014; L1 as in Rombach et al. 2022, without the GAN)."""
+    """‖x − D(z)‖² + β KL(q(z|x) ‖ N(0, 1)) per pixel and latent, z ~ q(z|x) (Kingma & Welling 2014, eq. 10)."""
 
-    def __init__(self, vae: AutoencoderKL, seed: int, kl_weight: float = 1e-4):
+    def __init__(self, vae: AutoencoderKL, seed: int, kl_weight: float = 3e-5):
         super().__init__()
         self.vae, self.seed, self.kl_weight = vae, seed, kl_weight
         self.trainable = {"vae": vae}
@@ -23,9 +23,9 @@ class AutoencoderObjective(Objective):
         pixels = batch["pixel_values"]
         posterior = self.vae.encode(pixels).latent_dist
         noise = randomness.normal(self.seed, "posterior", batch["key"], posterior.mean.shape[1:]).to(pixels)
-        reconstruction = F.l1_loss(self.vae.decode(posterior.mean + posterior.std * noise).sample, pixels)
+        error = F.mse_loss(self.vae.decode(posterior.mean + posterior.std * noise).sample, pixels)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return {"loss": reconstruction + self.kl_weight * kl, "reconstruction": reconstruction.detach(), "kl": kl.detach()}
+        return {"loss": error + self.kl_weight * kl, "reconstruction": error.detach(), "kl": kl.detach()}
 
 
 class TextToImageObjective(Objective):
@@ -37,9 +37,8 @@ class TextToImageObjective(Objective):
         self.trainable = {"unet": unet, "text_encoder": encoders.text_encoder}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """batch: "pixel_values" (B, 3, H, W) in [-1, 1], "text" B strings, "key" B pairs (epoch, index)."""
-        with torch.no_grad():
-            latents = self.encoders.latents(batch["pixel_values"], batch["key"], self.seed)
+        """batch: as `StableDiffusionEncoders.latents` takes it, and "text", B strings."""
+        latents = self.encoders.latents(batch, self.seed)
         text = self.encoders.embed(batch["text"])
         noisy, timesteps, target = diffuse(self.scheduler, latents, batch["key"], self.seed)
         prediction = self.unet(noisy, timesteps, text).sample

@@ -1,0 +1,79 @@
+"""A ControlNet at step 0: a copy of the base's encoder, zero convolutions, and a hint network that carries its condition.
+
+With PyTorch's default initialisation less than 1 % of the signal that reaches the first zero convolution depends on the
+condition: each convolution loses about a factor of three of the difference between two images, while biases add a
+constant. Most of the wait for ControlNet's "sudden convergence" goes into amplifying that signal again.
+"""
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import nn
+from torch.nn import functional as F
+
+from .errors import InputError
+from .randomness import step_seed
+
+HINT_CHANNELS = (16, 32, 96, 256)  # Zhang & Agrawala 2023, released code: three halvings, for an autoencoder of factor 8
+KAIMING_GAIN = 1.68  # keeps the variance through SiLU at unit scale
+
+
+def new_controlnet(unet: UNet2DConditionModel, vae_factor: int, conditioning_channels: int = 3) -> ControlNetModel:
+    """Copy the encoder of `unet`, with a hint network that halves the condition as often as the autoencoder does.
+
+    vae_factor: pixels per latent position and side, a power of two.
+    """
+    halvings = vae_factor.bit_length() - 1
+    channels = (*HINT_CHANNELS, *(HINT_CHANNELS[-1],) * halvings)[: halvings + 1]
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=conditioning_channels)
+
+
+def init_hint(controlnet: ControlNetModel, method: str, conditions: torch.Tensor, seed: int) -> float:
+    """Initialise the hint network in place and return how much of its last activation depends on the condition.
+
+    Every method leaves the last convolution zero, so the ControlNet's output at step 0 is exactly zero.
+
+    Args:
+        method: "default" keeps PyTorch's; "kaiming" takes He's normal with gain 1.68 and zero bias; "data" takes
+            orthogonal kernels and zero bias, each convolution scaled to unit standard deviation of its output on
+            `conditions` about the per-channel mean, so that sparse outlines count (LSUV, Mishkin & Matas 2016).
+        conditions: (N, channels, H, W) in [0, 1], N >= 2; some 64 are enough.
+
+    Returns the ratio of the standard deviation between images to the mean absolute activation, see `signal_ratio`.
+    Raises InputError if the conditions are all alike.
+    """
+    hint = controlnet.controlnet_cond_embedding
+    trunk = [hint.conv_in, *hint.blocks]
+    cpu = torch.Generator().manual_seed(step_seed(seed, 0, 0))
+    if method != "default":
+        with torch.no_grad():
+            x = conditions.to(hint.conv_in.weight)
+            for convolution in trunk:
+                _draw(convolution, method, cpu)
+                x = convolution(x)
+                if method == "data":
+                    scale = (x - x.mean(dim=(0, 2, 3), keepdim=True)).std()
+                    if not scale > 1e-6:
+                        raise InputError("the conditions are all blank or all alike; --hint_init data needs conditions that differ")
+                    convolution.weight /= scale
+                    x /= scale
+                x = F.silu(x)
+    return signal_ratio(controlnet, conditions)
+
+
+@torch.no_grad()
+def signal_ratio(controlnet: ControlNetModel, conditions: torch.Tensor) -> float:
+    """Standard deviation between images over the mean absolute activation, before the hint network's zero convolution."""
+    hint = controlnet.controlnet_cond_embedding
+    x = F.silu(hint.conv_in(conditions.to(hint.conv_in.weight)))
+    for convolution in hint.blocks:
+        x = F.silu(convolution(x))
+    return (x.std(dim=0).mean() / x.abs().mean()).item()
+
+
+def _draw(convolution: nn.Conv2d, method: str, generator: torch.Generator) -> None:
+    if method == "kaiming":
+        fan_in = convolution.weight[0].numel()
+        nn.init.normal_(convolution.weight, std=KAIMING_GAIN / fan_in**0.5, generator=generator)
+    else:
+        nn.init.orthogonal_(convolution.weight, generator=generator)
+    nn.init.zeros_(convolution.bias)

@@ -1,0 +1,15 @@
+"""Publishing a run folder."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import create_repo, upload_folder
+
+RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "logs/**", "autoencoder/**"]
+
+
+def push(folder: Path, options: Any) -> str:
+    """Upload the model, its card, metrics and samples, without the checkpoints; return the repository's address."""
+    repository = create_repo(options.hub_model_id or Path(folder).name, exist_ok=True, token=options.hub_token)
+    upload_folder(repo_id=repository.repo_id, folder_path=folder, ignore_patterns=RUN_FILES, token=options.hub_token)
+    return str(repository)
