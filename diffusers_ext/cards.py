@@ -1,1 +1,200 @@
-def write_text_to_image_card(d): pass
+"""Model cards, written from what a run folder holds: nothing is typed in by hand.
+
+Every number comes from metrics.jsonl, the command and the versions from options.json, pictures from samples/.
+"""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .checkpoints import sha256
+from .data.rows import METADATA
+from .embedded import embedded_model
+from .grids import plot_curves
+from .loop import OPTIONS, read_metrics
+
+MEASURES = {  # what the columns of metrics.jsonl mean
+    "iou": "IoU of the drawn circle with the outlined disc, mean",
+    "circle_error": "colour error of the circle, CIEDE2000, median",
+    "background_error": "colour error of the background, CIEDE2000, median",
+}
+
+
+def write_controlnet_card(run: Path, base: str, samples: int) -> Path:
+    """Write README.md of a ControlNet's run folder."""
+    options = _record(run)["options"]
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["controlnet", "diffusers-training", "diffusers_ext"],
+        base_model=_hub_name(base),
+        base_model_relation="adapter" if _hub_name(base) else None,
+        **_licence(base),
+    )
+    metadata = Path(options["train_data_dir"]) / METADATA
+    text = f"""# ControlNet for {_title(base)}
+
+{_picture(run)}
+
+Columns: the condition, the base model without control, and this ControlNet at {options["num_validation_images"]} seeds.
+
+## Use
+
+```python
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+controlnet = ControlNetModel.from_pretrained("{run.name}")
+pipe = StableDiffusionControlNetPipeline.from_pretrained({_load_argument(base)}, controlnet=controlnet)
+```
+
+## Training
+
+A trainable copy of the frozen base's encoder, joined by zero convolutions (Zhang & Agrawala 2023); hint network
+initialised by `{options["hint_init"]}`. {samples:,} pairs at {options["resolution"]} px; `{METADATA}` has SHA-256 `{sha256(metadata)[:16]}…`.
+
+{_training(run)}
+
+## Measured
+
+{_measured(run, f"on the pictures above, {_validation_origin(options)}")}
+
+## Limits
+
+It follows conditions of the kind it was trained on and inherits the base model's biases and licence. Measures on
+training conditions say that it learned, not that it generalises. Not checked for people, faces or text.
+"""
+    return _write(run, data, text)
+
+
+def write_text_to_image_card(run: Path) -> Path:
+    """Write README.md of a model made by train_tiny_text_to_image.py."""
+    options = _record(run)["options"]
+    own = options["train_data_dir"]
+    source = (
+        f"the pictures of an image folder, {Path(own).name}"
+        if own
+        else f"fill50k, regenerated: {options['samples']:,} scenes"
+    )
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["stable-diffusion", "diffusers-training", "diffusers_ext"],
+        license=None if own else "apache-2.0",
+    )
+    text = f"""# {run.name}: a small Stable Diffusion
+
+{_picture(run)}
+
+AutoencoderKL (factor 4), CLIP text encoder and U-Net, small enough for a CPU, trained from nothing on {source},
+{options["resolution"]}x{options["resolution"]}. It is a fixture for trying out and testing methods, not a model of the world.
+
+## Use
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{run.name}")
+image = pipe("dark red circle with light blue background", guidance_scale={options["guidance_scale"]}, num_inference_steps=20).images[0]
+```
+
+## Training
+
+First the autoencoder ({options["autoencoder_steps"]:,} steps of {options["autoencoder_batch_size"]} pictures at
+{options["autoencoder_resolution"]} px), then text encoder and U-Net together: v-prediction down to pure noise.
+Saved are the averaged weights, in float16.
+
+{_training(run)}
+
+## Measured
+
+{_measured(run, f"on {options['validation_samples']} held-out prompts, colour pairs that never occur in training" if not own else "")}
+
+## Limits
+
+It draws what its set holds and nothing else.
+"""
+    return _write(run, data, text)
+
+
+def _record(run: Path) -> dict:
+    return json.loads((run / OPTIONS).read_text(encoding="utf-8"))
+
+
+def _write(run: Path, data: ModelCardData, text: str) -> Path:
+    path = run / "README.md"
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(path)
+    return path
+
+
+def _training(run: Path) -> str:
+    """The command, the numbers and the curve."""
+    record = _record(run)
+    options, rows = record["options"], [row for row in read_metrics(run) if "loss" in row]
+    window = max(1, len(rows) // 50)
+    means = [
+        sum(row["loss"] for row in rows[at : at + window]) / len(rows[at : at + window])
+        for at in range(0, len(rows), window)
+    ]
+    plot_curves(
+        run / "loss.png",
+        {"loss": ([row["step"] for row in rows[::window]], means)},
+        "step",
+        "training loss",
+        log_y=True,
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"""```bash
+{record["command"]}
+```
+
+{rows[-1]["step"]:,} steps of {options["train_batch_size"]} x {options["gradient_accumulation_steps"]} samples per process, AdamW at
+{options["learning_rate"]:g} ({options["lr_scheduler"]}), seed {options["seed"]}. {versions}.
+
+![training loss](loss.png)"""
+
+
+def _measured(run: Path, how: str) -> str:
+    """A table of the last step's measures, and how they came about along the run."""
+    rows = [row for row in read_metrics(run) if any(name in row for name in MEASURES)]
+    if not rows:
+        return "Nothing was measured: the prompts are not of a set with a known truth. Judge by the pictures."
+    lines = [
+        f"| {meaning} | {rows[0][name]:.3g} | {rows[-1][name]:.3g} |"
+        for name, meaning in MEASURES.items()
+        if name in rows[-1]
+    ]
+    head = f"| measure | step {rows[0]['step']:,} | step {rows[-1]['step']:,} |\n|---|---|---|"
+    return "\n".join([head, *lines, "", f"{how[:1].upper()}{how[1:]}."])
+
+
+def _picture(run: Path) -> str:
+    samples = sorted((run / "samples").glob("step-*.png"))
+    return f"![samples of the last step](samples/{samples[-1].name})" if samples else ""
+
+
+def _validation_origin(options: dict) -> str:
+    return (
+        "conditions given by --validation_image"
+        if options["validation_image"]
+        else "the first conditions of the training set"
+    )
+
+
+def _hub_name(base: str) -> str | None:
+    return None if Path(base).exists() else base
+
+
+def _title(base: str) -> str:
+    return base if _hub_name(base) else Path(base).name
+
+
+def _load_argument(base: str) -> str:
+    return "diffusers_ext.embedded_model()" if base == embedded_model() else json.dumps(_title(base))
+
+
+def _licence(base: str) -> dict[str, str]:
+    """The base's licence, from its card where that is at hand."""
+    card = Path(base) / "README.md"
+    known = ModelCard.load(card).data.get("license") if card.exists() else None
+    return {"license": known} if known else {"license": "other", "license_name": "that-of-the-base-model"}

@@ -13,7 +13,12 @@ from torch.nn import functional as F
 from .errors import InputError
 from .randomness import step_seed
 
-HINT_CHANNELS = (16, 32, 96, 256)  # Zhang & Agrawala 2023, released code: three halvings, for an autoencoder of factor 8
+HINT_CHANNELS = (
+    16,
+    32,
+    96,
+    256,
+)  # Zhang & Agrawala 2023, released code: three halvings, for an autoencoder of factor 8
 KAIMING_GAIN = 1.68  # keeps the variance through SiLU at unit scale
 
 
@@ -24,7 +29,9 @@ def new_controlnet(unet: UNet2DConditionModel, vae_factor: int, conditioning_cha
     """
     halvings = vae_factor.bit_length() - 1
     channels = (*HINT_CHANNELS, *(HINT_CHANNELS[-1],) * halvings)[: halvings + 1]
-    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=conditioning_channels)
+    return ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=channels, conditioning_channels=conditioning_channels
+    )
 
 
 def init_hint(controlnet: ControlNetModel, method: str, conditions: torch.Tensor, seed: int) -> float:
@@ -53,7 +60,9 @@ def init_hint(controlnet: ControlNetModel, method: str, conditions: torch.Tensor
                 if method == "data":
                     scale = (x - x.mean(dim=(0, 2, 3), keepdim=True)).std()
                     if not scale > 1e-6:
-                        raise InputError("the conditions are all blank or all alike; --hint_init data needs conditions that differ")
+                        raise InputError(
+                            "the conditions are all blank or all alike; --hint_init data needs conditions that differ"
+                        )
                     convolution.weight /= scale
                     x /= scale
                 x = F.silu(x)

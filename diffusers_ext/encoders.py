@@ -80,14 +80,20 @@ def check_stable_diffusion(model: str) -> None:
         raise InputError(f"{model}: no such folder; give a diffusers folder or an owner/name on the Hub")
     index = folder / "model_index.json"
     if not index.exists():
-        raise InputError(f"{model}: no model_index.json; give the folder that save_pretrained of a Stable Diffusion pipeline wrote")
+        raise InputError(
+            f"{model}: no model_index.json; give the folder that save_pretrained of a Stable Diffusion pipeline wrote"
+        )
     parts = json.loads(index.read_text(encoding="utf-8"))
     if "text_encoder_2" in parts:
-        raise InputError(f"{index}: {parts.get('_class_name')} has two text encoders (SDXL); this script trains SD 1.x and 2.x")
+        raise InputError(
+            f"{index}: {parts.get('_class_name')} has two text encoders (SDXL); this script trains SD 1.x and 2.x"
+        )
     for part, wanted in STABLE_DIFFUSION_PARTS.items():
         found = parts.get(part, [None, None])[1]
         if found != wanted:
-            raise InputError(f"{index}: {part} is {found}, expected {wanted}; give a Stable Diffusion 1.x or 2.x folder")
+            raise InputError(
+                f"{index}: {part} is {found}, expected {wanted}; give a Stable Diffusion 1.x or 2.x folder"
+            )
         if not (folder / part).is_dir():
             raise InputError(f"{folder / part}: missing, though model_index.json names it; the download is incomplete")
 

@@ -13,7 +13,13 @@ TEXT, PAPER, GAP = (40, 40, 40), (255, 255, 255), 6
 PALETTE = ("#2c6fbb", "#d1495b", "#3a9d5d", "#edae49", "#7b5ea7", "#555555")
 
 
-def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str], cell: int = 128, title: str = "") -> Image.Image:
+def labelled_grid(
+    rows: Sequence[Sequence[Image.Image]],
+    columns: Sequence[str],
+    labels: Sequence[str],
+    cell: int = 128,
+    title: str = "",
+) -> Image.Image:
     """Lay out rows of images under column names, each row's label above it.
 
     Images of any size are fitted into square cells; small ones are enlarged without smoothing.
@@ -26,7 +32,9 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
     if title:
         draw.text((GAP, 4), title, TEXT, font)
     for column, name in enumerate(columns):
-        draw.text((GAP + column * (cell + GAP) + cell / 2, top - 10), _clip(draw, name, small, cell), TEXT, small, anchor="mm")
+        draw.text(
+            (GAP + column * (cell + GAP) + cell / 2, top - 10), _clip(draw, name, small, cell), TEXT, small, anchor="mm"
+        )
     for index, (images, label) in enumerate(zip(rows, labels)):
         y = top + index * (line + cell + GAP)
         draw.text((GAP, y + 2), _clip(draw, label, small, width - 2 * GAP), TEXT, small)
@@ -44,7 +52,13 @@ def fit(image: Image.Image, cell: int) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def plot_curves(path: Path, curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, log_y: bool = False) -> None:
+def plot_curves(
+    path: Path,
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
+) -> None:
     """Draw named curves {name: (xs, ys)} into one PNG."""
     figure, axes = plt.subplots(figsize=(6, 3.2), dpi=120)
     for colour, (name, (xs, ys)) in zip(PALETTE * 4, curves.items()):

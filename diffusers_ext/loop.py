@@ -46,7 +46,13 @@ def check(options: Any) -> None:
     options has the fields of `options.RunOptions`. Raises InputError if a count is not positive, the tracker is not
     installed, or the run folder belongs to something else.
     """
-    for name in ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "validation_steps", "checkpointing_steps"):
+    for name in (
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "logging_steps",
+        "validation_steps",
+        "checkpointing_steps",
+    ):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
     tracker = options.report_to
@@ -54,7 +60,9 @@ def check(options: Any) -> None:
         if tracker not in LOGGER_TYPE_TO_CLASS:
             raise InputError(f"--report_to {tracker}: unknown; choose from {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
         if importlib.util.find_spec(tracker) is None:
-            raise InputError(f"--report_to {tracker}: {tracker} is not installed; pip install {tracker}, or leave --report_to out")
+            raise InputError(
+                f"--report_to {tracker}: {tracker} is not installed; pip install {tracker}, or leave --report_to out"
+            )
     check_run_folder(options)
     PartialState().wait_for_everyone()  # no rank writes before all have looked
 
@@ -86,7 +94,9 @@ def check_run_folder(options: Any) -> None:
     if not any(folder.iterdir()) or (options.resume_from_checkpoint and (folder / OPTIONS).exists()):
         return
     if (folder / OPTIONS).exists():
-        raise InputError(f"{folder} already holds a run; continue it with --resume_from_checkpoint latest, or name another --output_dir")
+        raise InputError(
+            f"{folder} already holds a run; continue it with --resume_from_checkpoint latest, or name another --output_dir"
+        )
     raise InputError(f"{folder} is not empty and holds no run; name another --output_dir")
 
 
@@ -98,7 +108,9 @@ def total_steps(options: Any, samples: int, ranks: int) -> int:
     return math.ceil(options.num_train_epochs * samples / per_step)
 
 
-def train(accelerator: Accelerator, objective: Objective, dataset: Dataset, options: Any, preview: Preview | None = None) -> None:
+def train(
+    accelerator: Accelerator, objective: Objective, dataset: Dataset, options: Any, preview: Preview | None = None
+) -> None:
     """Train `objective` on `dataset`; afterwards it holds the final (or averaged) weights on every rank."""
     output_dir = Path(options.output_dir)
     stop = total_steps(options, len(dataset), accelerator.num_processes)
@@ -129,7 +141,14 @@ def train(accelerator: Accelerator, objective: Objective, dataset: Dataset, opti
 
     loader = data_loader(accelerator, dataset, options, first, stop)
     batches = iter(loader)
-    bar = tqdm(total=stop, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=not accelerator.is_main_process)
+    bar = tqdm(
+        total=stop,
+        initial=first,
+        desc="training",
+        unit="step",
+        dynamic_ncols=True,
+        disable=not accelerator.is_main_process,
+    )
     for step in range(first + 1, stop + 1):
         torch.manual_seed(step_seed(options.seed, step, accelerator.process_index))
         for _ in range(options.gradient_accumulation_steps):
@@ -192,14 +211,20 @@ def data_loader(accelerator: Accelerator, dataset: Dataset, options: Any, first:
     )
     workers = options.dataloader_num_workers
     return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=accelerator.device.type == "cuda"
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
     )
 
 
 def collate(samples: list[dict]) -> dict:
     """Stack tensors, list everything else."""
     batch = {name: [sample[name] for sample in samples] for name in samples[0]}
-    return {name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in batch.items()}
+    return {
+        name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in batch.items()
+    }
 
 
 class averaged:
@@ -246,7 +271,9 @@ class Metrics:
             kept = [row for row in read_metrics(output_dir) if row["step"] <= first]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         if accelerator.log_with:
-            plain = {name: value for name, value in as_dict(options).items() if isinstance(value, (int, float, str, bool))}
+            plain = {
+                name: value for name, value in as_dict(options).items() if isinstance(value, (int, float, str, bool))
+            }
             accelerator.init_trackers(options.tracker_project_name, config=plain)
 
     def gather(self, parts: dict[str, torch.Tensor]) -> None:
@@ -255,7 +282,12 @@ class Metrics:
     def close_step(self, step: int, learning_rate: float, norm: torch.Tensor) -> None:
         self.names = list(self.micro[0])
         means = [torch.stack([parts[name] for parts in self.micro]).mean() for name in self.names]
-        self.rows.append(({"step": step, "lr": learning_rate}, torch.stack([*means, torch.as_tensor(norm).float().to(means[0].device)])))
+        self.rows.append(
+            (
+                {"step": step, "lr": learning_rate},
+                torch.stack([*means, torch.as_tensor(norm).float().to(means[0].device)]),
+            )
+        )
         self.micro.clear()
 
     def flush(self) -> dict[str, str]:
@@ -312,7 +344,11 @@ def plan(options: Any, samples: int, trained: dict[str, torch.nn.Module], frozen
     count = {name: sum(p.numel() for p in module.parameters()) for name, module in {**trained, **frozen}.items()}
     half = options.mixed_precision in ("fp16", "bf16")
     learning = sum(count[name] for name in trained)
-    memory = 16 * learning + (4 * learning if options.use_ema else 0) + (2 if half else 4) * sum(count[name] for name in frozen)
+    memory = (
+        16 * learning
+        + (4 * learning if options.use_ema else 0)
+        + (2 if half else 4) * sum(count[name] for name in frozen)
+    )
     batch = options.train_batch_size * options.gradient_accumulation_steps * state.num_processes
     lines = [f"  {name}: {value}" for name, value in as_dict(options).items()]
     lines += [f"  {name}: {count[name]:,} parameters, {'trained' if name in trained else 'frozen'}" for name in count]

@@ -7,6 +7,7 @@ imports torch, so that `--help` answers at once.
 
 import argparse
 import dataclasses
+import inspect
 import json
 import sys
 import types
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from .errors import InputError
 
 T = TypeVar("T")
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
 def option(default: Any, help: str, choices: tuple | None = None) -> Any:
@@ -33,7 +35,7 @@ def group(title: str):
     """Name the section of `--help` in which the fields declared by this class stand."""
 
     def mark(cls):
-        cls._groups = {**getattr(cls, "_groups", {}), **{name: title for name in cls.__dict__.get("__annotations__", {})}}
+        cls._groups = {**getattr(cls, "_groups", {}), **dict.fromkeys(inspect.get_annotations(cls), title)}
         return cls
 
     return mark
@@ -51,14 +53,20 @@ class RunOptions:
     train_batch_size: int = option(4, "samples per process and forward pass")
     gradient_accumulation_steps: int = option(1, "forward passes per optimiser step")
     dataloader_num_workers: int = option(0, "processes that load data; 0 loads in the training process")
-    mixed_precision: str | None = option(None, "precision of the forward pass; else what accelerate was launched with", ("no", "fp16", "bf16"))
+    mixed_precision: str | None = option(
+        None, "precision of the forward pass; else what accelerate was launched with", ("no", "fp16", "bf16")
+    )
     allow_tf32: bool = option(False, "let CUDA matrix products round to TF32: faster on Ampere and later")
     logging_steps: int = option(10, "write metrics every so many steps; every step's own row is kept")
     validation_steps: int = option(100, "draw samples and measure every so many steps")
     checkpointing_steps: int = option(500, "write a checkpoint every so many steps")
     checkpoints_total_limit: int | None = option(None, "keep only so many checkpoints, the newest")
-    resume_from_checkpoint: str | None = option(None, "a checkpoint folder, or 'latest' in output_dir; nothing to resume starts afresh")
-    report_to: str | None = option(None, "also log to a tracker: tensorboard, wandb, comet_ml, ...; metrics.jsonl is always written")
+    resume_from_checkpoint: str | None = option(
+        None, "a checkpoint folder, or 'latest' in output_dir; nothing to resume starts afresh"
+    )
+    report_to: str | None = option(
+        None, "also log to a tracker: tensorboard, wandb, comet_ml, ...; metrics.jsonl is always written"
+    )
     tracker_project_name: str = option("diffusers_ext", "project name for the tracker")
     push_to_hub: bool = option(False, "upload model and card when done")
     hub_model_id: str | None = option(None, "owner/name of the repository to push to; default: the name of output_dir")
@@ -73,7 +81,7 @@ class OptimizerOptions:
 
     learning_rate: float = option(5e-6, "after warm-up, before decay")
     scale_lr: bool = option(False, "multiply learning_rate by processes x accumulation x batch size")
-    lr_scheduler: str = option("constant", "shape of the schedule", ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"))
+    lr_scheduler: str = option("constant", "shape of the schedule", SCHEDULES)
     lr_warmup_steps: int = option(500, "steps of linear warm-up, for schedules that have one")
     lr_num_cycles: int = option(1, "hard restarts of cosine_with_restarts")
     lr_power: float = option(1.0, "exponent of the polynomial schedule")
@@ -88,7 +96,12 @@ class OptimizerOptions:
 
 def parse(cls: type[T], argv: list[str] | None = None, description: str | None = None) -> T:
     """Read an options dataclass from the command line; a mistake ends the program with one line that says why."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="FILE", help="JSON file of options; the command line wins over it")
     sections: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
@@ -125,12 +138,16 @@ def command_line() -> str:
 
 
 def _add_argument(parser: Any, field: dataclasses.Field, hint: Any) -> None:
-    kind, optional, many = _unpack(hint)
+    kind, _, many = _unpack(hint)
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
     shown = "" if default is None or default == [] else f" (default: {default})"
     names = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
     # argparse.SUPPRESS: only what the user typed is returned, so that a config file can sit between it and the defaults.
-    settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": (field.metadata["help"] + shown).replace("%", "%%")}
+    settings: dict[str, Any] = {
+        "dest": field.name,
+        "default": argparse.SUPPRESS,
+        "help": (field.metadata["help"] + shown).replace("%", "%%"),
+    }
     if kind is bool:
         parser.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
         return

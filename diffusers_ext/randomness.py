@@ -63,7 +63,9 @@ class MicroBatches:
     samples do not depend on how G is split, no batch is ever partial, and resuming needs the step alone.
     """
 
-    def __init__(self, samples: int, seed: int, batch_size: int, accumulation: int, ranks: int, rank: int, start: int, stop: int):
+    def __init__(
+        self, samples: int, seed: int, batch_size: int, accumulation: int, ranks: int, rank: int, start: int, stop: int
+    ):
         assert 0 <= rank < ranks and samples > 0
         self.samples, self.seed, self.batch_size = samples, seed, batch_size
         self.accumulation, self.ranks, self.rank, self.start, self.stop = accumulation, ranks, rank, start, stop

@@ -7,7 +7,14 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 
-def draw(pipe: DiffusionPipeline, prompts: Sequence[str], seed: int = 0, batch_size: int = 16, image: Sequence | None = None, **arguments) -> list[Image.Image]:
+def draw(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    seed: int = 0,
+    batch_size: int = 16,
+    image: Sequence | None = None,
+    **arguments,
+) -> list[Image.Image]:
     """Return one picture per prompt; picture i starts from seed + i, whatever the batch.
 
     image: the conditions of a ControlNet pipeline, one per prompt. Other arguments go to the pipeline.

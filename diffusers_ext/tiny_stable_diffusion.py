@@ -1,4 +1,4 @@
-"""The parts of a Stable Diffusion small enough for a CPU and a wheel, built untrained; and the one that comes trained.
+"""The parts of a Stable Diffusion small enough for a CPU and a wheel, untrained.
 
 Every part is of the class that the large models use, so code that runs here runs on Stable Diffusion 1.5 and 2.1.
 `training/train_tiny_text_to_image.py` trains them.
@@ -98,9 +98,6 @@ def save_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
     pipe.to(dtype=torch.float16).save_pretrained(folder)
     # transformers would load the text encoder in the stored type, diffusers casts its own parts to float32.
     config = folder / "text_encoder" / "config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
-
-
-def embedded_model() -> str:
-    """Return the path of the Stable Diffusion folder that ships with this package: 64x64 circles, see its README.md."""
-    return str(Path(__file__).parent / "embedded" / "fill50k-64")
+    config.write_text(
+        config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8"
+    )

@@ -24,12 +24,18 @@ from diffusers_ext.options import OptimizerOptions, RunOptions, group, option, r
 @group("model")
 @dataclass
 class ModelOptions:
-    pretrained_model_name_or_path: str | None = option(None, "diffusers folder or Hub name of the base; default: the embedded model")
-    controlnet_model_name_or_path: str | None = option(None, "start from this ControlNet instead of a copy of the base's encoder")
+    pretrained_model_name_or_path: str | None = option(
+        None, "diffusers folder or Hub name of the base; default: the embedded model"
+    )
+    controlnet_model_name_or_path: str | None = option(
+        None, "start from this ControlNet instead of a copy of the base's encoder"
+    )
     revision: str | None = option(None, "branch, tag or commit of the base on the Hub")
     variant: str | None = option(None, "weight files of the base, such as fp16")
     hint_init: str = option("data", "initialisation of a new ControlNet's hint network", ("data", "kaiming", "default"))
-    gradient_checkpointing: bool = option(False, "recompute activations of both networks in the backward pass: less memory, slower")
+    gradient_checkpointing: bool = option(
+        False, "recompute activations of both networks in the backward pass: less memory, slower"
+    )
 
 
 @group("data")
@@ -41,16 +47,22 @@ class DataOptions:
     caption_column: str = option("text", "column of the caption")
     max_train_samples: int | None = option(None, "use only the first so many rows")
     resolution: int = option(512, "side of the square training images, in pixels; a multiple of the model's factor")
-    proportion_empty_prompts: float = option(0.0, "share of prompts replaced by the empty one, drawn anew each epoch; the paper uses 0.5")
+    proportion_empty_prompts: float = option(
+        0.0, "share of prompts replaced by the empty one, drawn anew each epoch; the paper uses 0.5"
+    )
 
 
 @group("validation")
 @dataclass
 class ValidationOptions:
-    validation_image: list[str] | None = option(None, "condition images to draw from; default: the first rows of the data")
+    validation_image: list[str] | None = option(
+        None, "condition images to draw from; default: the first rows of the data"
+    )
     validation_prompt: list[str] | None = option(None, "their prompts, one each or one for all")
     num_validation_images: int = option(4, "pictures drawn for each condition")
-    validation_guidance_scale: float = option(2.0, "classifier-free guidance of the drawn samples; 7.5 is usual for SD 1.5")
+    validation_guidance_scale: float = option(
+        2.0, "classifier-free guidance of the drawn samples; 7.5 is usual for SD 1.5"
+    )
 
 
 @dataclass
@@ -64,18 +76,26 @@ def main(options: Options) -> None:
     from diffusers_ext import loop
     from diffusers_ext.cards import write_controlnet_card
     from diffusers_ext.control_init import init_hint, new_controlnet
-    from diffusers_ext.control_preview import ControlPreview, validation_pairs
     from diffusers_ext.data.pairs import Pairs
     from diffusers_ext.data.rows import check, read_image_folder
-    from diffusers_ext.encoders import StableDiffusionEncoders, check_resolution, check_stable_diffusion, load_stable_diffusion, vae_scale_factor
+    from diffusers_ext.embedded import embedded_model
+    from diffusers_ext.encoders import (
+        StableDiffusionEncoders,
+        check_resolution,
+        check_stable_diffusion,
+        load_stable_diffusion,
+        vae_scale_factor,
+    )
     from diffusers_ext.hub import push
     from diffusers_ext.objectives.control import ControlObjective
-    from diffusers_ext.tiny_stable_diffusion import embedded_model
+    from diffusers_ext.previews import ControlPreview, validation_pairs
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)
     if options.train_data_dir is None:
-        raise InputError("--train_data_dir is missing: name an image folder; python -m diffusers_ext.data.fill50k makes one")
+        raise InputError(
+            "--train_data_dir is missing: name an image folder; python -m diffusers_ext.data.fill50k makes one"
+        )
     base = options.pretrained_model_name_or_path or embedded_model()
     check_stable_diffusion(base)
     columns = (options.image_column, options.caption_column, options.conditioning_image_column)
@@ -86,7 +106,9 @@ def main(options: Options) -> None:
 
     # The frozen base, and the ControlNet: a copy of its encoder behind a hint network that is ready to carry.
     accelerator = loop.start(options)
-    pipe = load_stable_diffusion(base, loop.frozen_dtype(accelerator), revision=options.revision, variant=options.variant)
+    pipe = load_stable_diffusion(
+        base, loop.frozen_dtype(accelerator), revision=options.revision, variant=options.variant
+    )
     check_resolution(options.resolution, pipe)
     if options.controlnet_model_name_or_path:
         controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)

@@ -14,13 +14,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import OptimizerOptions, RunOptions, group, option, run
+from diffusers_ext.options import SCHEDULES, OptimizerOptions, RunOptions, group, option, run
 
 
 @group("model and data")
 @dataclass
 class Options(OptimizerOptions, RunOptions):
-    train_data_dir: str | None = option(None, "image folder with metadata.jsonl; without it, fill50k is drawn on the fly")
+    train_data_dir: str | None = option(
+        None, "image folder with metadata.jsonl; without it, fill50k is drawn on the fly"
+    )
     samples: int = option(20_000, "number of fill50k scenes, where no folder is given")
     resolution: int = option(64, "side of the training images, in pixels")
     proportion_empty_prompts: float = option(0.1, "share of prompts replaced by the empty one, for guidance")
@@ -36,7 +38,7 @@ class Options(OptimizerOptions, RunOptions):
     max_train_steps: int | None = option(3_000, "steps of the second stage")
     train_batch_size: int = option(32, "samples per process and forward pass")
     learning_rate: float = option(1e-3, "learning rate of the second stage")
-    lr_scheduler: str = option("cosine", "shape of the schedule", ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"))
+    lr_scheduler: str = option("cosine", "shape of the schedule", SCHEDULES)
     lr_warmup_steps: int = option(100, "steps of linear warm-up")
     adam_beta2: float = option(0.95, "decay of AdamW's second moment")
     use_ema: bool = option(True, "keep an exponential moving average of the weights and save that")
@@ -47,7 +49,6 @@ class Options(OptimizerOptions, RunOptions):
 
 
 def main(options: Options) -> None:
-    import numpy as np
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -55,31 +56,20 @@ def main(options: Options) -> None:
     from diffusers_ext import tiny_stable_diffusion as tiny
     from diffusers_ext.cards import write_text_to_image_card
     from diffusers_ext.data.encoded import Encoded
-    from diffusers_ext.data.fill50k import Fill50k, scene
-    from diffusers_ext.data.pairs import Pairs
-    from diffusers_ext.data.rows import check, read_image_folder
     from diffusers_ext.encoders import StableDiffusionEncoders
-    from diffusers_ext.grids import labelled_grid
-    from diffusers_ext.metrics.fill50k import colour_error
+    from diffusers_ext.hub import push
     from diffusers_ext.objectives.text_to_image import AutoencoderObjective, TextToImageObjective
-    from diffusers_ext.sampling import draw
+    from diffusers_ext.previews import TextToImagePreview
 
     loop.check(options)
-    if options.train_data_dir:
-        rows = read_image_folder(options.train_data_dir, conditioning_image_column=None)
-        check(rows)
-        make_dataset = lambda side: Pairs(rows, side, options.seed, options.proportion_empty_prompts)  # noqa: E731
-        prompts = [row.text for row in rows[: options.validation_samples]]
-    else:
-        make_dataset = lambda side: Fill50k(options.samples, side, options.seed, "train", options.proportion_empty_prompts)  # noqa: E731
-        prompts = [scene(index, options.seed, "test").prompt for index in range(options.validation_samples)]
-    dataset = make_dataset(options.resolution)
+    dataset, small, prompts = make_data(options)
     torch.manual_seed(options.seed)
     vae, unet, scheduler = tiny.autoencoder(), tiny.unet(), tiny.scheduler()
     tokenizer = tiny.tokenizer(dataset.captions())
     text_encoder = tiny.text_encoder(tokenizer)
     if options.dry_run:
-        print(loop.plan(options, len(dataset), trained={"vae": vae, "unet": unet, "text_encoder": text_encoder}, frozen={}))
+        trained = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
+        print(loop.plan(options, len(dataset), trained, frozen={}))
         return
 
     output_dir = Path(options.output_dir)
@@ -90,31 +80,39 @@ def main(options: Options) -> None:
         train_batch_size=options.autoencoder_batch_size,
         learning_rate=options.autoencoder_learning_rate,
     )
-    small = make_dataset(options.autoencoder_resolution)
     loop.train(loop.start(first_stage), AutoencoderObjective(vae, options.seed), small, first_stage)
 
-    encoders = StableDiffusionEncoders(vae.requires_grad_(False).eval(), text_encoder, tokenizer)
-    encoders.scale_latents(torch.stack([dataset.picture(index) for index in range(min(256, len(dataset)))]))
-    pipe = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
-
-    def preview(step: int) -> dict[str, float]:
-        images = draw(pipe, prompts, num_inference_steps=20, guidance_scale=options.guidance_scale)
-        rows = [images[first : first + 8] for first in range(0, min(32, len(images)), 8)]
-        labels = ["   ".join(prompts[first : first + 8]) for first in range(0, min(32, len(images)), 8)]
-        grid = labelled_grid(rows, [""] * 8, labels, title=f"step {step}, seeds 0-{len(images) - 1}")
-        loop.save_sample(output_dir, step, grid)
-        if options.train_data_dir:
-            return {}
-        circle, background = colour_error(images, prompts)
-        return {"circle_error": float(np.median(circle)), "background_error": float(np.median(background))}
-
     accelerator = loop.start(options)
-    vae.to(accelerator.device)
-    encoded = Encoded(dataset, encoders)
-    loop.train(accelerator, TextToImageObjective(unet, encoders, scheduler, options.seed), encoded, options, preview)
+    encoders = StableDiffusionEncoders(vae.requires_grad_(False).eval(), text_encoder, tokenizer).to(accelerator.device)
+    encoders.scale_latents(torch.stack([dataset.picture(index) for index in range(min(256, len(dataset)))]))
+    pipe = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    objective = TextToImageObjective(unet, encoders, scheduler, options.seed)
+    preview = TextToImagePreview(pipe, prompts, options)
+    loop.train(accelerator, objective, Encoded(dataset, encoders), options, preview)
+
     if accelerator.is_main_process:
         tiny.save_half(pipe, output_dir)
         write_text_to_image_card(output_dir)
+        if options.push_to_hub:
+            print(f"published at {push(output_dir, options)}")
+
+
+def make_data(options: Options):
+    """Return the training set at full and at the autoencoder's resolution, and the prompts to draw."""
+    from diffusers_ext.data.fill50k import Fill50k, scene
+    from diffusers_ext.data.pairs import Pairs
+    from diffusers_ext.data.rows import check, read_image_folder
+
+    sides, drop = (options.resolution, options.autoencoder_resolution), options.proportion_empty_prompts
+    if options.train_data_dir is None:
+        prompts = [scene(index, options.seed, "test").prompt for index in range(options.validation_samples)]
+        return *(Fill50k(options.samples, side, options.seed, "train", drop) for side in sides), prompts
+    rows = read_image_folder(options.train_data_dir, conditioning_image_column=None)
+    check(rows)
+    prompts = [row.text for row in rows[: options.validation_samples]]
+    return *(Pairs(rows, side, options.seed, drop) for side in sides), prompts
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ class Encoded(Dataset):
     def __init__(self, dataset: Dataset, encoders: StableDiffusionEncoders, batch_size: int = 64):
         self.dataset = dataset
         chunks = range(0, len(dataset), batch_size)
-        self.moments = torch.cat([self._encode(encoders, first, batch_size) for first in tqdm(chunks, desc="encoding", unit="batch")])
+        self.moments = torch.cat(
+            [self._encode(encoders, first, batch_size) for first in tqdm(chunks, desc="encoding", unit="batch")]
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -30,14 +30,116 @@ from ..options import option
 from .pairs import to_tensor
 
 # The words of which the CSS names are made, to write "darkslategray" as a person would: "dark slate gray".
-_WORDS = """alice almond antique aqua aquamarine azure beige bisque black blanched blue brown burly cadet chartreuse
-chiffon chocolate coral cornflower cornsilk cream crimson cyan dark deep dim dodger drab fire firebrick floral forest
-fuchsia gainsboro ghost gold goldenrod gray green honeydew hot indian indigo ivory khaki lace lavender lawn lemon light
-lime linen magenta maroon medium midnight mint misty moccasin navajo navy old olive orange orchid pale papaya peach peru
-pink plum powder puff purple rebecca red rose rosy royal saddle salmon sandy sea seashell sienna silver sky slate smoke
-snow spring steel tan teal thistle tomato turquoise violet wheat whip white wood yellow blush""".split()
+_WORDS = [
+    "alice",
+    "almond",
+    "antique",
+    "aqua",
+    "aquamarine",
+    "azure",
+    "beige",
+    "bisque",
+    "black",
+    "blanched",
+    "blue",
+    "brown",
+    "burly",
+    "cadet",
+    "chartreuse",
+    "chiffon",
+    "chocolate",
+    "coral",
+    "cornflower",
+    "cornsilk",
+    "cream",
+    "crimson",
+    "cyan",
+    "dark",
+    "deep",
+    "dim",
+    "dodger",
+    "drab",
+    "fire",
+    "firebrick",
+    "floral",
+    "forest",
+    "fuchsia",
+    "gainsboro",
+    "ghost",
+    "gold",
+    "goldenrod",
+    "gray",
+    "green",
+    "honeydew",
+    "hot",
+    "indian",
+    "indigo",
+    "ivory",
+    "khaki",
+    "lace",
+    "lavender",
+    "lawn",
+    "lemon",
+    "light",
+    "lime",
+    "linen",
+    "magenta",
+    "maroon",
+    "medium",
+    "midnight",
+    "mint",
+    "misty",
+    "moccasin",
+    "navajo",
+    "navy",
+    "old",
+    "olive",
+    "orange",
+    "orchid",
+    "pale",
+    "papaya",
+    "peach",
+    "peru",
+    "pink",
+    "plum",
+    "powder",
+    "puff",
+    "purple",
+    "rebecca",
+    "red",
+    "rose",
+    "rosy",
+    "royal",
+    "saddle",
+    "salmon",
+    "sandy",
+    "sea",
+    "seashell",
+    "sienna",
+    "silver",
+    "sky",
+    "slate",
+    "smoke",
+    "snow",
+    "spring",
+    "steel",
+    "tan",
+    "teal",
+    "thistle",
+    "tomato",
+    "turquoise",
+    "violet",
+    "wheat",
+    "whip",
+    "white",
+    "wood",
+    "yellow",
+    "blush",
+]
 
-MIN_CONTRAST = 20.0  # CIEDE2000 between circle and background: below it the circle can hardly be seen, let alone measured
+MIN_CONTRAST = (
+    20.0  # CIEDE2000 between circle and background: below it the circle can hardly be seen, let alone measured
+)
 OUTLINE_WIDTH = 1.5 / 64  # of the image's side
 
 
@@ -133,7 +235,9 @@ class Fill50k(Dataset):
     Each is {"key", "text", "pixel_values" (3, H, W) in [-1, 1], "conditioning_pixel_values" (3, H, W) in [0, 1]}.
     """
 
-    def __init__(self, count: int, size: int = 64, seed: int = 0, split: str = "train", proportion_empty_prompts: float = 0.0):
+    def __init__(
+        self, count: int, size: int = 64, seed: int = 0, split: str = "train", proportion_empty_prompts: float = 0.0
+    ):
         self.count, self.size, self.seed, self.split, self.drop = count, size, seed, split, proportion_empty_prompts
 
     def __len__(self) -> int:
@@ -141,7 +245,12 @@ class Fill50k(Dataset):
 
     def __getitem__(self, key: randomness.Key) -> dict:
         condition = to_tensor(draw_condition(self.scene(key[1]), self.size))
-        return {"key": key, "text": self.caption(key), "pixel_values": self.picture(key[1]), "conditioning_pixel_values": condition}
+        return {
+            "key": key,
+            "text": self.caption(key),
+            "pixel_values": self.picture(key[1]),
+            "conditioning_pixel_values": condition,
+        }
 
     def scene(self, index: int) -> Scene:
         return scene(index, self.seed, self.split)
@@ -164,7 +273,9 @@ def parse_prompt(prompt: str) -> tuple[tuple[int, int, int], tuple[int, int, int
     """Return the RGB colours (0-255) of circle and background that a prompt names; ValueError if it is not of this set."""
     match = re.fullmatch(r"(.+) circle with (.+) background", prompt)
     if not match or not {*match.groups()} <= set(css_colours()):
-        raise ValueError(f"not a fill50k prompt: {prompt!r}; expected '<colour> circle with <colour> background', CSS names")
+        raise ValueError(
+            f"not a fill50k prompt: {prompt!r}; expected '<colour> circle with <colour> background', CSS names"
+        )
     circle, background = match.groups()
     return css_colours()[circle], css_colours()[background]
 

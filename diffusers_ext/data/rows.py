@@ -45,7 +45,9 @@ def read_image_folder(
     if not Path(folder).is_dir():
         raise InputError(f"--train_data_dir {folder}: no such folder")
     if not metadata.is_file():
-        raise InputError(f"{metadata}: missing; write one JSON object per picture: file_name, conditioning_image_file_name, text")
+        raise InputError(
+            f"{metadata}: missing; write one JSON object per picture: file_name, conditioning_image_file_name, text"
+        )
     rows = []
     for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -61,7 +63,9 @@ def read_image_folder(
         condition = _file(folder, values, conditioning_image_column, origin) if conditioning_image_column else None
         text = values.get(caption_column)
         if not isinstance(text, str):
-            raise InputError(f"{origin}: no caption under '{caption_column}'; it has {_names(values)}; see --caption_column")
+            raise InputError(
+                f"{origin}: no caption under '{caption_column}'; it has {_names(values)}; see --caption_column"
+            )
         rows.append(Row(image, text, condition, origin))
         if limit is not None and len(rows) == limit:
             break
@@ -77,7 +81,9 @@ def check(rows: Sequence[Row], workers: int = 4) -> None:
     if faults:
         shown = "\n  ".join(faults[:SHOWN])
         more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise InputError(f"{len(faults)} faults in {len(rows)} rows; mend the files or remove their lines:\n  {shown}{more}")
+        raise InputError(
+            f"{len(faults)} faults in {len(rows)} rows; mend the files or remove their lines:\n  {shown}{more}"
+        )
 
 
 def load(path: Path) -> Image.Image:
@@ -100,7 +106,9 @@ def _faults(row: Row) -> list[str]:
         except Exception as error:  # whatever a decoder raises, the file is the fault
             faults.append(f"{path}: cannot be read ({error}) (named in {row.origin})")
     if len(sizes) == 2 and not _same_shape(*sizes):
-        faults.append(f"{row.condition}: {sizes[1][0]}x{sizes[1][1]} does not have the shape of its image, {sizes[0][0]}x{sizes[0][1]} ({row.origin})")
+        faults.append(
+            f"{row.condition}: {sizes[1][0]}x{sizes[1][1]} does not have the shape of its image, {sizes[0][0]}x{sizes[0][1]} ({row.origin})"
+        )
     return faults
 
 
@@ -115,7 +123,9 @@ def _file(folder: str, values: dict, column: str, origin: str) -> Path:
     name = next((values[name] for name in names if name in values), None)
     if not isinstance(name, str):
         wanted = "file_name" if column == "image" else names[0]
-        raise InputError(f"{origin}: no '{wanted}'; it has {_names(values)}; see --{'image' if column == 'image' else 'conditioning_image'}_column")
+        raise InputError(
+            f"{origin}: no '{wanted}'; it has {_names(values)}; see --{'image' if column == 'image' else 'conditioning_image'}_column"
+        )
     path = Path(folder) / name
     if not path.resolve().is_relative_to(Path(folder).resolve()):
         raise InputError(f"{origin}: {name} lies outside {folder}; move it inside")

@@ -56,7 +56,9 @@ def condition_following(images: Any, conditions: Any, prompts: Sequence[str] | N
         raise ValueError(f"{len(pictures)} images but {len(outlines)} conditions")
     for position, (picture, outline) in enumerate(zip(pictures, outlines)):
         if picture.shape != outline.shape:
-            raise ValueError(f"image {position} is {picture.shape[1::-1]} but its condition {outline.shape[1::-1]}; resize one")
+            raise ValueError(
+                f"image {position} is {picture.shape[1::-1]} but its condition {outline.shape[1::-1]}; resize one"
+            )
     found = [find_circle(picture) for picture in pictures]
     iou = np.array([_iou(mask, outlined_disc(outline)) for mask, outline in zip(found, outlines)])
     if prompts is None:
@@ -94,10 +96,16 @@ def outlined_disc(outline: np.ndarray) -> np.ndarray:
 def as_uint8(images: Any) -> list[np.ndarray]:
     """Bring PIL images, arrays or tensors to a list of (H, W, 3) uint8 arrays."""
     if isinstance(images, torch.Tensor):
-        images = images.detach().float().permute(0, 2, 3, 1).cpu().numpy() if images.is_floating_point() else images.permute(0, 2, 3, 1).cpu().numpy()
+        images = (
+            images.detach().float().permute(0, 2, 3, 1).cpu().numpy()
+            if images.is_floating_point()
+            else images.permute(0, 2, 3, 1).cpu().numpy()
+        )
     if isinstance(images, Image.Image):
         raise ValueError("expected a list of images, got one image; wrap it in a list")
-    arrays = [np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image) for image in images]
+    arrays = [
+        np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image) for image in images
+    ]
     for position, array in enumerate(arrays):
         if array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(f"image {position}: expected (height, width, 3), got shape {array.shape}")
@@ -109,7 +117,9 @@ def _iou(first: np.ndarray, second: np.ndarray) -> float:
     return float((first & second).sum() / union) if union else 0.0
 
 
-def _colour_errors(pictures: list[np.ndarray], found: list[np.ndarray], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _colour_errors(
+    pictures: list[np.ndarray], found: list[np.ndarray], prompts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     if len(prompts) != len(pictures):
         raise ValueError(f"{len(pictures)} images but {len(prompts)} prompts")
     seen, named = [], []

@@ -31,7 +31,9 @@ class AutoencoderObjective(Objective):
 class TextToImageObjective(Objective):
     """‖target − f_θ(z_t, t, τ_θ(text))‖²: denoiser f and text encoder τ learn together (Rombach et al. 2022, eq. 3)."""
 
-    def __init__(self, unet: UNet2DConditionModel, encoders: StableDiffusionEncoders, scheduler: SchedulerMixin, seed: int):
+    def __init__(
+        self, unet: UNet2DConditionModel, encoders: StableDiffusionEncoders, scheduler: SchedulerMixin, seed: int
+    ):
         super().__init__()
         self.unet, self.encoders, self.scheduler, self.seed = unet, encoders, scheduler, seed
         self.trainable = {"unet": unet, "text_encoder": encoders.text_encoder}

@@ -1,9 +1,10 @@
-"""What a ControlNet draws while it learns: condition, the base without control, and ours, at fixed seeds."""
+"""What a model draws while it learns, at fixed seeds, and what can be measured on it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
 
@@ -13,9 +14,10 @@ from .data.rows import Row, load
 from .errors import InputError
 from .grids import labelled_grid
 from .loop import save_sample
-from .metrics.fill50k import condition_following
+from .metrics.fill50k import colour_error, condition_following
 from .sampling import draw
 
+STEPS = 20  # of the sampler
 ROWS_SHOWN = 4  # training rows drawn where no --validation_image is given
 
 
@@ -49,19 +51,41 @@ def validation_pairs(options: Any, rows: list[Row]) -> list[ValidationPair]:
         raise InputError(f"validation image cannot be read: {error}") from None
 
 
-class ControlPreview:
-    """A `loop.Preview`: draws the grid of a step and, where the prompts are fill50k's, measures following."""
+class TextToImagePreview:
+    """A `loop.Preview`: a grid of prompts and, where they are fill50k's, the median colour errors."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, controlnet: ControlNetModel, pairs: list[ValidationPair], options: Any):
+    def __init__(self, pipe: StableDiffusionPipeline, prompts: list[str], options: Any):
+        self.pipe, self.prompts, self.options = pipe, prompts, options
+
+    def __call__(self, step: int) -> dict[str, float]:
+        images = draw(self.pipe, self.prompts, num_inference_steps=STEPS, guidance_scale=self.options.guidance_scale)
+        chunks = [slice(first, first + 8) for first in range(0, min(32, len(images)), 8)]
+        labels = [" | ".join(self.prompts[chunk]) for chunk in chunks]
+        grid = labelled_grid([images[chunk] for chunk in chunks], [""] * 8, labels, title=f"step {step}, one seed each")
+        save_sample(Path(self.options.output_dir), step, grid)
+        if not all(map(is_prompt, self.prompts)):
+            return {}
+        circle, background = colour_error(images, self.prompts)
+        return {"circle_error": float(np.median(circle)), "background_error": float(np.median(background))}
+
+
+class ControlPreview:
+    """A `loop.Preview`: condition, the base without control, and ours; where the prompts are fill50k's, their measures."""
+
+    def __init__(
+        self, pipe: StableDiffusionPipeline, controlnet: ControlNetModel, pairs: list[ValidationPair], options: Any
+    ):
         self.pipe, self.pairs, self.options = pipe, pairs, options
-        self.controlled = StableDiffusionControlNetPipeline(**pipe.components, controlnet=controlnet, requires_safety_checker=False)
+        self.controlled = StableDiffusionControlNetPipeline(
+            **pipe.components, controlnet=controlnet, requires_safety_checker=False
+        )
         self.uncontrolled: list[Image.Image] | None = None
 
     def __call__(self, step: int) -> dict[str, float]:
         options, count = self.options, self.options.num_validation_images
         arguments = {
             "seed": options.seed,
-            "num_inference_steps": 20,
+            "num_inference_steps": STEPS,
             "guidance_scale": options.validation_guidance_scale,
             "height": options.resolution,
             "width": options.resolution,

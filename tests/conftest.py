@@ -1,0 +1,125 @@
+"""Fixtures: a small set of circles, an untrained Stable Diffusion, and scripts launched as a user launches them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from diffusers_ext.data import fill50k
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference numbers and real assets that lies beside the checkout where tests run in CI."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there: reference numbers and real pictures are not part of this repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def circles(tmp_path_factory) -> Path:
+    """An image folder of 48 circles at 64 px."""
+    return fill50k.write(tmp_path_factory.mktemp("data") / "circles", count=48, size=64)
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory) -> Path:
+    """An SD 1.5-like folder with random weights: epsilon prediction, autoencoder of factor 8, 2-level U-Net."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    from diffusers_ext import tiny_stable_diffusion as tiny
+
+    torch.manual_seed(0)
+    tokenizer = tiny.tokenizer(["red circle with blue background"], merges=16)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=tiny.WIDTH,
+        attention_head_dim=2,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    parts = (vae, tiny.text_encoder(tokenizer), tokenizer, unet, scheduler, None, None)
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def accelerate_command(script: str | Path, *arguments: str, processes: int = 1) -> list[str]:
+    """The `accelerate launch` command line of a script on CPU processes."""
+    settings = [
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    if processes > 1:
+        settings += ["--multi_gpu", "--main_process_port", "0"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *settings, str(script), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    # --cpu with several processes silently runs one; this variable does not.
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture
+def launch():
+    """Run a script under `accelerate launch` and return the finished process."""
+
+    def run(script: str | Path, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
+        command = accelerate_command(script, *arguments, processes=processes)
+        done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=540)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done
+
+    return run
+
+
+@pytest.fixture
+def launch_and_kill():
+    """Start a script and SIGKILL it, with all its children, as soon as `when()` is true."""
+
+    def run(script: str | Path, *arguments: str, when, processes: int = 1) -> None:
+        command = accelerate_command(script, *arguments, processes=processes)
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env=environment(), cwd=ROOT, start_new_session=True, **pipes)
+        try:
+            while not when():
+                assert process.poll() is None, "the run ended before it could be killed"
+                time.sleep(0.02)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    return run

@@ -1,0 +1,112 @@
+"""Dataclasses as command lines."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from diffusers_ext.errors import InputError
+from diffusers_ext.options import OptimizerOptions, RunOptions, as_dict, command_line, option, parse, run
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "training").glob("train_*.py"))
+
+
+@dataclass
+class Options(OptimizerOptions, RunOptions):
+    names: list[str] | None = option(None, "some names")
+    mode: str = option("fast", "how, 100 % of the time", ("fast", "slow"))
+
+
+def refusal(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        parse(Options, list(argv))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_defaults_and_both_spellings():
+    assert parse(Options, []) == Options()
+    given = parse(Options, ["--train-batch-size", "8", "--learning_rate=1e-3", "--use-ema", "--names", "a", "b"])
+    assert (given.train_batch_size, given.learning_rate, given.use_ema, given.names) == (8, 1e-3, True, ["a", "b"])
+    assert parse(Options, ["--use_ema", "--no-use_ema"]).use_ema is False
+
+
+def test_command_line_wins_over_config(tmp_path):
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps({"train_batch_size": 2, "learning_rate": 1, "seed": 5}))
+    given = parse(Options, ["--config", str(config), "--seed", "7"])
+    assert (given.train_batch_size, given.learning_rate, given.seed) == (2, 1.0, 7)
+
+
+def test_options_json_of_a_run_is_a_config(tmp_path):
+    config = tmp_path / "options.json"
+    wanted = dataclasses.replace(Options(), mode="slow", names=["x"])
+    config.write_text(json.dumps({"command": "…", "options": as_dict(wanted), "versions": {}}))
+    assert parse(Options, ["--config", str(config)]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sed": 1}, "unknown option sed"),
+        ({"seed": "1"}, "seed must be int, got '1'"),
+        ({"use_ema": 1}, "use_ema must be bool"),
+        ({"mode": "odd"}, "mode must be one of fast, slow"),
+        ({"names": "a"}, "names must be a list"),
+        ([1], "expected a JSON object"),
+    ],
+)
+def test_config_mistakes_are_named(tmp_path, capsys, values, message):
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps(values))
+    error = refusal(capsys, "--config", str(config))
+    assert message in error and str(config) in error
+
+
+def test_command_line_mistakes_end_with_one_line(capsys):
+    assert "unrecognized arguments: --learning_rat" in refusal(capsys, "--learning_rat", "1")
+    assert "invalid choice: 'odd'" in refusal(capsys, "--mode", "odd")
+
+
+def test_input_errors_need_no_traceback(capsys, monkeypatch):
+    def main(options):
+        raise InputError("data.jsonl:3: no caption; add one")
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as stopped:
+        run(main, Options)
+    assert stopped.value.code == 2 and capsys.readouterr().err == "error: data.jsonl:3: no caption; add one\n"
+
+
+def test_secrets_are_not_recorded(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["/x/train_controlnet.py", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "1"]
+    )
+    assert (
+        command_line() == "accelerate launch training/train_controlnet.py --hub_token '***' '--hub-token=***' --seed 1"
+    )
+    assert "hub_token" not in as_dict(Options(hub_token="hf_a"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_is_quick_and_complete(script):
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 2
+    assert "accelerate launch training/" in done.stdout and "--resume_from_checkpoint" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_option_is_read_somewhere(script):
+    namespace: dict = {"__name__": "script"}
+    exec(compile(script.read_text(), script, "exec"), namespace)
+    code = script.read_text() + "".join(path.read_text() for path in (ROOT / "diffusers_ext").rglob("*.py"))
+    # Read as options.x; or by its name, where a check loops over names or a card shows it, does not count.
+    unread = [field.name for field in dataclasses.fields(namespace["Options"]) if f"options.{field.name}" not in code]
+    assert not unread
