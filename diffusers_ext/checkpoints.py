@@ -11,14 +11,12 @@ import re
 import shutil
 from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.logging import get_logger
+from accelerate import Accelerator, PartialState
 
 from .errors import InputError
 from .objectives import Objective
 
 MANIFEST = "manifest.json"
-logger = get_logger(__name__)
 
 
 def attach(accelerator: Accelerator, objective: Objective) -> None:
@@ -75,7 +73,7 @@ def find(resume: str | None, output_dir: Path) -> Path | None:
         problem = damage(candidate)
         if problem is None:
             return candidate
-        logger.warning(f"passing over {candidate}: {problem}")
+        PartialState().print(f"passing over {candidate}: {problem}")
     return None
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.logging import get_logger
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
@@ -37,11 +36,10 @@ from .randomness import MicroBatches, step_seed
 
 OPTIONS, METRICS = "options.json", "metrics.jsonl"
 Preview = Callable[[int], dict[str, float]]  # draws samples of the current weights at a step, returns measures
-logger = get_logger(__name__)
 
 
 def check(options: Any) -> None:
-    """Check what can be checked before anything is loaded or written; every rank calls this first.
+    """Check what can be checked before anything is loaded; every rank calls this before `start`.
 
     options has the fields of `options.RunOptions`. Raises InputError if a count is not positive, the tracker is not
     installed, or the run folder belongs to something else.
@@ -64,7 +62,6 @@ def check(options: Any) -> None:
                 f"--report_to {tracker}: {tracker} is not installed; pip install {tracker}, or leave --report_to out"
             )
     check_run_folder(options)
-    PartialState().wait_for_everyone()  # no rank writes before all have looked
 
 
 def start(options: Any) -> Accelerator:
@@ -251,7 +248,7 @@ def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[s
         with torch.inference_mode():
             return preview(step)
     except Exception:
-        logger.warning(f"the samples of step {step} could not be drawn; training goes on\n{traceback.format_exc()}")
+        accelerator.print(f"the samples of step {step} could not be drawn; training goes on\n{traceback.format_exc()}")
         return {}
 
 

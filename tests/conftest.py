@@ -1,7 +1,6 @@
 """Fixtures: a small set of circles, an untrained Stable Diffusion, and scripts launched as a user launches them."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import psutil
 import pytest
 import torch
 
@@ -112,14 +112,15 @@ def launch_and_kill():
     def run(script: str | Path, *arguments: str, when, processes: int = 1) -> None:
         command = accelerate_command(script, *arguments, processes=processes)
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, env=environment(), cwd=ROOT, start_new_session=True, **pipes)
+        process = subprocess.Popen(command, env=environment(), cwd=ROOT, **pipes)
         try:
             while not when():
                 assert process.poll() is None, "the run ended before it could be killed"
                 time.sleep(0.02)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            # The launcher gives each rank a session of its own, so the group is not enough.
+            for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                each.kill()
             process.wait()
 
     return run

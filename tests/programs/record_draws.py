@@ -1,0 +1,47 @@
+"""Train a one-parameter objective and write down, per rank, what was drawn at each step. Started by tests, on several processes."""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+
+from diffusers_ext import loop
+from diffusers_ext.data.fill50k import Fill50k
+from diffusers_ext.objectives import Objective
+from diffusers_ext.objectives.diffusion import diffuse
+from diffusers_ext.options import OptimizerOptions, RunOptions
+
+
+@dataclass
+class Options(OptimizerOptions, RunOptions):
+    pass
+
+
+class Recorder(Objective):
+    def __init__(self, rank: int):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4, 8, 8))
+        self.scheduler, self.rank, self.rows, self.trainable = DDPMScheduler(), rank, [], {}
+
+    def forward(self, batch):
+        clean = batch["pixel_values"][:, :1, ::8, ::8].expand(-1, 4, -1, -1)
+        noisy, timesteps, noise = diffuse(self.scheduler, clean, batch["key"], seed=0)
+        self.rows.append({"keys": batch["key"], "timesteps": timesteps.tolist(), "noise": noise[:, 0, 0, 0].tolist()})
+        return {"loss": (noisy * self.weight - noise).square().mean()}
+
+
+def main(folder: str, batch_size: int, accumulation: int) -> None:
+    settings = {"train_batch_size": batch_size, "gradient_accumulation_steps": accumulation, "max_train_steps": 12}
+    options = Options(output_dir=f"{folder}/run", learning_rate=0.1, checkpointing_steps=100, **settings)
+    loop.check(options)
+    accelerator = loop.start(options)
+    objective = Recorder(accelerator.process_index)
+    loop.train(accelerator, objective, Fill50k(20), options)
+    with open(f"{folder}/rank-{accelerator.process_index}.json", "w") as file:
+        json.dump({"rows": objective.rows, "weight": objective.weight.flatten().tolist()}, file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

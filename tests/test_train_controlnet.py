@@ -1,0 +1,213 @@
+"""training/train_controlnet.py as its users run it: launched, killed, resumed, misused, and its results loaded elsewhere."""
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusers_ext.errors import InputError
+from diffusers_ext.loop import read_metrics
+from diffusers_ext.options import parse
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "training" / "train_controlnet.py"
+pytestmark = pytest.mark.launch
+
+
+def arguments(base, data, output, *more) -> list[str]:
+    settings = {
+        "--pretrained_model_name_or_path": base,
+        "--train_data_dir": data,
+        "--output_dir": output,
+        "--resolution": 64,
+        "--learning_rate": 1e-3,
+        "--seed": 3,
+        "--proportion_empty_prompts": 0.5,
+        "--num_validation_images": 1,
+        "--validation_steps": 1000,
+    }
+    return [str(word) for pair in settings.items() for word in pair] + [str(word) for word in more]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}
+
+
+def call(*argv: str) -> None:
+    """Run the script's main in this process."""
+    script = runpy.run_path(str(SCRIPT))
+    script["main"](parse(script["Options"], list(argv)))
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (1, ["--train_batch_size", 2]),
+        (2, ["--train_batch_size", 1, "--gradient_accumulation_steps", 3, "--dataloader_num_workers", 2, "--use_ema"]),
+    ],
+    ids=["plain", "2-processes-accumulation-workers-ema"],
+)
+def test_kill_and_resume_is_exact(launch, launch_and_kill, untrained, circles, tmp_path, processes, settings):
+    common = ["--max_train_steps", 60, "--checkpointing_steps", 20, "--logging_steps", 1, *settings]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    launch(SCRIPT, *arguments(untrained, circles, straight, *common), processes=processes)
+    again = arguments(untrained, circles, killed, *common, "--resume_from_checkpoint", "latest")
+    launch_and_kill(SCRIPT, *again, when=lambda: 25 in losses(killed), processes=processes)
+    assert (killed / "checkpoint-20").is_dir() and not (killed / "checkpoint-40").exists()
+    done = launch(SCRIPT, *again, processes=processes)
+    assert "resuming from" in done.stdout and "checkpoint-20" in done.stdout
+    assert losses(killed) == losses(straight) and list(losses(killed)) == list(range(1, 61))
+    name = "diffusion_pytorch_model.safetensors"
+    assert (killed / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_ranks_draw_apart_and_together_equal_one(launch, tmp_path):
+    program = ROOT / "tests" / "programs" / "record_draws.py"
+    for name, processes, batch in (("two", 2, 2), ("one", 1, 4)):
+        (tmp_path / name).mkdir()
+        launch(program, tmp_path / name, batch, 2, processes=processes)
+    ranks = [json.loads((tmp_path / "two" / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    alone = json.loads((tmp_path / "one" / "rank-0.json").read_text())
+    for first, second in zip(*(rank["rows"] for rank in ranks)):
+        assert not {tuple(key) for key in first["keys"]} & {tuple(key) for key in second["keys"]}
+        assert first["timesteps"] != second["timesteps"]
+        assert not set(first["noise"]) & set(second["noise"])
+    assert ranks[0]["weight"] == ranks[1]["weight"]
+    torch.testing.assert_close(torch.tensor(ranks[0]["weight"]), torch.tensor(alone["weight"]), atol=1e-5, rtol=1e-5)
+    one, two = losses(tmp_path / "one" / "run"), losses(tmp_path / "two" / "run")
+    assert one == pytest.approx(two, abs=1e-6)
+
+
+def test_a_run_folder_explains_itself_and_loads_elsewhere(launch, untrained, circles, tmp_path):
+    run = tmp_path / "run"
+    drawn = [
+        "--max_train_steps",
+        4,
+        "--checkpointing_steps",
+        2,
+        "--validation_steps",
+        2,
+        "--checkpoints_total_limit",
+        1,
+    ]
+    launch(SCRIPT, *arguments(untrained, circles, run, *drawn, "--report_to", "tensorboard"))
+    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-4"}
+    assert [path.name for path in sorted((run / "samples").iterdir())] == ["step-000002.png", "step-000004.png"]
+    assert json.loads((run / "options.json").read_text())["options"]["seed"] == 3
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 2, 3, 4, 4]
+    assert {"iou", "circle_error", "background_error"} <= set(read_metrics(run)[-1])
+    assert list(run.rglob("events.out.tfevents*"))
+    card = (run / "README.md").read_text()
+    assert (
+        "accelerate launch training/train_controlnet.py" in card
+        and "TODO" not in card
+        and "samples/step-000004.png" in card
+    )
+    code = f"""
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from PIL import Image
+final = ControlNetModel.from_pretrained({str(run)!r})
+saved = ControlNetModel.from_pretrained({str(run / "checkpoint-4")!r}, subfolder="controlnet")
+assert all(torch.equal(a, b) for a, b in zip(final.state_dict().values(), saved.state_dict().values()))
+assert final.controlnet_mid_block.weight.any()
+parts = dict(controlnet=final, safety_checker=None, requires_safety_checker=False)
+pipe = StableDiffusionControlNetPipeline.from_pretrained({str(untrained)!r}, **parts)
+image = pipe("red circle", image=Image.new("RGB", (64, 64)), num_inference_steps=2, output_type="pt").images
+assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def refusal(*argv) -> str:
+    with pytest.raises(InputError) as refused:
+        call(*map(str, argv))
+    return str(refused.value)
+
+
+def test_mistakes_are_refused_before_anything_is_written(untrained, circles, tmp_path):
+    out = tmp_path / "out"
+    good = arguments(untrained, circles, out)
+    assert "no such folder" in refusal(*arguments(tmp_path / "nowhere", circles, out))
+    assert "no model_index.json" in refusal(*arguments(circles, circles, out))
+    assert "no such folder" in refusal(*arguments(untrained, tmp_path / "nowhere", out))
+    assert "--train_data_dir is missing" in refusal("--output_dir", out)
+    assert "no caption under 'prompt'" in refusal(*good, "--caption_column", "prompt")
+    assert "--resolution 60: this base needs a multiple of 16" in refusal(*good, "--resolution", 60)
+    assert "--train_batch_size must be at least 1" in refusal(*good, "--train_batch_size", 0)
+    assert "--report_to clearml: clearml is not installed" in refusal(*good, "--report_to", "clearml")
+    assert "--report_to wand: unknown; choose from" in refusal(*good, "--report_to", "wand")
+    assert "--validation_prompt needs --validation_image" in refusal(*good, "--validation_prompt", "x")
+    assert "nothing.png" in refusal(*good, "--validation_image", "nothing.png", "--validation_prompt", "x")
+    assert "2 --validation_image but 0" in refusal(*good, "--validation_image", "a.png", "b.png")
+    assert "checkpoint-7" in refusal(*good, "--resume_from_checkpoint", out / "checkpoint-7")
+    assert not out.exists()
+
+
+def test_sdxl_folders_and_incomplete_downloads_are_named(untrained, circles, tmp_path):
+    base = shutil.copytree(untrained, tmp_path / "base")
+    shutil.rmtree(base / "vae")
+    assert "vae: missing, though model_index.json names it" in refusal(*arguments(base, circles, tmp_path / "out"))
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps({**index, "text_encoder_2": ["transformers", "CLIPTextModel"]}))
+    assert "two text encoders (SDXL)" in refusal(*arguments(base, circles, tmp_path / "out"))
+
+
+def test_an_existing_folder_is_never_overwritten(untrained, circles, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("…")
+    assert "is not empty and holds no run" in refusal(*arguments(untrained, circles, tmp_path / "mine"))
+    (tmp_path / "mine" / "options.json").write_text("{}")
+    assert "already holds a run; continue it with" in refusal(*arguments(untrained, circles, tmp_path / "mine"))
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["options.json", "thesis.txt"]
+
+
+def test_a_mistake_ends_the_program_with_one_line(circles, tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *arguments(tmp_path / "nowhere", circles, tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_tells_and_writes_nothing(untrained, circles, tmp_path, capsys):
+    call(
+        *arguments(untrained, circles, tmp_path / "out", "--dry_run", "--max_train_steps", 500, "--train_batch_size", 8)
+    )
+    told = capsys.readouterr().out
+    for line in (
+        "learning_rate: 0.001",
+        "samples: 48",
+        "steps: 500 of 8 samples on 1 process(es)",
+        "parameters, trained",
+        "MiB",
+    ):
+        assert line in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_preview_that_fails_does_not_end_the_run(untrained, circles, tmp_path, monkeypatch):
+    from diffusers_ext import previews
+
+    def fail(self, step):
+        raise RuntimeError("no space for pictures")
+
+    monkeypatch.setattr(previews.ControlPreview, "__call__", fail)
+    run = tmp_path / "run"
+    call(*arguments(untrained, circles, run, "--max_train_steps", "2", "--validation_steps", "1"))
+    assert list(losses(run)) == [1, 2] and (run / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(untrained, circles, tmp_path, monkeypatch):
+    from diffusers_ext.objectives import control
+
+    monkeypatch.setattr(control.F, "mse_loss", lambda a, b: (a - b).square().mean() * float("nan"))
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1; lower --learning_rate"):
+        call(*arguments(untrained, circles, tmp_path / "run", "--max_train_steps", "2", "--logging_steps", "1"))
