@@ -31,9 +31,9 @@ class StableDiffusionEncoders(nn.Module):
 
     @torch.no_grad()
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return μ and σ of q(z|x), stacked: (B, 3, H, W) in [-1, 1] -> (B, 2, c, h, w)."""
+        """Return μ and σ of q(z|x), stacked, in float32: (B, 3, H, W) in [-1, 1] -> (B, 2, c, h, w)."""
         posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        return torch.stack([posterior.mean, posterior.std], dim=1)
+        return torch.stack([posterior.mean, posterior.std], dim=1).float()
 
     def latents(self, batch: dict, seed: int) -> torch.Tensor:
         """Sample scaled latents z = s·(μ + σ·ε): (B, c, h, w); ε belongs to the sample's key.

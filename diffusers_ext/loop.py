@@ -24,9 +24,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .errors import InputError
@@ -68,6 +70,8 @@ def start(options: Any) -> Accelerator:
     """Return the Accelerator of one training."""
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
+    diffusers_logging.disable_progress_bar()  # one bar is enough: the training's
+    transformers_logging.disable_progress_bar()
     return Accelerator(
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         mixed_precision=options.mixed_precision,
@@ -245,7 +249,7 @@ def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[s
     if not accelerator.is_main_process:
         return {}
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), accelerator.autocast():
             return preview(step)
     except Exception:
         accelerator.print(f"the samples of step {step} could not be drawn; training goes on\n{traceback.format_exc()}")

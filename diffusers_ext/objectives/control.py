@@ -34,7 +34,7 @@ class ControlObjective(Objective):
         with torch.no_grad():
             text = self.encoders.embed(batch["text"])
         noisy, timesteps, target = diffuse(self.scheduler, latents, batch["key"], self.seed)
-        condition = batch["conditioning_pixel_values"].to(noisy.dtype)
+        condition = batch["conditioning_pixel_values"]
         down, middle = self.controlnet(noisy, timesteps, text, controlnet_cond=condition, return_dict=False)
         prediction = self.unet(
             noisy, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
