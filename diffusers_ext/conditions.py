@@ -276,10 +276,7 @@ def _edges(image: np.ndarray, sigma: float, low: float, high: float, percentile:
     dx, dy = _gradients(image, sigma)
     step = 1 + min(image.shape[:2]) // 512  # every second pixel of a large picture tells its percentiles as well
     magnitude = _magnitude(dx[::step, ::step], dy[::step, ::step])
-    peak = magnitude.max()
-    if not peak:
-        return np.zeros(image.shape[:2], np.uint8)
-    structure = magnitude[magnitude >= min(FAINT, peak / 4)]
+    structure = magnitude[magnitude >= min(FAINT, magnitude.max() / 4)]
     # 0.9: where all edges are equally strong the percentile is their strength, and Canny asks for more than `high`.
     high = min(high, 0.9 * np.percentile(structure, percentile))
     return cv2.Canny(dx, dy, FINE * min(low, 0.4 * high), FINE * high, L2gradient=True)
@@ -379,10 +376,12 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if not options.image:
+        raise InputError("no picture given; name one: python -m diffusers_ext.conditions photo.jpg")
     try:
         picture = np.array(cover(load(Path(options.image)), options.resolution))
     except OSError as error:
-        raise InputError(f"{options.image or 'no picture given'}: cannot be read ({error})") from None
+        raise InputError(f"{options.image}: cannot be read ({error})") from None
     contact_sheet(picture, options.seed).save(options.output)
     print(f"{len(CONDITIONS)} conditions of {options.image} in {options.output}")
 
