@@ -195,6 +195,14 @@ def test_scribble_keeps_no_specks():
         assert made[80:420, 80:120].any() and not made[430:, 430:].any()
 
 
+def test_softedge_stays_soft_in_a_sparse_drawing():
+    picture = np.full((256, 256, 3), 255, np.uint8)
+    cv2.circle(picture, (128, 128), 8, (0, 0, 0), 1)
+    made = CONDITIONS["softedge"](picture, key())
+    assert np.percentile(made, 98) == 0  # nearly all is paper, so the strongest hundredth tells little
+    assert (made == 255).sum() < 0.6 * (made > 20).sum()
+
+
 def test_lines_are_straight():
     picture = np.full((256, 256, 3), 30, np.uint8)
     cv2.line(picture, (20, 30), (230, 200), (240, 240, 240), 6)
