@@ -31,6 +31,7 @@ from diffusers_ext.tiny_stable_diffusion import tokenizer
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 WIDTH, SIDE, STEPS, CONNECTIONS = 16, 16, 10, 5
+FEW = {"num_inference_steps": 4}
 SD, XL = "controlnet_fast", "controlnet_fast_sdxl"
 
 
@@ -95,7 +96,7 @@ def tiny_parts(kind: str) -> dict:
         "text_encoder": CLIPTextModel(config).eval(),
         "tokenizer": words,
         "unet": tiny_unet(kind == XL).eval(),
-        "scheduler": DDIMScheduler(clip_sample=False),
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
     }
     if kind == XL:
         second = {"text_encoder_2": CLIPTextModelWithProjection(config).eval(), "tokenizer_2": words}
@@ -156,14 +157,26 @@ class TestIdentical:
 
     def test_control_acts(self, parts, controls, kind):
         """Otherwise every other test would hold for nothing."""
-        plain = draw(PLAIN[kind](**parts[kind]))
-        assert not torch.equal(plain, draw(FAST[kind](**parts[kind], controlnet=controls[kind][0]), image=condition(1)))
+        pipe = FAST[kind](**parts[kind], controlnet=controls[kind][0])
+        with_control = draw(pipe, image=condition(1), **FEW)
+        assert not torch.equal(with_control, draw(PLAIN[kind](**parts[kind]), **FEW))
+        assert not torch.equal(with_control, draw(pipe, image=condition(2), **FEW))
 
     def test_half_window(self, parts, controls, kind):
         arguments = {"image": condition(1), "control_guidance_end": 0.5}
         ours, theirs, our_calls, their_calls = both(parts, kind, controls[kind][0], **arguments)
         assert torch.equal(ours, theirs)
         assert (our_calls, their_calls) == ([5], [10])
+
+    def test_unet_gets_nothing_from_a_skipped_control(self, parts, controls, kind):
+        received = []
+        watch = parts[kind]["unet"].register_forward_pre_hook(
+            lambda unet, args, inputs: received.append(inputs["mid_block_additional_residual"]), with_kwargs=True
+        )
+        pipe = FAST[kind](**parts[kind], controlnet=controls[kind][0])
+        draw(pipe, image=condition(1), control_guidance_start=0.5, **FEW)
+        watch.remove()
+        assert [residual is None for residual in received] == [True, True, False, False]
 
     @pytest.mark.parametrize("guess_mode", [False, True])
     def test_scale_zero_is_the_plain_pipeline(self, parts, controls, kind, guess_mode):
@@ -192,16 +205,21 @@ class TestIdentical:
         assert our_calls == [6]
 
     def test_guess_mode_without_guidance(self, parts, controls, kind):
-        arguments = {"image": condition(1), "guess_mode": True, "guidance_scale": 1.0, "control_guidance_end": 0.5}
+        arguments = {
+            "image": condition(1),
+            "guess_mode": True,
+            "guidance_scale": 1.0,
+            "control_guidance_end": 0.5,
+        } | FEW
         ours, theirs, *_ = both(parts, kind, controls[kind][0], **arguments)
         assert torch.equal(ours, theirs)
 
     def test_hint_is_embedded_once(self, parts, controls, kind):
         pipe = FAST[kind](**parts[kind], controlnet=controls[kind])
         with counting(*controls[kind]) as calls:
-            draw(pipe, image=[condition(1), condition(2)])
+            draw(pipe, image=[condition(1), condition(2)], **FEW)
             assert (calls["hint", 0], calls["hint", 1]) == (1, 1)
-            draw(pipe, image=[condition(3), condition(4)])  # nothing is kept from call to call
+            draw(pipe, image=[condition(3), condition(4)], **FEW)  # nothing is kept from call to call
             assert (calls["hint", 0], calls["hint", 1]) == (2, 2)
 
     def test_scales_of_one_and_of_zero(self, parts, controls, kind):
@@ -219,7 +237,8 @@ class TestIdentical:
 def test_other_arguments_are_diffusers(parts, controls, arguments):
     if "timesteps" in arguments:  # DDIM takes none
         parts = {SD: parts[SD] | {"scheduler": EulerDiscreteScheduler(timestep_spacing="trailing")}}
-    ours, theirs, *_ = both(parts, SD, controls[SD][0], image=condition(1), control_guidance_end=0.7, **arguments)
+    arguments = FEW | {"image": condition(1), "control_guidance_end": 0.7} | arguments
+    ours, theirs, *_ = both(parts, SD, controls[SD][0], **arguments)
     assert torch.equal(ours, theirs)
 
 
@@ -253,7 +272,7 @@ def test_callback_may_change_the_condition(parts, controls, in_place):
 
     def arguments():
         inputs = {"callback_on_step_end_tensor_inputs": ["image"], "callback_on_step_end": darken}
-        return inputs | {"image": condition(1)}
+        return inputs | {"image": condition(1), "num_inference_steps": 6}
 
     with counting(controls[SD][0]) as calls:
         ours = draw(FAST[SD](**parts[SD], controlnet=controls[SD][0]), **arguments())
@@ -262,7 +281,7 @@ def test_callback_may_change_the_condition(parts, controls, in_place):
 
 
 def test_inference_mode(parts, controls):
-    pipe, arguments = FAST[SD](**parts[SD], controlnet=controls[SD][0]), {"image": condition(1)}
+    pipe, arguments = FAST[SD](**parts[SD], controlnet=controls[SD][0]), {"image": condition(1)} | FEW
     with torch.inference_mode(), counting(controls[SD][0]) as calls:
         inside = draw(pipe, **arguments)
     assert calls["hint", 0] == 1
@@ -371,7 +390,7 @@ class TestPlaces:
         """Offloading removes and renews its own hooks inside the call; two calls must work, and leave no trace."""
         several, image = controls[SD][:number], [condition(1), condition(2)][:number]
         pipe = FAST[SD](**parts[SD], controlnet=several)
-        arguments = {"image": image, "control_guidance_end": 0.5}
+        arguments = {"image": image, "control_guidance_end": 0.5} | FEW
         expected = draw(pipe, **arguments)
         pipe.enable_model_cpu_offload(device="cpu")
         assert torch.equal(draw(pipe, **arguments), expected) and torch.equal(draw(pipe, **arguments), expected)
@@ -390,7 +409,7 @@ class TestPlaces:
         torch._dynamo.reset()
         net, graphs = controls[SD][0], []
         pipe = FAST[SD](**parts[SD], controlnet=net)
-        arguments = {"image": condition(1), "control_guidance_end": 0.5}
+        arguments = {"image": condition(1), "control_guidance_end": 0.5} | FEW
         expected = draw(pipe, **arguments)
         pipe.controlnet = torch.compile(net, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
         assert torch.equal(draw(pipe, **arguments), expected)
