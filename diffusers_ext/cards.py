@@ -12,16 +12,18 @@ from .checkpoints import sha256
 from .data.rows import METADATA
 from .embedded import embedded_model
 from .grids import plot_curves
-from .loop import OPTIONS, read_metrics
+from .metrics.condition_gap import snap
+from .run_folder import OPTIONS, read_metrics
 
 MEASURES = {  # what the columns of metrics.jsonl mean
+    "gap": "gap: held-out loss with a wrong condition over that with the right one, minus 1",
     "iou": "IoU of the drawn circle with the outlined disc, mean",
     "circle_error": "colour error of the circle, CIEDE2000, median",
     "background_error": "colour error of the background, CIEDE2000, median",
 }
 
 
-def write_controlnet_card(run: Path, base: str, samples: int) -> Path:
+def write_controlnet_card(run: Path, base: str, samples: int, held_out: int) -> Path:
     """Write README.md of a ControlNet's run folder."""
     options = _record(run)["options"]
     data = ModelCardData(
@@ -57,12 +59,14 @@ initialised by `{options["hint_init"]}`. {samples:,} pairs at {options["resoluti
 
 ## Measured
 
-{_measured(run, f"on the pictures above, {_validation_origin(options)}")}
+{_measured(run, f"the gap on {held_out} held-out pairs, the rest on the pictures above: {_validation_origin(options, held_out)}")}
+
+{_snap(run)}
 
 ## Limits
 
-It follows conditions of the kind it was trained on and inherits the base model's biases and licence. Measures on
-training conditions say that it learned, not that it generalises. Not checked for people, faces or text.
+It follows conditions of the kind it was trained on and inherits the base model's biases and licence. Not checked for people,
+faces or text.
 """
     return _write(run, data, text)
 
@@ -173,12 +177,21 @@ def _picture(run: Path) -> str:
     return f"![samples of the last step](samples/{samples[-1].name})" if samples else ""
 
 
-def _validation_origin(options: dict) -> str:
-    return (
-        "conditions given by --validation_image"
-        if options["validation_image"]
-        else "the first conditions of the training set"
-    )
+def _validation_origin(options: dict, held_out: int) -> str:
+    if options["validation_image"]:
+        return "conditions given by --validation_image"
+    return "the first held-out conditions" if held_out else "the first conditions of the training set"
+
+
+def _snap(run: Path) -> str:
+    """When following began."""
+    rows = read_metrics(run)
+    if not any("gap" in row for row in rows):
+        return ""
+    step = snap(rows)
+    if step is None:
+        return "It does not use its condition yet: the gap stayed below 0.2. Train longer."
+    return f"Following began by step {step:,}, the first measurement from which on the gap stayed above 0.2."
 
 
 def _hub_name(base: str) -> str | None:

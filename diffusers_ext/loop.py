@@ -10,9 +10,7 @@ is its weights, its optimiser and its step.
 """
 
 import importlib.util
-import json
 import math
-import platform
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +19,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from accelerate.utils import send_to_device
+from accelerate.utils import ProjectConfiguration, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
@@ -33,10 +30,11 @@ from transformers.utils import logging as transformers_logging
 from . import checkpoints
 from .errors import InputError
 from .objectives import Objective
-from .options import as_dict, command_line
+from .options import as_dict
 from .randomness import MicroBatches, step_seed
+from .run_folder import Metrics, check_run_folder
 
-OPTIONS, METRICS = "options.json", "metrics.jsonl"
+COUNTS = ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "validation_steps", "checkpointing_steps")
 Preview = Callable[[int], dict[str, float]]  # draws samples of the current weights at a step, returns measures
 
 
@@ -46,13 +44,7 @@ def check(options: Any) -> None:
     options has the fields of `options.RunOptions`. Raises InputError if a count is not positive, the tracker is not
     installed, or the run folder belongs to something else.
     """
-    for name in (
-        "train_batch_size",
-        "gradient_accumulation_steps",
-        "logging_steps",
-        "validation_steps",
-        "checkpointing_steps",
-    ):
+    for name in COUNTS:
         if getattr(options, name) < 1:
             raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
     tracker = options.report_to
@@ -76,29 +68,13 @@ def start(options: Any) -> Accelerator:
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         mixed_precision=options.mixed_precision,
         log_with=None if options.report_to in (None, "none") else options.report_to,
-        project_dir=options.output_dir,
+        project_config=ProjectConfiguration(options.output_dir, str(Path(options.output_dir) / options.logging_dir)),
     )
 
 
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
     """Return the type that frozen weights are kept in: the forward pass's own."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-
-
-def check_run_folder(options: Any) -> None:
-    """Raise InputError if output_dir holds anything that is not the run to be resumed."""
-    folder = Path(options.output_dir)
-    if options.dry_run or not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"--output_dir {folder} is a file; name a folder")
-    if not any(folder.iterdir()) or (options.resume_from_checkpoint and (folder / OPTIONS).exists()):
-        return
-    if (folder / OPTIONS).exists():
-        raise InputError(
-            f"{folder} already holds a run; continue it with --resume_from_checkpoint latest, or name another --output_dir"
-        )
-    raise InputError(f"{folder} is not empty and holds no run; name another --output_dir")
 
 
 def total_steps(options: Any, samples: int, ranks: int) -> int:
@@ -256,86 +232,6 @@ def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[s
         return {}
 
 
-class Metrics:
-    """metrics.jsonl: a row per step, the mean over accumulation and ranks.
-
-    Values stay on the device until `flush`, so that logging does not stall the GPU; a NaN ends the run there.
-    """
-
-    def __init__(self, accelerator: Accelerator, output_dir: Path, options: Any, first: int):
-        self.accelerator, self.path = accelerator, output_dir / METRICS
-        self.micro: list[dict[str, torch.Tensor]] = []
-        self.rows: list[tuple[dict, torch.Tensor]] = []
-        if accelerator.is_main_process:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write_options(output_dir, options)
-            kept = [row for row in read_metrics(output_dir) if row["step"] <= first]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        if accelerator.log_with:
-            plain = {
-                name: value for name, value in as_dict(options).items() if isinstance(value, (int, float, str, bool))
-            }
-            accelerator.init_trackers(options.tracker_project_name, config=plain)
-
-    def gather(self, parts: dict[str, torch.Tensor]) -> None:
-        self.micro.append({name: value.detach().float() for name, value in parts.items()})
-
-    def close_step(self, step: int, learning_rate: float, norm: torch.Tensor) -> None:
-        self.names = list(self.micro[0])
-        means = [torch.stack([parts[name] for parts in self.micro]).mean() for name in self.names]
-        self.rows.append(
-            (
-                {"step": step, "lr": learning_rate},
-                torch.stack([*means, torch.as_tensor(norm).float().to(means[0].device)]),
-            )
-        )
-        self.micro.clear()
-
-    def flush(self) -> dict[str, str]:
-        """Write the rows gathered since the last flush; return what the progress bar shows."""
-        values = self.accelerator.reduce(torch.stack([row for _, row in self.rows]), "mean").tolist()
-        rows = [{**head, **dict(zip([*self.names, "grad_norm"], value))} for (head, _), value in zip(self.rows, values)]
-        self.rows.clear()
-        for row in rows:
-            self._write(row)
-            if not math.isfinite(row["loss"]):
-                raise FloatingPointError(
-                    f"loss is {row['loss']} at step {row['step']}; lower --learning_rate, or use --mixed_precision bf16 or no, "
-                    "then --resume_from_checkpoint latest"
-                )
-        return {"loss": f"{rows[-1]['loss']:.4f}", "lr": f"{rows[-1]['lr']:.1e}"}
-
-    def note(self, step: int, measures: dict[str, float]) -> None:
-        """Write what a preview measured."""
-        if measures:
-            self._write({"step": step, **measures})
-
-    def _write(self, row: dict) -> None:
-        if self.accelerator.is_main_process:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
-
-
-def read_metrics(output_dir: Path) -> list[dict]:
-    """Return the rows of metrics.jsonl; a last line cut short by a kill is dropped."""
-    path, rows = Path(output_dir) / METRICS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def save_sample(output_dir: Path, step: int, grid: Image.Image) -> Path:
-    """Write a grid as samples/step-000500.png and return its path."""
-    path = Path(output_dir) / "samples" / f"step-{step:06d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path)
-    return path
-
-
 def plan(options: Any, samples: int, trained: dict[str, torch.nn.Module], frozen: dict[str, torch.nn.Module]) -> str:
     """Say what a run would do: what `--dry_run` prints.
 
@@ -365,17 +261,3 @@ def plan(options: Any, samples: int, trained: dict[str, torch.nn.Module], frozen
             f"  memory: {memory / 2**20:,.0f} MiB for weights, gradients and optimiser, plus activations",
         ]
     )
-
-
-def write_options(output_dir: Path, options: Any) -> None:
-    """Write options.json: the command, the resolved options and the versions; it can be given back as --config."""
-    record = {"command": command_line(), "options": as_dict(options), "versions": versions()}
-    (output_dir / OPTIONS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    from importlib.metadata import version
-
-    names = ("torch", "diffusers", "transformers", "accelerate", "peft")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -67,6 +67,7 @@ class RunOptions:
     report_to: str | None = option(
         None, "also log to a tracker: tensorboard, wandb, comet_ml, ...; metrics.jsonl is always written"
     )
+    logging_dir: str = option("logs", "folder of the tracker's files, inside output_dir")
     tracker_project_name: str = option("diffusers_ext", "project name for the tracker")
     push_to_hub: bool = option(False, "upload model and card when done")
     hub_model_id: str | None = option(None, "owner/name of the repository to push to; default: the name of output_dir")

@@ -1,5 +1,6 @@
 """What a model draws while it learns, at fixed seeds, and what can be measured on it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from .data.pairs import cover
 from .data.rows import Row, load
 from .errors import InputError
 from .grids import labelled_grid
-from .loop import save_sample
+from .metrics.condition_gap import ConditionGap
 from .metrics.fill50k import colour_error, condition_following
+from .run_folder import read_metrics, save_sample
 from .sampling import draw
 
+SCORES = ("iou", "gap")  # what says which step was best, the first that is measured
 STEPS = 20  # of the sampler
-ROWS_SHOWN = 4  # training rows drawn where no --validation_image is given
+ROWS_SHOWN = 4  # rows drawn where no --validation_image is given
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class ValidationPair:
 
 
 def validation_pairs(options: Any, rows: list[Row]) -> list[ValidationPair]:
-    """Read --validation_image with --validation_prompt, or take the first training rows.
+    """Read --validation_image with --validation_prompt, or take the first of `rows`.
 
     Raises InputError, naming the file, if an image cannot be read or the numbers of images and prompts do not match.
     """
@@ -70,18 +73,32 @@ class TextToImagePreview:
 
 
 class ControlPreview:
-    """A `loop.Preview`: condition, the base without control, and ours; where the prompts are fill50k's, their measures."""
+    """A `loop.Preview`: draws condition, base without control, and ours; measures; keeps the best weights in `best/`.
+
+    The score is the circles' IoU where the prompts are fill50k's, else the gap (see `metrics.condition_gap`).
+    """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline, controlnet: ControlNetModel, pairs: list[ValidationPair], options: Any
+        self,
+        pipe: StableDiffusionPipeline,
+        controlnet: ControlNetModel,
+        pairs: list[ValidationPair],
+        gap: ConditionGap | None,
+        options: Any,
     ):
-        self.pipe, self.pairs, self.options = pipe, pairs, options
-        self.controlled = StableDiffusionControlNetPipeline(
-            **pipe.components, controlnet=controlnet, requires_safety_checker=False
-        )
+        self.pipe, self.controlnet, self.pairs, self.gap, self.options = pipe, controlnet, pairs, gap, options
+        parts = {**pipe.components, "controlnet": controlnet}
+        self.controlled = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
         self.uncontrolled: list[Image.Image] | None = None
+        self.folder = Path(options.output_dir)
 
     def __call__(self, step: int) -> dict[str, float]:
+        measures = self.gap() if self.gap else {}
+        measures |= self._draw(step)
+        self._keep_best(measures)
+        return measures
+
+    def _draw(self, step: int) -> dict[str, float]:
         options, count = self.options, self.options.num_validation_images
         arguments = {
             "seed": options.seed,
@@ -99,9 +116,13 @@ class ControlPreview:
             [pair.condition, self.uncontrolled[first], *images[first : first + count]]
             for pair, first in zip(self.pairs, range(0, len(images), count))
         ]
-        columns = ["condition", "no control", *(f"seed {options.seed}+{draw}" for draw in range(count))]
+        columns = ["condition", "no control", *(f"ours, draw {number}" for number in range(count))]
         grid = labelled_grid(rows, columns, [pair.prompt for pair in self.pairs], title=f"step {step}")
-        save_sample(Path(options.output_dir), step, grid)
-        if not all(map(is_prompt, prompts)):
-            return {}
-        return condition_following(images, conditions, prompts).summary()
+        save_sample(self.folder, step, grid)
+        return condition_following(images, conditions, prompts).summary() if all(map(is_prompt, prompts)) else {}
+
+    def _keep_best(self, measures: dict[str, float]) -> None:
+        score = next((name for name in SCORES if name in measures), None)
+        earlier = [row[score] for row in read_metrics(self.folder) if score in row]
+        if score and measures[score] > max(earlier, default=-math.inf):
+            self.controlnet.save_pretrained(self.folder / "best")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.loop import read_metrics
 from diffusers_ext.options import parse
+from diffusers_ext.run_folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train_controlnet.py"

@@ -46,6 +46,7 @@ class DataOptions:
     conditioning_image_column: str = option("conditioning_image", "column of the condition")
     caption_column: str = option("text", "column of the caption")
     max_train_samples: int | None = option(None, "use only the first so many rows")
+    held_out_samples: int = option(16, "last rows kept from training to measure on, at most a tenth of all")
     resolution: int = option(512, "side of the square training images, in pixels; a multiple of the model's factor")
     proportion_empty_prompts: float = option(
         0.0, "share of prompts replaced by the empty one, drawn anew each epoch; the paper uses 0.5"
@@ -55,9 +56,7 @@ class DataOptions:
 @group("validation")
 @dataclass
 class ValidationOptions:
-    validation_image: list[str] | None = option(
-        None, "condition images to draw from; default: the first rows of the data"
-    )
+    validation_image: list[str] | None = option(None, "condition images to draw from; default: the first held-out rows")
     validation_prompt: list[str] | None = option(None, "their prompts, one each or one for all")
     num_validation_images: int = option(4, "pictures drawn for each condition")
     validation_guidance_scale: float = option(
@@ -87,6 +86,8 @@ def main(options: Options) -> None:
         vae_scale_factor,
     )
     from diffusers_ext.hub import push
+    from diffusers_ext.loop import collate
+    from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import ControlObjective
     from diffusers_ext.previews import ControlPreview, validation_pairs
 
@@ -100,8 +101,10 @@ def main(options: Options) -> None:
     check_stable_diffusion(base)
     columns = (options.image_column, options.caption_column, options.conditioning_image_column)
     rows = read_image_folder(options.train_data_dir, *columns, limit=options.max_train_samples)
-    pairs = validation_pairs(options, rows)
     check(rows)
+    kept = len(rows) - min(options.held_out_samples, len(rows) // 10)
+    rows, held_out = rows[:kept], rows[kept:]
+    pairs = validation_pairs(options, held_out or rows)
     dataset = Pairs(rows, options.resolution, options.seed, options.proportion_empty_prompts)
 
     # The frozen base, and the ControlNet: a copy of its encoder behind a hint network that is ready to carry.
@@ -127,12 +130,14 @@ def main(options: Options) -> None:
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     objective = ControlObjective(controlnet, pipe.unet, encoders, scheduler, options.seed)
-    preview = ControlPreview(pipe, controlnet, pairs, options)
+    unseen = Pairs(held_out, options.resolution, options.seed)
+    gap = ConditionGap(objective, collate([unseen[0, at] for at in range(len(unseen))])) if len(unseen) > 1 else None
+    preview = ControlPreview(pipe, controlnet, pairs, gap, options)
     loop.train(accelerator, objective, dataset, options, preview)
 
     if accelerator.is_main_process:
         controlnet.save_pretrained(options.output_dir)
-        write_controlnet_card(Path(options.output_dir), base, len(dataset))
+        write_controlnet_card(Path(options.output_dir), base, len(dataset), len(held_out))
         if options.push_to_hub:
             print(f"published at {push(Path(options.output_dir), options)}")
 

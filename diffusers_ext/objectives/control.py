@@ -28,15 +28,26 @@ class ControlObjective(Objective):
         self.unet = unet.requires_grad_(False)
         self.trainable = {"controlnet": controlnet}
 
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """batch: as `StableDiffusionEncoders.latents` takes it, "text", and "conditioning_pixel_values" (B, C, H, W) in [0, 1]."""
-        latents = self.encoders.latents(batch, self.seed)
-        with torch.no_grad():
-            text = self.encoders.embed(batch["text"])
+        """batch: as `encode` takes it, and "conditioning_pixel_values" (B, C, H, W) in [0, 1]."""
+        latents, text = self.encode(batch)
         noisy, timesteps, target = diffuse(self.scheduler, latents, batch["key"], self.seed)
-        condition = batch["conditioning_pixel_values"]
-        down, middle = self.controlnet(noisy, timesteps, text, controlnet_cond=condition, return_dict=False)
-        prediction = self.unet(
-            noisy, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
-        ).sample
+        prediction = self.predict(noisy, timesteps, text, batch["conditioning_pixel_values"])
         return {"loss": F.mse_loss(prediction.float(), target.float())}
+
+    @torch.no_grad()
+    def encode(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return latents and text embeddings; batch: as `StableDiffusionEncoders.latents` takes it, and "text"."""
+        return self.encoders.latents(batch, self.seed), self.encoders.embed(batch["text"])
+
+    def predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """Return ε_θ(z_t, t, c_text, c_f), or what the scheduler's prediction type names."""
+        down, middle = self.controlnet(noisy, timesteps, text, controlnet_cond=condition, return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return self.unet(noisy, timesteps, text, **residuals).sample
