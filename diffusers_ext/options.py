@@ -95,6 +95,24 @@ class OptimizerOptions:
     ema_decay: float = option(0.9999, "its decay; it warms up from 0")
 
 
+@group("objective")
+@dataclass
+class DiffusionOptions:
+    """What the denoising loss is made of; `objectives.diffusion.Diffusion` reads them."""
+
+    snr_gamma: float | None = option(None, "min-SNR weighting with this gamma, 5 in the paper; default: no weighting")
+    noise_offset: float = option(
+        0.0, "share of noise that is constant over a picture; 0.05 helps dark and bright pictures"
+    )
+    timestep_sampling: str = option(
+        "uniform", "where timesteps are drawn; cubic favours high noise", ("uniform", "cubic", "logit_normal")
+    )
+    timestep_min: int = option(0, "lowest timestep drawn")
+    timestep_max: int | None = option(None, "lowest timestep that is not drawn any more; default: the schedule's end")
+    loss_type: str = option("l2", "squared error, or Huber's, which large errors dominate less", ("l2", "huber"))
+    huber_delta: float = option(0.1, "error beyond which Huber's loss is linear")
+
+
 def parse(cls: type[T], argv: list[str] | None = None, description: str | None = None) -> T:
     """Read an options dataclass from the command line; a mistake ends the program with one line that says why."""
     parser = argparse.ArgumentParser(

@@ -70,6 +70,39 @@ def untrained(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def pairs(circles):
+    """The circles as a data set."""
+    from diffusers_ext.data.pairs import Pairs
+    from diffusers_ext.data.rows import read_image_folder
+
+    return Pairs(read_image_folder(str(circles)), 64, seed=0)
+
+
+@pytest.fixture(scope="module")
+def pipe(untrained):
+    """The untrained Stable Diffusion, frozen."""
+    from diffusers_ext.encoders import load_stable_diffusion
+
+    return load_stable_diffusion(str(untrained))
+
+
+@pytest.fixture
+def objective(pipe):
+    """The ControlNet objective on the untrained base, with a fresh ControlNet."""
+    from diffusers import DDPMScheduler
+
+    from diffusers_ext.control_init import new_controlnet
+    from diffusers_ext.encoders import StableDiffusionEncoders
+    from diffusers_ext.objectives.control import ControlObjective
+    from diffusers_ext.objectives.diffusion import Diffusion
+
+    controlnet = new_controlnet(pipe.unet, 8)
+    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
+    return ControlObjective(controlnet, pipe.unet, encoders, diffusion)
+
+
 def accelerate_command(script: str | Path, *arguments: str, processes: int = 1) -> list[str]:
     """The `accelerate launch` command line of a script on CPU processes."""
     settings = [

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    DDPMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
 )
@@ -15,32 +14,10 @@ from PIL import Image
 
 from diffusers_ext.control_init import init_hint, new_controlnet, signal_ratio
 from diffusers_ext.data import fill50k
-from diffusers_ext.data.pairs import Pairs
-from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.encoders import StableDiffusionEncoders, load_stable_diffusion, vae_scale_factor
 from diffusers_ext.errors import InputError
 from diffusers_ext.loop import collate
-from diffusers_ext.objectives.control import ControlObjective
-from diffusers_ext.objectives.diffusion import diffuse
 
 METHODS = ("default", "kaiming", "data")
-
-
-@pytest.fixture(scope="module")
-def pairs(circles):
-    return Pairs(read_image_folder(str(circles)), 64, seed=0)
-
-
-@pytest.fixture(scope="module")
-def pipe(untrained) -> StableDiffusionPipeline:
-    return load_stable_diffusion(str(untrained))
-
-
-@pytest.fixture
-def objective(pipe):
-    controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae))
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
-    return ControlObjective(controlnet, pipe.unet, encoders, DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
 
 
 def test_the_hint_network_halves_as_often_as_the_autoencoder(pipe):
@@ -152,7 +129,7 @@ def test_the_loss_is_the_papers(objective, pairs, pipe):
     samples = [pairs[2, index] for index in range(3)]
     expected = []
     for sample in samples:
-        noisy, timestep, noise = diffuse(objective.scheduler, latents_of(objective, sample), [sample["key"]], seed=0)
+        noisy, timestep, noise = objective.diffusion.diffuse(latents_of(objective, sample), [sample["key"]])
         text = objective.encoders.embed([sample["text"]])
         condition = sample["conditioning_pixel_values"][None]
         down, middle = objective.controlnet(noisy, timestep, text, controlnet_cond=condition, return_dict=False)
@@ -168,24 +145,3 @@ def latents_of(objective, sample):
     posterior = objective.encoders.vae.encode(sample["pixel_values"][None]).latent_dist
     noise = randomness.normal(0, "posterior", [sample["key"]], posterior.mean.shape[1:])
     return (posterior.mean + posterior.std * noise) * objective.encoders.vae.config.scaling_factor
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_targets_recover_the_clean_latents(prediction):
-    scheduler = DDPMScheduler(prediction_type=prediction, beta_schedule="scaled_linear")
-    clean, keys = torch.randn(5, 4, 8, 8), [(0, index) for index in range(5)]
-    noisy, timesteps, target = diffuse(scheduler, clean, keys, seed=0)
-    alpha = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
-    recovered = {
-        "epsilon": (noisy - (1 - alpha).sqrt() * target) / alpha.sqrt(),
-        "v_prediction": alpha.sqrt() * noisy - (1 - alpha).sqrt() * target,
-        "sample": target,
-    }[prediction]
-    torch.testing.assert_close(recovered, clean, atol=1e-3, rtol=1e-3)
-
-
-def test_an_unknown_prediction_type_is_refused():
-    scheduler = DDPMScheduler()
-    scheduler.register_to_config(prediction_type="flow")
-    with pytest.raises(ValueError, match="'flow' is not epsilon"):
-        diffuse(scheduler, torch.zeros(1, 4, 8, 8), [(0, 0)], seed=0)

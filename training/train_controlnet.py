@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import OptimizerOptions, RunOptions, group, option, run
+from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, group, option, run
 
 
 @group("model")
@@ -65,7 +65,7 @@ class ValidationOptions:
 
 
 @dataclass
-class Options(ValidationOptions, OptimizerOptions, RunOptions, DataOptions, ModelOptions):
+class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions, DataOptions, ModelOptions):
     output_dir: str = option("runs/controlnet", "the run folder: model, card, options, metrics, samples, checkpoints")
 
 
@@ -89,6 +89,7 @@ def main(options: Options) -> None:
     from diffusers_ext.loop import collate
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import ControlObjective
+    from diffusers_ext.objectives.diffusion import Diffusion
     from diffusers_ext.previews import ControlPreview, validation_pairs
 
     # What the user can get wrong, before anything heavy.
@@ -128,8 +129,8 @@ def main(options: Options) -> None:
         pipe.unet.enable_gradient_checkpointing()
 
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    objective = ControlObjective(controlnet, pipe.unet, encoders, scheduler, options.seed)
+    diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
+    objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion)
     unseen = Pairs(held_out, options.resolution, options.seed)
     gap = ConditionGap(objective, collate([unseen[0, at] for at in range(len(unseen))])) if len(unseen) > 1 else None
     preview = ControlPreview(pipe, controlnet, pairs, gap, options)

@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 
 from ..objectives.control import ControlObjective
-from ..objectives.diffusion import diffuse
 
 TIMESTEP = 600  # of 1000: the picture's layout is still open, and the prompt alone does not settle it
 FOLLOWS = 0.2  # a relative gap that no untrained network shows
@@ -37,7 +36,7 @@ class ConditionGap:
         }
         latents, text = objective.encode(batch)
         timesteps = torch.full((len(latents),), TIMESTEP, device=latents.device)
-        noisy, timesteps, target = diffuse(objective.scheduler, latents, batch["key"], objective.seed, timesteps)
+        noisy, timesteps, target = objective.diffusion.diffuse(latents, batch["key"], timesteps)
         conditions = {"": right, "_zero": torch.zeros_like(right), "_wrong": right.roll(1, dims=0)}
         losses = {
             f"held_out_loss{name}": F.mse_loss(

@@ -1,12 +1,11 @@
 """The ControlNet objective (Zhang & Agrawala 2023, section 3.3)."""
 
 import torch
-from diffusers import ControlNetModel, SchedulerMixin, UNet2DConditionModel
-from torch.nn import functional as F
+from diffusers import ControlNetModel, UNet2DConditionModel
 
 from ..encoders import StableDiffusionEncoders
 from . import Objective
-from .diffusion import diffuse
+from .diffusion import Diffusion
 
 
 class ControlObjective(Objective):
@@ -20,11 +19,10 @@ class ControlObjective(Objective):
         controlnet: ControlNetModel,
         unet: UNet2DConditionModel,
         encoders: StableDiffusionEncoders,
-        scheduler: SchedulerMixin,
-        seed: int,
+        diffusion: Diffusion,
     ):
         super().__init__()
-        self.controlnet, self.encoders, self.scheduler, self.seed = controlnet, encoders, scheduler, seed
+        self.controlnet, self.encoders, self.diffusion = controlnet, encoders, diffusion
         self.unet = unet.requires_grad_(False)
         self.trainable = {"controlnet": controlnet}
 
@@ -35,14 +33,14 @@ class ControlObjective(Objective):
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """batch: as `encode` takes it, and "conditioning_pixel_values" (B, C, H, W) in [0, 1]."""
         latents, text = self.encode(batch)
-        noisy, timesteps, target = diffuse(self.scheduler, latents, batch["key"], self.seed)
+        noisy, timesteps, target = self.diffusion.diffuse(latents, batch["key"])
         prediction = self.predict(noisy, timesteps, text, batch["conditioning_pixel_values"])
-        return {"loss": F.mse_loss(prediction.float(), target.float())}
+        return {"loss": self.diffusion.loss(prediction, target, timesteps)}
 
     @torch.no_grad()
     def encode(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Return latents and text embeddings; batch: as `StableDiffusionEncoders.latents` takes it, and "text"."""
-        return self.encoders.latents(batch, self.seed), self.encoders.embed(batch["text"])
+        return self.encoders.latents(batch, self.diffusion.seed), self.encoders.embed(batch["text"])
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, condition: torch.Tensor

@@ -1,40 +1,117 @@
-"""What all denoising objectives share: draw (t, ε), diffuse, and name the target.
+"""What all denoising objectives share: draw (t, ε), diffuse, name the target, weigh the error.
 
 Shapes: B samples, latents (B, c, h, w).
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from diffusers import SchedulerMixin
+from diffusers.training_utils import compute_snr
+from torch.nn import functional as F
 
 from .. import randomness
+from ..errors import InputError
+from ..randomness import Key
 
 
-def diffuse(
-    scheduler: SchedulerMixin,
-    latents: torch.Tensor,
-    keys: list[randomness.Key],
-    seed: int,
-    timesteps: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (z_t, t, target) for clean latents, with z_t = √ᾱ_t z + √(1−ᾱ_t) ε (Ho et al. 2020, eq. 4).
+@dataclass(frozen=True)
+class Diffusion:
+    """The forward process of a scheduler and the loss on what a model predicts; fields as in `options.DiffusionOptions`.
 
-    timesteps: (B,), or uniform where not given.
-
-    Noise and timestep belong to the sample's key (epoch, index) and to nothing else. The target is what the model
-    predicts: ε, the velocity v = √ᾱ_t ε − √(1−ᾱ_t) z (Salimans & Ho 2022), or z itself.
+    Noise and timestep belong to a sample's key (epoch, index) and to nothing else.
     """
-    noise = randomness.normal(seed, "noise", keys, latents.shape[1:]).to(latents)
-    if timesteps is None:
-        timesteps = randomness.integers(seed, "timestep", keys, 0, scheduler.config.num_train_timesteps)
-        timesteps = timesteps.to(latents.device)
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    match scheduler.config.prediction_type:
-        case "epsilon":
-            target = noise
-        case "v_prediction":
-            target = scheduler.get_velocity(latents, noise, timesteps)
-        case "sample":
-            target = latents
-        case other:
-            raise ValueError(f"the scheduler's prediction_type {other!r} is not epsilon, v_prediction or sample")
-    return noisy, timesteps, target
+
+    scheduler: SchedulerMixin
+    seed: int
+    snr_gamma: float | None = None
+    noise_offset: float = 0.0
+    timestep_sampling: str = "uniform"
+    timestep_min: int = 0
+    timestep_max: int | None = None
+    loss_type: str = "l2"
+    huber_delta: float = 0.1
+
+    @classmethod
+    def from_options(cls, scheduler: SchedulerMixin, options: Any) -> "Diffusion":
+        """Raises InputError if the timestep window is empty or a value is out of range."""
+        end = scheduler.config.num_train_timesteps
+        if not 0 <= options.timestep_min < (options.timestep_max or end) <= end:
+            raise InputError(
+                f"--timestep_min {options.timestep_min} --timestep_max {options.timestep_max}: no timestep of 0..{end - 1} is left"
+            )
+        if options.snr_gamma is not None and options.snr_gamma <= 0:
+            raise InputError(f"--snr_gamma must be positive, got {options.snr_gamma}")
+        if options.huber_delta <= 0:
+            raise InputError(f"--huber_delta must be positive, got {options.huber_delta}")
+        return cls(
+            scheduler,
+            options.seed,
+            options.snr_gamma,
+            options.noise_offset,
+            options.timestep_sampling,
+            options.timestep_min,
+            options.timestep_max,
+            options.loss_type,
+            options.huber_delta,
+        )
+
+    def diffuse(self, latents: torch.Tensor, keys: list[Key], timesteps: torch.Tensor | None = None):
+        """Return (z_t, t, target) of clean latents, z_t = √ᾱ_t z + √(1−ᾱ_t) ε (Ho et al. 2020, eq. 4).
+
+        timesteps: (B,) int64, or drawn where not given. The target is what the scheduler's model predicts: ε, the
+        velocity v = √ᾱ_t ε − √(1−ᾱ_t) z (Salimans & Ho 2022), or z itself.
+        """
+        noise = self.noise(latents, keys)
+        timesteps = (self.timesteps(keys) if timesteps is None else timesteps).to(latents.device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        match self.scheduler.config.prediction_type:
+            case "epsilon":
+                target = noise
+            case "v_prediction":
+                target = self.scheduler.get_velocity(latents, noise, timesteps)
+            case "sample":
+                target = latents
+            case other:
+                raise ValueError(f"the scheduler's prediction_type {other!r} is not epsilon, v_prediction or sample")
+        return noisy, timesteps, target
+
+    def noise(self, latents: torch.Tensor, keys: list[Key]) -> torch.Tensor:
+        """ε ~ N(0, 1), plus a constant per picture and channel of deviation noise_offset (Guttenberg 2023)."""
+        noise = randomness.normal(self.seed, "noise", keys, latents.shape[1:])
+        if self.noise_offset:
+            noise += self.noise_offset * randomness.normal(self.seed, "offset", keys, (latents.shape[1], 1, 1))
+        return noise.to(latents)
+
+    def timesteps(self, keys: list[Key]) -> torch.Tensor:
+        """Draw (B,) timesteps of [timestep_min, timestep_max).
+
+        cubic: 1 − u³, towards high noise (T2I-Adapter, Mou et al. 2023, section 3.4); logit_normal: σ(n), towards the
+        middle (Esser et al. 2024, section 3.1), both as a share of the window.
+        """
+        low, high = self.timestep_min, self.timestep_max or self.scheduler.config.num_train_timesteps
+        if self.timestep_sampling == "uniform":
+            return randomness.integers(self.seed, "timestep", keys, low, high)
+        normal = randomness.normal(self.seed, "timestep", keys, ()).double()
+        share = {"cubic": 1 - torch.special.ndtr(normal) ** 3, "logit_normal": normal.sigmoid()}[self.timestep_sampling]
+        return (low + share * (high - low)).long().clamp(max=high - 1)
+
+    def loss(self, prediction: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the mean error, weighted by `weights` where snr_gamma is given; a scalar."""
+        if self.loss_type == "huber":
+            error = F.huber_loss(prediction.float(), target.float(), reduction="none", delta=self.huber_delta)
+        else:
+            error = F.mse_loss(prediction.float(), target.float(), reduction="none")
+        if self.snr_gamma is None:
+            return error.mean()
+        return (error.mean(dim=(1, 2, 3)) * self.weights(timesteps)).mean()
+
+    def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """min(SNR_t, γ) as a weight on the clean latent's error, in terms of what is predicted (Hang et al. 2023, eq. 8).
+
+        The error in z is that in ε over SNR, and that in v over SNR + 1.
+        """
+        snr = compute_snr(self.scheduler, timesteps)
+        divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.scheduler.config.prediction_type]
+        return snr.clamp(max=self.snr_gamma) / divisor

@@ -1,13 +1,13 @@
 """The two objectives that make a text-to-image model from nothing: the autoencoder's, then the denoiser's."""
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional as F
 
 from .. import randomness
 from ..encoders import StableDiffusionEncoders
 from . import Objective
-from .diffusion import diffuse
+from .diffusion import Diffusion
 
 
 class AutoencoderObjective(Objective):
@@ -31,17 +31,15 @@ class AutoencoderObjective(Objective):
 class TextToImageObjective(Objective):
     """‖target − f_θ(z_t, t, τ_θ(text))‖²: denoiser f and text encoder τ learn together (Rombach et al. 2022, eq. 3)."""
 
-    def __init__(
-        self, unet: UNet2DConditionModel, encoders: StableDiffusionEncoders, scheduler: SchedulerMixin, seed: int
-    ):
+    def __init__(self, unet: UNet2DConditionModel, encoders: StableDiffusionEncoders, diffusion: Diffusion):
         super().__init__()
-        self.unet, self.encoders, self.scheduler, self.seed = unet, encoders, scheduler, seed
+        self.unet, self.encoders, self.diffusion = unet, encoders, diffusion
         self.trainable = {"unet": unet, "text_encoder": encoders.text_encoder}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """batch: as `StableDiffusionEncoders.latents` takes it, and "text", B strings."""
-        latents = self.encoders.latents(batch, self.seed)
+        latents = self.encoders.latents(batch, self.diffusion.seed)
         text = self.encoders.embed(batch["text"])
-        noisy, timesteps, target = diffuse(self.scheduler, latents, batch["key"], self.seed)
+        noisy, timesteps, target = self.diffusion.diffuse(latents, batch["key"])
         prediction = self.unet(noisy, timesteps, text).sample
-        return {"loss": F.mse_loss(prediction.float(), target.float())}
+        return {"loss": self.diffusion.loss(prediction, target, timesteps)}

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 from diffusers_ext import loop
 from diffusers_ext.data.fill50k import Fill50k
 from diffusers_ext.objectives import Objective
-from diffusers_ext.objectives.diffusion import diffuse
+from diffusers_ext.objectives.diffusion import Diffusion
 from diffusers_ext.options import OptimizerOptions, RunOptions
 
 
@@ -23,11 +23,11 @@ class Recorder(Objective):
     def __init__(self, rank: int):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(4, 8, 8))
-        self.scheduler, self.rank, self.rows, self.trainable = DDPMScheduler(), rank, [], {}
+        self.diffusion, self.rank, self.rows, self.trainable = Diffusion(DDPMScheduler(), seed=0), rank, [], {}
 
     def forward(self, batch):
         clean = batch["pixel_values"][:, :1, ::8, ::8].expand(-1, 4, -1, -1)
-        noisy, timesteps, noise = diffuse(self.scheduler, clean, batch["key"], seed=0)
+        noisy, timesteps, noise = self.diffusion.diffuse(clean, batch["key"])
         self.rows.append({"keys": batch["key"], "timesteps": timesteps.tolist(), "noise": noise[:, 0, 0, 0].tolist()})
         return {"loss": (noisy * self.weight - noise).square().mean()}
 
