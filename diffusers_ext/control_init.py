@@ -70,6 +70,22 @@ def init_hint(controlnet: ControlNetModel, method: str, conditions: torch.Tensor
 
 
 @torch.no_grad()
+def transfer(controlnet: ControlNetModel, old: UNet2DConditionModel, new: UNet2DConditionModel) -> None:
+    """Move a trained ControlNet to another base, in place: W ← W + (W_new − W_old) for each copied tensor.
+
+    The offset of Zhang's released `tool_transfer_control.py`. Raises InputError if the two bases differ in shape.
+    """
+    old_weights, new_weights = old.state_dict(), new.state_dict()
+    for name, weight in controlnet.state_dict().items():
+        if name in old_weights:
+            if name not in new_weights or not weight.shape == old_weights[name].shape == new_weights[name].shape:
+                raise InputError(
+                    f"{name}: the ControlNet and the two bases differ in shape; they must be of one architecture"
+                )
+            weight += (new_weights[name].float() - old_weights[name].float()).to(weight)
+
+
+@torch.no_grad()
 def signal_ratio(controlnet: ControlNetModel, conditions: torch.Tensor) -> float:
     """Standard deviation between images over the mean absolute activation, before the hint network's zero convolution."""
     hint = controlnet.controlnet_cond_embedding

@@ -45,6 +45,23 @@ def labelled_grid(
     return page
 
 
+def captioned_grid(
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, cell: int = 128, title: str = ""
+) -> Image.Image:
+    """Lay out images in order, each above its own caption, wrapped to three lines."""
+    font, small, lines = ImageFont.load_default(14), ImageFont.load_default(11), 3
+    head, step = (24 if title else 0) + GAP, cell + 14 * lines + GAP
+    page = Image.new("RGB", (columns * (cell + GAP) + GAP, head + -(-len(images) // columns) * step), PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.text((GAP, 4), title, TEXT, font)
+    for index, (image, caption) in enumerate(zip(images, captions)):
+        x, y = GAP + index % columns * (cell + GAP), head + index // columns * step
+        page.paste(fit(image, cell), (x, y))
+        for line, text in enumerate(_wrap(draw, caption, small, cell, lines)):
+            draw.text((x, y + cell + 2 + 13 * line), text, TEXT, small)
+    return page
+
+
 def fit(image: Image.Image, cell: int) -> Image.Image:
     """Scale an image into a square cell, keeping its shape."""
     scale = cell / max(image.size)
@@ -79,3 +96,15 @@ def _clip(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wi
     while text and draw.textlength(text + "…", font) > width:
         text = text[:-1]
     return text + "…"
+
+
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    """Break a text between words into at most so many lines of a width; the last is shortened."""
+    wrapped = [""]
+    for word in text.split():
+        longer = f"{wrapped[-1]} {word}".strip()
+        if draw.textlength(longer, font) <= width or not wrapped[-1] or len(wrapped) == lines:
+            wrapped[-1] = longer
+        else:
+            wrapped.append(word)
+    return [_clip(draw, line, font, width) for line in wrapped]

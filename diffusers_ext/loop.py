@@ -12,7 +12,8 @@ is its weights, its optimiser and its step.
 import importlib.util
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,58 +94,42 @@ def train(
     stop = total_steps(options, len(dataset), accelerator.num_processes)
     resumed = checkpoints.find(options.resume_from_checkpoint, output_dir)
 
-    optimizer = adamw(objective, options, accelerator.num_processes)
-    schedule = get_scheduler(
-        options.lr_scheduler,
-        optimizer,
-        num_warmup_steps=options.lr_warmup_steps,
-        num_training_steps=stop,
-        num_cycles=options.lr_num_cycles,
-        power=options.lr_power,
-    )
+    # The state of a run: weights, optimiser, schedule, average, and the step.
     objective.to(accelerator.device)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimizer = adamw(parameters, options, accelerator.num_processes)
+    schedule = lr_schedule(optimizer, options, stop)
     average = EMAModel(parameters, decay=options.ema_decay, foreach=True) if options.use_ema else None
     model, optimizer = accelerator.prepare(objective, optimizer)
     checkpoints.attach(accelerator, objective)
     accelerator.register_for_checkpointing(schedule, *([average] if average else []))
-
     first = 0
     if resumed:
         accelerator.load_state(str(resumed))
         first = checkpoints.step_of(resumed)
         accelerator.print(f"resuming from {resumed}")
-    metrics = Metrics(accelerator, output_dir, options, first)
 
-    loader = data_loader(accelerator, dataset, options, first, stop)
-    batches = iter(loader)
-    bar = tqdm(
-        total=stop,
-        initial=first,
-        desc="training",
-        unit="step",
-        dynamic_ncols=True,
-        disable=not accelerator.is_main_process,
-    )
+    metrics = Metrics(accelerator, output_dir, options, first)
+    batches = iter(data_loader(accelerator, dataset, options, first, stop))
+    bar = tqdm(total=stop, initial=first, desc="training", unit="step", disable=not accelerator.is_main_process)
     for step in range(first + 1, stop + 1):
         torch.manual_seed(step_seed(options.seed, step, accelerator.process_index))
         for _ in range(options.gradient_accumulation_steps):
-            batch = send_to_device(next(batches), accelerator.device)
             with accelerator.accumulate(model):
-                parts = model(batch)
+                parts = model(send_to_device(next(batches), accelerator.device))
                 accelerator.backward(parts["loss"])
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
             metrics.gather(parts)
-        learning_rate = schedule.get_last_lr()[0]
+        metrics.close_step(step, schedule.get_last_lr()[0], norm)
         schedule.step()
         if average:
             average.step(parameters)
-        metrics.close_step(step, learning_rate, norm)
         bar.update()
-        show = preview and (step % options.validation_steps == 0 or step == stop)
+
+        show = preview is not None and (step % options.validation_steps == 0 or step == stop)
         keep = step % options.checkpointing_steps == 0 or step == stop
         if show or keep or step % options.logging_steps == 0:
             bar.set_postfix(metrics.flush())
@@ -160,40 +145,39 @@ def train(
     accelerator.end_training()
 
 
-def adamw(objective: Objective, options: Any, ranks: int) -> torch.optim.Optimizer:
+def adamw(parameters: list[torch.nn.Parameter], options: Any, ranks: int) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused; matrices decay, vectors (norms and biases) do not."""
     rate = options.learning_rate
     if options.scale_lr:
         rate *= options.gradient_accumulation_steps * options.train_batch_size * ranks
-    learning = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": options.adam_weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.adam_weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     betas = (options.adam_beta1, options.adam_beta2)
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=options.adam_epsilon, fused=True)
 
 
+def lr_schedule(optimizer: torch.optim.Optimizer, options: Any, stop: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """diffusers' schedule of that name; one step of it is one optimiser step, on any number of ranks."""
+    return get_scheduler(
+        options.lr_scheduler,
+        optimizer,
+        num_warmup_steps=options.lr_warmup_steps,
+        num_training_steps=stop,
+        num_cycles=options.lr_num_cycles,
+        power=options.lr_power,
+    )
+
+
 def data_loader(accelerator: Accelerator, dataset: Dataset, options: Any, first: int, stop: int) -> DataLoader:
     """Load this rank's micro-batches of steps first+1 .. stop."""
-    batches = MicroBatches(
-        len(dataset),
-        options.seed,
-        options.train_batch_size,
-        options.gradient_accumulation_steps,
-        accelerator.num_processes,
-        accelerator.process_index,
-        first,
-        stop,
-    )
+    split = (options.train_batch_size, options.gradient_accumulation_steps)
+    rank = (accelerator.num_processes, accelerator.process_index)
+    batches = MicroBatches(len(dataset), options.seed, *split, *rank, first, stop)
+    on_gpu = accelerator.device.type == "cuda"
     workers = options.dataloader_num_workers
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=on_gpu)
 
 
 def collate(samples: list[dict]) -> dict:
@@ -204,20 +188,18 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
-class averaged:
+@contextmanager
+def averaged(average: EMAModel | None, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
     """Within the block the parameters are their moving average, where there is one."""
-
-    def __init__(self, average: EMAModel | None, parameters: list[torch.nn.Parameter]):
-        self.average, self.parameters = average, parameters
-
-    def __enter__(self):
-        if self.average:
-            self.average.store(self.parameters)
-            self.average.copy_to(self.parameters)
-
-    def __exit__(self, *exception):
-        if self.average:
-            self.average.restore(self.parameters)
+    if average is None:
+        yield
+        return
+    average.store(parameters)
+    average.copy_to(parameters)
+    try:
+        yield
+    finally:
+        average.restore(parameters)
 
 
 def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[str, float]:
@@ -237,27 +219,15 @@ def plan(options: Any, samples: int, trained: dict[str, torch.nn.Module], frozen
 
     Memory counts weights (4 bytes trained, 2 or 4 frozen), gradients and AdamW's two moments; activations come on top.
     """
-    state = PartialState()
+    ranks = PartialState().num_processes
     count = {name: sum(p.numel() for p in module.parameters()) for name, module in {**trained, **frozen}.items()}
-    half = options.mixed_precision in ("fp16", "bf16")
     learning = sum(count[name] for name in trained)
-    memory = (
-        16 * learning
-        + (4 * learning if options.use_ema else 0)
-        + (2 if half else 4) * sum(count[name] for name in frozen)
-    )
-    batch = options.train_batch_size * options.gradient_accumulation_steps * state.num_processes
-    lines = [f"  {name}: {value}" for name, value in as_dict(options).items()]
+    per_trained, per_frozen = (20 if options.use_ema else 16), (2 if options.mixed_precision in ("fp16", "bf16") else 4)
+    memory = per_trained * learning + per_frozen * (sum(count.values()) - learning)
+    batch = options.train_batch_size * options.gradient_accumulation_steps * ranks
+    lines = ["options", *(f"  {name}: {value}" for name, value in as_dict(options).items()), "models"]
     lines += [f"  {name}: {count[name]:,} parameters, {'trained' if name in trained else 'frozen'}" for name in count]
-    return "\n".join(
-        [
-            "options",
-            *lines[: -len(count)],
-            "models",
-            *lines[-len(count) :],
-            "run",
-            f"  samples: {samples:,}",
-            f"  steps: {total_steps(options, samples, state.num_processes):,} of {batch} samples on {state.num_processes} process(es)",
-            f"  memory: {memory / 2**20:,.0f} MiB for weights, gradients and optimiser, plus activations",
-        ]
-    )
+    lines += ["run", f"  samples: {samples:,}"]
+    lines += [f"  steps: {total_steps(options, samples, ranks):,} of {batch} samples on {ranks} process(es)"]
+    lines += [f"  memory: {memory / 2**20:,.0f} MiB for weights, gradients and optimiser, plus activations"]
+    return "\n".join(lines)

@@ -13,7 +13,7 @@ from .data.fill50k import is_prompt
 from .data.pairs import cover
 from .data.rows import Row, load
 from .errors import InputError
-from .grids import labelled_grid
+from .grids import captioned_grid, labelled_grid
 from .metrics.condition_gap import ConditionGap
 from .metrics.fill50k import colour_error, condition_following
 from .run_folder import read_metrics, save_sample
@@ -21,6 +21,7 @@ from .sampling import draw
 
 SCORES = ("iou", "gap")  # what says which step was best, the first that is measured
 STEPS = 20  # of the sampler
+SHOWN = 32  # pictures in the grid of a text-to-image model
 ROWS_SHOWN = 4  # rows drawn where no --validation_image is given
 
 
@@ -62,9 +63,7 @@ class TextToImagePreview:
 
     def __call__(self, step: int) -> dict[str, float]:
         images = draw(self.pipe, self.prompts, num_inference_steps=STEPS, guidance_scale=self.options.guidance_scale)
-        chunks = [slice(first, first + 8) for first in range(0, min(32, len(images)), 8)]
-        labels = [" | ".join(self.prompts[chunk]) for chunk in chunks]
-        grid = labelled_grid([images[chunk] for chunk in chunks], [""] * 8, labels, title=f"step {step}, one seed each")
+        grid = captioned_grid(images[:SHOWN], self.prompts[:SHOWN], title=f"step {step}, one seed each")
         save_sample(Path(self.options.output_dir), step, grid)
         if not all(map(is_prompt, self.prompts)):
             return {}
@@ -109,7 +108,7 @@ class ControlPreview:
         }
         prompts = [pair.prompt for pair in self.pairs for _ in range(count)]
         conditions = [pair.condition for pair in self.pairs for _ in range(count)]
-        if self.uncontrolled is None:  # the base does not change: drawn once
+        if self.uncontrolled is None or options.unlock_decoder:  # a frozen base's pictures do not change
             self.uncontrolled = draw(self.pipe, prompts, **arguments)
         images = draw(self.controlled, prompts, image=conditions, **arguments)
         rows = [

@@ -12,10 +12,11 @@ from diffusers import (
 )
 from PIL import Image
 
-from diffusers_ext.control_init import init_hint, new_controlnet, signal_ratio
+from diffusers_ext.control_init import init_hint, new_controlnet, signal_ratio, transfer
 from diffusers_ext.data import fill50k
 from diffusers_ext.errors import InputError
 from diffusers_ext.loop import collate
+from diffusers_ext.objectives.control import ControlObjective
 
 METHODS = ("default", "kaiming", "data")
 
@@ -145,3 +146,51 @@ def latents_of(objective, sample):
     posterior = objective.encoders.vae.encode(sample["pixel_values"][None]).latent_dist
     noise = randomness.normal(0, "posterior", [sample["key"]], posterior.mean.shape[1:])
     return (posterior.mean + posterior.std * noise) * objective.encoders.vae.config.scaling_factor
+
+
+def learning(objective) -> set[str]:
+    return {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+
+
+def test_only_mid_control_leaves_the_other_connections_zero(pipe, pairs, objective):
+    parts = (objective.controlnet, pipe.unet, objective.encoders, objective.diffusion)
+    only_mid = ControlObjective(*parts, only_mid_control=True)
+    assert not any("controlnet_down_blocks" in name for name in learning(only_mid))
+    optimizer = torch.optim.AdamW([p for p in only_mid.parameters() if p.requires_grad], lr=1e-2)
+    batch = collate([pairs[0, index] for index in range(2)])
+    for _ in range(3):
+        only_mid(batch)["loss"].backward()
+        optimizer.step()
+    latents, text = only_mid.encode(batch)
+    arguments = (latents, 500, text, batch["conditioning_pixel_values"])
+    down, middle = only_mid.controlnet(*arguments, return_dict=False)
+    assert middle.any() and not any(residual.any() for residual in down)
+
+
+def test_unlock_decoder_adds_the_decoder_and_nothing_else(pipe, objective):
+    unet = copy.deepcopy(pipe.unet)
+    parts = (objective.controlnet, unet, objective.encoders, objective.diffusion)
+    added = learning(ControlObjective(*parts, unlock_decoder=True)) - learning(objective)
+    decoder = {
+        f"unet.{name}"
+        for name, _ in unet.named_parameters()
+        if name.startswith(("up_blocks", "conv_norm_out", "conv_out"))
+    }
+    assert added == decoder and set(ControlObjective(*parts, unlock_decoder=True).trainable) == {"controlnet", "unet"}
+
+
+def test_transfer_moves_a_copy_with_its_base(pipe):
+    """A fresh copy of the old base becomes the fresh copy of the new one; what was learned on top stays on top."""
+    other = copy.deepcopy(pipe.unet)
+    torch.manual_seed(1)
+    for parameter in other.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    controlnet = new_controlnet(pipe.unet, 8)
+    controlnet.controlnet_mid_block.bias.data += 0.5
+    transfer(controlnet, pipe.unet, other)
+    moved, expected = controlnet.state_dict(), other.state_dict()
+    copied = [name for name in moved if name in expected]
+    assert len(copied) > 50
+    for name in copied:
+        torch.testing.assert_close(moved[name], expected[name])
+    assert (moved["controlnet_mid_block.bias"] == 0.5).all()

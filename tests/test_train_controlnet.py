@@ -41,7 +41,7 @@ def losses(run: Path) -> dict[int, float]:
 def call(*argv: str) -> None:
     """Run the script's main in this process."""
     script = runpy.run_path(str(SCRIPT))
-    script["main"](parse(script["Options"], list(argv)))
+    script["main"](parse(script["Options"], list(map(str, argv))))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
 
 def refusal(*argv) -> str:
     with pytest.raises(InputError) as refused:
-        call(*map(str, argv))
+        call(*argv)
     return str(refused.value)
 
 
@@ -142,6 +142,7 @@ def test_mistakes_are_refused_before_anything_is_written(untrained, circles, tmp
     assert "--train_batch_size must be at least 1" in refusal(*good, "--train_batch_size", 0)
     assert "--report_to clearml: clearml is not installed" in refusal(*good, "--report_to", "clearml")
     assert "--report_to wand: unknown; choose from" in refusal(*good, "--report_to", "wand")
+    assert "--transfer_from needs" in refusal(*good, "--transfer_from", untrained)
     assert "--validation_prompt needs --validation_image" in refusal(*good, "--validation_prompt", "x")
     assert "nothing.png" in refusal(*good, "--validation_image", "nothing.png", "--validation_prompt", "x")
     assert "2 --validation_image but 0" in refusal(*good, "--validation_image", "a.png", "b.png")
@@ -184,13 +185,41 @@ def test_dry_run_tells_and_writes_nothing(untrained, circles, tmp_path, capsys):
     told = capsys.readouterr().out
     for line in (
         "learning_rate: 0.001",
-        "samples: 48",
+        "samples: 44",
         "steps: 500 of 8 samples on 1 process(es)",
         "parameters, trained",
         "MiB",
     ):
         assert line in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("switch", ["--only_mid_control", "--unlock_decoder", "--gradient_checkpointing"])
+def test_variants_run_and_save(untrained, circles, tmp_path, switch):
+    run = tmp_path / "run"
+    call(*arguments(untrained, circles, run, "--max_train_steps", 2, switch))
+    assert list(losses(run)) == [1, 2]
+    assert (run / "unet").exists() == (switch == "--unlock_decoder")
+
+
+def test_checkpointing_changes_memory_not_losses(untrained, circles, tmp_path):
+    for name, switch in (("plain", "--no-gradient_checkpointing"), ("saving", "--gradient_checkpointing")):
+        call(*arguments(untrained, circles, tmp_path / name, "--max_train_steps", 3, switch))
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "saving"), rel=1e-5)
+
+
+def test_a_controlnet_moves_to_another_base(untrained, circles, tmp_path):
+    call(*arguments(untrained, circles, tmp_path / "first", "--max_train_steps", 1))
+    moved = [
+        "--controlnet_model_name_or_path",
+        tmp_path / "first",
+        "--transfer_from",
+        untrained,
+        "--max_train_steps",
+        1,
+    ]
+    call(*arguments(untrained, circles, tmp_path / "second", *moved))
+    assert (tmp_path / "second" / "README.md").exists()
 
 
 def test_a_preview_that_fails_does_not_end_the_run(untrained, circles, tmp_path, monkeypatch):
@@ -206,8 +235,8 @@ def test_a_preview_that_fails_does_not_end_the_run(untrained, circles, tmp_path,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(untrained, circles, tmp_path, monkeypatch):
-    from diffusers_ext.objectives import control
+    from diffusers_ext.objectives.diffusion import Diffusion
 
-    monkeypatch.setattr(control.F, "mse_loss", lambda a, b: (a - b).square().mean() * float("nan"))
+    monkeypatch.setattr(Diffusion, "loss", lambda self, a, b, t: (a - b).square().mean() * float("nan"))
     with pytest.raises(FloatingPointError, match="loss is nan at step 1; lower --learning_rate"):
         call(*arguments(untrained, circles, tmp_path / "run", "--max_train_steps", "2", "--logging_steps", "1"))

@@ -33,6 +33,14 @@ class ModelOptions:
     revision: str | None = option(None, "branch, tag or commit of the base on the Hub")
     variant: str | None = option(None, "weight files of the base, such as fp16")
     hint_init: str = option("data", "initialisation of a new ControlNet's hint network", ("data", "kaiming", "default"))
+    transfer_from: str | None = option(
+        None,
+        "base that controlnet_model_name_or_path was trained on: moves it to this base by the difference of weights",
+    )
+    only_mid_control: bool = option(False, "train the middle connection only: faster, for global conditions")
+    unlock_decoder: bool = option(
+        False, "train the U-Net's decoder too and save it as unet/; use a lower learning rate"
+    )
     gradient_checkpointing: bool = option(
         False, "recompute activations of both networks in the backward pass: less memory, slower"
     )
@@ -70,77 +78,109 @@ class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions,
 
 
 def main(options: Options) -> None:
-    from diffusers import ControlNetModel, DDPMScheduler
+    from diffusers import DDPMScheduler
 
     from diffusers_ext import loop
     from diffusers_ext.cards import write_controlnet_card
-    from diffusers_ext.control_init import init_hint, new_controlnet
-    from diffusers_ext.data.pairs import Pairs
-    from diffusers_ext.data.rows import check, read_image_folder
-    from diffusers_ext.embedded import embedded_model
-    from diffusers_ext.encoders import (
-        StableDiffusionEncoders,
-        check_resolution,
-        check_stable_diffusion,
-        load_stable_diffusion,
-        vae_scale_factor,
-    )
+    from diffusers_ext.encoders import StableDiffusionEncoders
     from diffusers_ext.hub import push
-    from diffusers_ext.loop import collate
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import ControlObjective
     from diffusers_ext.objectives.diffusion import Diffusion
-    from diffusers_ext.previews import ControlPreview, validation_pairs
+    from diffusers_ext.previews import ControlPreview
 
-    # What the user can get wrong, before anything heavy.
     loop.check(options)
-    if options.train_data_dir is None:
-        raise InputError(
-            "--train_data_dir is missing: name an image folder; python -m diffusers_ext.data.fill50k makes one"
-        )
-    base = options.pretrained_model_name_or_path or embedded_model()
-    check_stable_diffusion(base)
-    columns = (options.image_column, options.caption_column, options.conditioning_image_column)
-    rows = read_image_folder(options.train_data_dir, *columns, limit=options.max_train_samples)
-    check(rows)
-    kept = len(rows) - min(options.held_out_samples, len(rows) // 10)
-    rows, held_out = rows[:kept], rows[kept:]
-    pairs = validation_pairs(options, held_out or rows)
-    dataset = Pairs(rows, options.resolution, options.seed, options.proportion_empty_prompts)
-
-    # The frozen base, and the ControlNet: a copy of its encoder behind a hint network that is ready to carry.
+    check_models(options)
+    dataset, held_out, pairs = read_data(options)
     accelerator = loop.start(options)
-    pipe = load_stable_diffusion(
-        base, loop.frozen_dtype(accelerator), revision=options.revision, variant=options.variant
-    )
-    check_resolution(options.resolution, pipe)
-    if options.controlnet_model_name_or_path:
-        controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
-    else:
-        controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae))
-        ratio = init_hint(controlnet, options.hint_init, dataset.sample_conditions(64), options.seed)
-        accelerator.print(f"hint network ({options.hint_init}): {ratio:.1%} of its signal depends on the condition")
+    pipe, controlnet = load_models(options, accelerator, dataset)
     if options.dry_run:
         frozen = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
         accelerator.print(loop.plan(options, len(dataset), {"controlnet": controlnet}, frozen))
         return
-    if options.gradient_checkpointing:
-        controlnet.enable_gradient_checkpointing()
-        pipe.unet.enable_gradient_checkpointing()
 
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
     diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
-    objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion)
-    unseen = Pairs(held_out, options.resolution, options.seed)
-    gap = ConditionGap(objective, collate([unseen[0, at] for at in range(len(unseen))])) if len(unseen) > 1 else None
-    preview = ControlPreview(pipe, controlnet, pairs, gap, options)
-    loop.train(accelerator, objective, dataset, options, preview)
+    switches = (options.only_mid_control, options.unlock_decoder)
+    objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion, *switches)
+    gap = (
+        ConditionGap(objective, loop.collate([held_out[0, at] for at in range(len(held_out))]))
+        if len(held_out) > 1
+        else None
+    )
+    loop.train(accelerator, objective, dataset, options, ControlPreview(pipe, controlnet, pairs, gap, options))
 
     if accelerator.is_main_process:
-        controlnet.save_pretrained(options.output_dir)
-        write_controlnet_card(Path(options.output_dir), base, len(dataset), len(held_out))
+        folder = Path(options.output_dir)
+        controlnet.save_pretrained(folder)
+        if options.unlock_decoder:
+            pipe.unet.save_pretrained(folder / "unet")
+        write_controlnet_card(folder, base_of(options), len(dataset), len(held_out))
         if options.push_to_hub:
-            print(f"published at {push(Path(options.output_dir), options)}")
+            print(f"published at {push(folder, options)}")
+
+
+def base_of(options: Options) -> str:
+    from diffusers_ext.embedded import embedded_model
+
+    return options.pretrained_model_name_or_path or embedded_model()
+
+
+def check_models(options: Options) -> None:
+    """Refuse model folders of another kind before any data are read."""
+    from diffusers_ext.encoders import check_stable_diffusion
+
+    check_stable_diffusion(base_of(options))
+    if options.transfer_from:
+        check_stable_diffusion(options.transfer_from)
+        if not options.controlnet_model_name_or_path:
+            raise InputError("--transfer_from needs --controlnet_model_name_or_path: the trained ControlNet to move")
+
+
+def read_data(options: Options):
+    """Read and check the rows; return the training set, the held-out set and the pairs to draw."""
+    from diffusers_ext.data.pairs import Pairs
+    from diffusers_ext.data.rows import check, read_image_folder
+    from diffusers_ext.previews import validation_pairs
+
+    if options.train_data_dir is None:
+        raise InputError(
+            "--train_data_dir is missing: name an image folder; python -m diffusers_ext.data.fill50k makes one"
+        )
+    columns = (options.image_column, options.caption_column, options.conditioning_image_column)
+    rows = read_image_folder(options.train_data_dir, *columns, limit=options.max_train_samples)
+    check(rows)
+    kept = len(rows) - min(options.held_out_samples, len(rows) // 10)
+    dataset = Pairs(rows[:kept], options.resolution, options.seed, options.proportion_empty_prompts)
+    held_out = Pairs(rows[kept:], options.resolution, options.seed)
+    return dataset, held_out, validation_pairs(options, held_out.rows or rows)
+
+
+def load_models(options: Options, accelerator, dataset):
+    """Load the frozen base, and the ControlNet: given, or a copy of the base's encoder behind a hint network ready to carry."""
+    import torch
+    from diffusers import ControlNetModel
+
+    from diffusers_ext.control_init import init_hint, new_controlnet, transfer
+    from diffusers_ext.encoders import check_resolution, load_stable_diffusion, vae_scale_factor
+    from diffusers_ext.loop import frozen_dtype
+
+    dtype = torch.float32 if options.unlock_decoder else frozen_dtype(accelerator)
+    pipe = load_stable_diffusion(base_of(options), dtype, revision=options.revision, variant=options.variant)
+    check_resolution(options.resolution, pipe)
+    if options.controlnet_model_name_or_path:
+        controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
+        if options.transfer_from:
+            transfer(controlnet, load_stable_diffusion(options.transfer_from).unet, pipe.unet)
+    else:
+        torch.manual_seed(options.seed)
+        controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae))
+        ratio = init_hint(controlnet, options.hint_init, dataset.sample_conditions(64), options.seed)
+        accelerator.print(f"hint network ({options.hint_init}): {ratio:.1%} of its signal depends on the condition")
+    if options.gradient_checkpointing:
+        controlnet.enable_gradient_checkpointing()
+        pipe.unet.enable_gradient_checkpointing()
+    return pipe, controlnet
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ class ControlObjective(Objective):
     """E ‖target − ε_θ(z_t, t, c_text, c_f)‖²: the ControlNet learns, everything else is frozen.
 
     The frozen U-Net's encoder sees nothing that needs a gradient, so autograd records its decoder only.
+
+    Args:
+        only_mid_control: only the middle residual learns; the others' zero convolutions stay zero, in any pipeline.
+        unlock_decoder: the U-Net's decoder learns too (the paper's code: sd_locked=False). For data far from the base's.
     """
 
     def __init__(
@@ -20,11 +24,18 @@ class ControlObjective(Objective):
         unet: UNet2DConditionModel,
         encoders: StableDiffusionEncoders,
         diffusion: Diffusion,
+        only_mid_control: bool = False,
+        unlock_decoder: bool = False,
     ):
         super().__init__()
         self.controlnet, self.encoders, self.diffusion = controlnet, encoders, diffusion
         self.unet = unet.requires_grad_(False)
         self.trainable = {"controlnet": controlnet}
+        controlnet.controlnet_down_blocks.requires_grad_(not only_mid_control)
+        if unlock_decoder:
+            for part in (unet.up_blocks, unet.conv_norm_out, unet.conv_out):
+                part.requires_grad_(True)
+            self.trainable["unet"] = unet
 
     @property
     def device(self) -> torch.device:
