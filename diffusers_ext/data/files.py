@@ -129,13 +129,7 @@ def turned(size: Size, orientation: int) -> Size:
 def rgb(stream: BinaryIO) -> Image.Image:
     """Decode as `load` does."""
     with Image.open(stream) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if is_deep(image):
-            return Image.fromarray(np.rint(np.clip(_unit(np.array(image)), 0, 1) * 255).astype(np.uint8)).convert("RGB")
-        if has_alpha(image):
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+        return _rgb(opened)
 
 
 def condition_array(stream: BinaryIO) -> np.ndarray:
@@ -146,11 +140,9 @@ def condition_array(stream: BinaryIO) -> np.ndarray:
         values = np.load(stream, allow_pickle=False)
     else:
         with Image.open(stream) as opened:
-            deep = is_deep(opened)
-            values = np.array(ImageOps.exif_transpose(opened)) if deep else None
-        if not deep:
-            stream.seek(0)
-            return np.array(rgb(stream))
+            if not is_deep(opened):
+                return np.asarray(_rgb(opened))
+            values = np.array(ImageOps.exif_transpose(opened))
     values = values if values.dtype == np.uint8 else _unit(values)
     if values.ndim == 2:
         values = np.repeat(values[..., None], 3, axis=2)
@@ -166,6 +158,16 @@ def is_deep(image: Image.Image) -> bool:
 
 def has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def _rgb(opened: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(opened)
+    if is_deep(image):
+        return Image.fromarray(np.rint(np.clip(_unit(np.array(image)), 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    if has_alpha(image):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

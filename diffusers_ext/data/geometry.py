@@ -59,8 +59,10 @@ class Frame:
 
     def _resize(self, picture: np.ndarray, filter: Image.Resampling) -> np.ndarray:
         """Scale only what is cut, by PIL: three uint8 channels at once, others one by one."""
-        across, down = picture.shape[1] / self.scaled[0], picture.shape[0] / self.scaled[1]
         (left, top), (width, height) = self.offset, self.size
+        if picture.shape[1::-1] == self.scaled:
+            return picture[top : top + height, left : left + width]
+        across, down = picture.shape[1] / self.scaled[0], picture.shape[0] / self.scaled[1]
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         box = (*box[:2], min(box[2], picture.shape[1]), min(box[3], picture.shape[0]))  # rounding may leave the picture
         if picture.dtype == np.uint8 and picture.shape[2] == 3:

@@ -85,7 +85,7 @@ class Pairs(Dataset):
 
     def caption(self, key: randomness.Key) -> str:
         """The caption of a row in an epoch: one of its texts, or "" where it is dropped."""
-        if randomness.uniform(self.seed, "drop", key) < self.drop:
+        if self.drop and randomness.uniform(self.seed, "drop", key) < self.drop:
             return ""
         texts = self.rows[key[1]].texts
         return (
@@ -133,8 +133,8 @@ def cover(image: Image.Image, side: int) -> Image.Image:
 
 def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
 
 
 def _symmetric(picture: np.ndarray) -> torch.Tensor:
-    return to_tensor(picture) * 2 - 1
+    return to_tensor(picture).mul_(2).sub_(1)
