@@ -202,6 +202,18 @@ def good_row(folder: Path) -> Row:
     return Row(folder / "fine.png", ("",), None, "fine")
 
 
+def test_the_digest_changes_with_any_file_and_any_caption(good, folder):
+    rows = read_rows(str(good))
+    digest = check(rows).digest
+    assert check(read_rows(str(folder))).digest == digest  # where the files lie is no matter
+    for name in ("images/000003.png", "conditions/000007.png"):
+        before = (folder / name).read_bytes()
+        photograph(48, 48).save(folder / name)
+        assert check(read_rows(str(folder))).digest != digest
+        (folder / name).write_bytes(before)
+    assert check([*rows[:-1], Row(rows[-1].image, ("other",), rows[-1].condition, "")]).digest != digest
+
+
 def test_one_picture_may_have_several_captions_in_rows_of_their_own(tmp_path):
     row = good_row(tmp_path)
     report = check([row, Row(row.image, ("another",), None, "second")])

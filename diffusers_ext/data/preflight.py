@@ -36,13 +36,17 @@ class Finding:
 
 @dataclass
 class Report:
-    """What `check` found: the good rows, the sizes of their pictures as turned, all faults and notes."""
+    """What `check` found: the good rows, the sizes of their pictures as turned, all faults and notes.
+
+    digest: of the good rows' files and captions, in order; the same pairs have the same one in whatever form they come.
+    """
 
     total: int
     rows: Rows = field(default_factory=Rows)
     sizes: list[Size] = field(default_factory=list)
     faults: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
+    digest: str = ""
 
     def summary(self, shown: int | None = None) -> str:
         """Counts by kind, then each fault and note, `shown` of either at most."""
@@ -73,6 +77,7 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
     usual_channels = usual.most_common(1)[0][0] if usual else 3
     seen_rows: dict[tuple, str] = {}
     seen_pictures: dict[bytes, str] = {}
+    digest = blake2b(digest_size=16)
     for row, (image, condition, together) in zip(rows, inspected):
         faults = [*image.faults, *(condition.faults if condition else []), *together]
         faults += _repeated(row, seen_rows)
@@ -84,6 +89,8 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
         if not faults:
             report.rows.append(row)
             report.sizes.append(image.size)
+            digest.update(image.digest + (condition.digest if condition else b"") + repr(row.texts).encode())
+    report.digest = digest.hexdigest()
     orphans = getattr(rows, "orphans", [])
     report.faults += [Finding("orphan", f"{file}: belongs to no pair; add its row or remove it") for file in orphans]
     _refuse(report, on_bad_sample)
@@ -139,6 +146,7 @@ def _look(file: File, origin: str, decode) -> _Seen:
             seen.faults.append(Finding("empty", f"{file}: cannot be read (zero bytes) (named in {origin})"))
         else:
             decode(file, data, seen)
+            seen.digest = blake2b(data, digest_size=16).digest()
     except FileNotFoundError:
         seen.faults.append(Finding("missing", f"{file}: missing (named in {origin})"))
     except Image.DecompressionBombError as error:
@@ -157,7 +165,6 @@ def _decode_picture(file: File, data: bytes, seen: _Seen) -> None:
         _note(file, opened, seen)
     if deep:
         rgb(BytesIO(data))  # to meet values out of range
-    seen.digest = blake2b(data, digest_size=16).digest()
     seen.size = turned(size, seen.orientation)
 
 
