@@ -322,7 +322,7 @@ def test_what_is_wrong_is_named(tmp_path, name, content, message):
 
 
 def test_a_source_that_is_nothing(tmp_path):
-    with pytest.raises(InputError, match="no such file or folder, nor owner/name"):
+    with pytest.raises(InputError, match="no such folder or file, nor owner/name"):
         read_rows(str(tmp_path / "absent"))
 
 

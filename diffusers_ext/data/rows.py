@@ -59,7 +59,7 @@ def read_rows(
     if not files:
         if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
             return _some(read_hub(source, config, cache_dir, columns, limit), source)
-        raise InputError(f"{source}: no such file or folder, nor owner/name of a data set on the Hub")
+        raise InputError(f"{source}: no such folder or file, nor owner/name of a data set on the Hub")
     suffixes = {file.suffix for file in files}
     if suffixes == {".tar"}:
         return _some(read_shards(files, columns, limit), source)
