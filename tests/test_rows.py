@@ -28,6 +28,13 @@ def edit(folder, line: int, **changes):
     path.write_text("\n".join(lines) + "\n")
 
 
+def outline(width: int, height: int) -> Image.Image:
+    """A condition of any shape that is not blank."""
+    drawn = Image.new("RGB", (width, height))
+    drawn.paste("white", (4, 4, 9, 9))
+    return drawn
+
+
 def refusal(folder, **columns) -> str:
     with pytest.raises(InputError) as refused:
         check(read_image_folder(str(folder), **columns))
@@ -81,7 +88,7 @@ def test_every_bad_file_is_named_at_once(folder):
     (folder / "images/000002.png").write_bytes((folder / "images/000002.png").read_bytes()[:60])
     (folder / "images/000005.png").unlink()
     (folder / "conditions/000009.png").write_bytes(b"")
-    Image.new("RGB", (64, 48)).save(folder / "conditions/000011.png")
+    outline(64, 48).save(folder / "conditions/000011.png")
     error = refusal(folder)
     assert error.startswith("4 faults in 48 rows")
     assert "images/000002.png: cannot be read" in error and "images/000005.png: missing" in error
@@ -90,14 +97,18 @@ def test_every_bad_file_is_named_at_once(folder):
 
 
 def test_a_condition_may_have_another_scale_of_the_same_shape(folder):
-    Image.new("RGB", (33, 33)).save(folder / "conditions/000000.png")
+    outline(33, 33).save(folder / "conditions/000000.png")
     check(read_image_folder(str(folder)))
 
 
 def test_many_faults_are_counted(folder):
     for path in (folder / "images").glob("*.png"):
         path.write_bytes(b"not a picture")
-    assert "48 faults" in (error := refusal(folder)) and "and 38 more" in error
+    for path in (folder / "conditions").glob("*.png"):
+        path.unlink()
+    error = refusal(folder)
+    assert error.startswith("96 faults in 48 rows") and error.endswith("and 46 more")
+    assert "faults: 48 unreadable, 48 missing" in error
 
 
 def test_exif_and_transparency(tmp_path):

@@ -1,9 +1,10 @@
 """Rows as tensors: one joint geometry for picture and condition, drawn by the sample's key.
 
-Shapes: resolution R; images (3, R, R) in [-1, 1], conditions (3, R, R) in [0, 1].
+Shapes: H, W the sample's size, resolution² or its bucket's; C the condition's channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,47 +12,115 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from .. import randomness
-from .rows import Row, load
+from ..errors import InputError
+from .files import File, Row, Size, load, load_condition, size_of
+from .geometry import Frame, frame
 
 
 class Pairs(Dataset):
-    """Picture, condition and caption of each row.
+    """Picture, condition and caption of each row, and SDXL's numbers of their geometry.
 
-    proportion_empty_prompts of the captions are replaced by "", drawn anew for each (epoch, row): every caption is seen.
+    proportion_empty_prompts of the captions are replaced by "", drawn anew for each (epoch, row): every caption is
+    seen. Of several captions one is drawn likewise.
+
+    condition: computes the condition after the cut (see `conditions`), from the row's condition file where there is
+    one, such as a label map, otherwise from the picture. label_maps: condition files are scaled without mixing values.
+    random_crop, flip (a probability): drawn anew for each (epoch, row). buckets: each row's (width, height), where
+    they are not all squares; batches must then come from `buckets.BucketBatches`.
     """
 
-    def __init__(self, rows: Sequence[Row], resolution: int, seed: int, proportion_empty_prompts: float = 0.0):
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        resolution: int,
+        seed: int,
+        proportion_empty_prompts: float = 0.0,
+        *,
+        condition: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+        label_maps: bool = False,
+        random_crop: bool = False,
+        flip: float = 0.0,
+        buckets: Sequence[Size] | None = None,
+    ):
+        assert buckets is None or len(buckets) == len(rows)
         self.rows, self.resolution, self.seed, self.drop = list(rows), resolution, seed, proportion_empty_prompts
+        self.compute, self.label_maps = condition, label_maps
+        self.random_crop, self.flip, self.buckets = random_crop, flip, buckets
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: randomness.Key) -> dict:
-        sample = {"key": key, "text": self.caption(key), "pixel_values": self.picture(key[1])}
-        if self.rows[key[1]].condition:
-            sample["conditioning_pixel_values"] = self.condition(key[1])
+        """{"key", "text", "pixel_values" (3, H, W) in [-1, 1], "time_ids" (6,), "conditioning_pixel_values" (C, H, W)}.
+
+        The condition is in [0, 1], -1 where marked. Raises InputError naming the file that cannot be read.
+        """
+        picture = self._read(load, self.rows[key[1]].image, key)
+        drawn = self.frame(key, picture.size)
+        cut = drawn.apply(np.asarray(picture))
+        sample = {"key": key, "text": self.caption(key), "pixel_values": _symmetric(cut), "time_ids": drawn.time_ids()}
+        if self.compute or self.rows[key[1]].condition:
+            sample["conditioning_pixel_values"] = self._condition(key, drawn, cut)
         return sample
 
-    def picture(self, index: int) -> torch.Tensor:
-        """The picture of a row, (3, R, R) in [-1, 1]."""
-        return to_tensor(cover(load(self.rows[index].image), self.resolution)) * 2 - 1
+    @property
+    def fixed(self) -> bool:
+        """Whether a sample's picture is the same in every epoch, so that its latents can be kept."""
+        return not (self.random_crop or self.flip)
 
-    def condition(self, index: int) -> torch.Tensor:
-        """The condition of a row, (3, R, R) in [0, 1]."""
-        return to_tensor(cover(load(self.rows[index].condition), self.resolution))
+    def frame(self, key: randomness.Key, original: Size | None = None) -> Frame:
+        """The geometry of a row in an epoch; original: the size of its picture, where it is known already."""
+        original = original or self._read(size_of, self.rows[key[1]].image, key)
+        size = self.buckets[key[1]] if self.buckets else (self.resolution, self.resolution)
+        return frame(original, size, self.seed, key, self.random_crop, self.flip)
+
+    def picture(self, index: int, epoch: int = 0) -> torch.Tensor:
+        """The picture of a row, (3, H, W) in [-1, 1]."""
+        picture = self._read(load, self.rows[index].image, (epoch, index))
+        return _symmetric(self.frame((epoch, index), picture.size).apply(np.asarray(picture)))
+
+    def condition(self, index: int, epoch: int = 0) -> torch.Tensor:
+        """The condition of a row, (C, H, W) in [0, 1], -1 where marked."""
+        return self._condition((epoch, index), self.frame((epoch, index)))
 
     def caption(self, key: randomness.Key) -> str:
-        """The caption of a row in an epoch: its text, or "" where it is dropped."""
-        dropped = randomness.uniform(self.seed, "drop", key) < self.drop
-        return "" if dropped else self.rows[key[1]].text
+        """The caption of a row in an epoch: one of its texts, or "" where it is dropped."""
+        if self.drop and randomness.uniform(self.seed, "drop", key) < self.drop:
+            return ""
+        texts = self.rows[key[1]].texts
+        return (
+            texts[int(randomness.integers(self.seed, "caption", [key], 0, len(texts)))] if len(texts) > 1 else texts[0]
+        )
 
     def sample_conditions(self, count: int) -> torch.Tensor:
-        """The conditions of the first `count` rows, (count, 3, R, R)."""
-        return torch.stack([self.condition(index) for index in range(min(count, len(self)))])
+        """The conditions of the first `count` rows of the first row's size, (count, C, H, W)."""
+        buckets = self.buckets or [None] * len(self)
+        alike = [index for index, bucket in enumerate(buckets) if bucket == buckets[0]]
+        return torch.stack([self.condition(index) for index in alike[:count]])
 
     def captions(self) -> list[str]:
         """Every caption once."""
-        return sorted({row.text for row in self.rows})
+        return sorted({text for row in self.rows for text in row.texts})
+
+    def _condition(self, key: randomness.Key, drawn: Frame, cut: np.ndarray | None = None) -> torch.Tensor:
+        """cut: the row's picture in this frame, where it is at hand."""
+        from ..conditions import as_tensor  # not above: it imports this module
+
+        row = self.rows[key[1]]
+        if row.condition:
+            cut = drawn.apply(self._read(load_condition, row.condition, key), nearest=self.label_maps)
+        elif cut is None:
+            cut = drawn.apply(np.asarray(self._read(load, row.image, key)))
+        if self.compute:
+            cut = self.compute(np.ascontiguousarray(cut), randomness.generator(self.seed, "condition", *key))
+        return as_tensor(cut)
+
+    def _read(self, reader: Callable[[File], Any], file: File, key: randomness.Key) -> Any:
+        try:
+            return reader(file)
+        except Exception as error:  # whatever a decoder raises, the file is the fault
+            origin = self.rows[key[1]].origin
+            raise InputError(f"{file}: cannot be read ({error}) (named in {origin}); mend or remove it") from error
 
 
 def cover(image: Image.Image, side: int) -> Image.Image:
@@ -59,15 +128,13 @@ def cover(image: Image.Image, side: int) -> Image.Image:
 
     The same arithmetic on both pictures of a pair of one shape leaves them aligned.
     """
-    if image.size == (side, side):
-        return image
-    scale = side / min(image.size)
-    width, height = max(side, round(image.width * scale)), max(side, round(image.height * scale))
-    left, top = (width - side) // 2, (height - side) // 2
-    scaled = image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
-    return scaled.crop((left, top, left + side, top + side))
+    return Image.fromarray(frame(image.size, (side, side)).apply(np.asarray(image)))
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+
+
+def _symmetric(picture: np.ndarray) -> torch.Tensor:
+    return to_tensor(picture).mul_(2).sub_(1)

@@ -1,32 +1,73 @@
-"""Rows of a data set: which picture, which condition, which caption; and the check of them all before training.
+"""Rows of a data set: which picture, which condition, which captions. Every form gives the same rows, in a stable order.
 
-The format is the image folder of `datasets`: pictures in a folder with a metadata.jsonl, one JSON object a line:
+    data/pairs                     image folder: metadata.jsonl or metadata.csv beside the pictures
+    data/fill50k                   prompt.json, lines of {"source", "target", "prompt"}
+    data/pairs                     two folders of equal stems: images/ and conditions/, captions in .txt beside the image
+    pairs.jsonl .csv .parquet      a table; paths in it are relative to it
+    shards/  shards/*.tar          tar archives: key.jpg, key.cond.png, key.txt or key.json
+    owner/name                     a data set on the Hub, or the folder its save_to_disk wrote
+
+A row of a table is, in the image folder of `datasets`, one JSON object a line:
 
     {"file_name": "images/0.png", "conditioning_image_file_name": "conditions/0.png", "text": "a red circle"}
+
+A caption may be a list of captions, of which one is drawn each time; a .txt has one caption a line.
 """
 
+import csv
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator
+from glob import glob
+from itertools import islice
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from ..errors import InputError
+from .cells import read_hub, read_parquet, read_saved
+from .files import Columns, File, Row, Rows, captions, is_picture, text_captions
+from .files import load as load
+from .preflight import check as check
+from .shards import read_shards
 
 METADATA = "metadata.jsonl"
-SHOWN = 10  # faults listed before the rest is only counted
+TABLES = (METADATA, "metadata.csv", "prompt.json")  # names that make a folder a data set
+FILL50K = {"image": "target", "conditioning_image": "source", "text": "prompt"}
+FOLDERS = {
+    "image": ("images",),
+    "conditioning_image": ("conditioning_images", "conditions"),
+}  # besides the column's name
 
 
-@dataclass(frozen=True)
-class Row:
-    """One sample; `origin` says where it was read, for messages."""
+def read_rows(
+    source: str,
+    image_column: str = "image",
+    caption_column: str = "text",
+    conditioning_image_column: str | None = "conditioning_image",
+    limit: int | None = None,
+    config: str | None = None,
+    cache_dir: str | None = None,
+) -> Rows:
+    """Read the rows of a folder, a file or a Hub name in any of the forms above; `limit` takes the first so many.
 
-    image: Path
-    text: str
-    condition: Path | None
-    origin: str
+    In two folders the columns name the folders. config and cache_dir are of Hub data sets, whose split "train" is read.
+    Raises InputError, naming file, row and column, where something is missing or cannot be told.
+    """
+    columns, path = Columns(image_column, caption_column, conditioning_image_column), Path(source)
+    if path.is_dir():
+        return _read_folder(path, columns, limit)
+    files = [path] if path.is_file() else [Path(name) for name in sorted(glob(source))]
+    if not files:
+        if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
+            return _some(read_hub(source, config, cache_dir, columns, limit), source)
+        raise InputError(f"{source}: no such folder or file, nor owner/name of a data set on the Hub")
+    suffixes = {file.suffix for file in files}
+    if suffixes == {".tar"}:
+        return _some(read_shards(files, columns, limit), source)
+    if suffixes == {".parquet"}:
+        return _some(read_parquet(files, columns, limit), source)
+    if len(files) == 1 and suffixes <= {".jsonl", ".json", ".csv"}:
+        return _read_table(path if path.is_file() else files[0], columns, limit)
+    raise InputError(f"{source}: give one .jsonl or .csv, or .parquet or .tar files; not {', '.join(sorted(suffixes))}")
 
 
 def read_image_folder(
@@ -35,102 +76,146 @@ def read_image_folder(
     caption_column: str = "text",
     conditioning_image_column: str | None = "conditioning_image",
     limit: int | None = None,
-) -> list[Row]:
-    """Read the rows of an image folder; conditioning_image_column None reads none.
+) -> Rows:
+    """Read the rows of a folder with metadata.jsonl or metadata.csv; conditioning_image_column None reads none.
 
     A column `x` of pictures is the key `x_file_name` of the file, or `x`; `image` may also be `file_name`, as in
     `datasets`. Raises InputError, naming the file and the line, if the folder, a column or a value is missing.
     """
-    metadata = Path(folder) / METADATA
     if not Path(folder).is_dir():
         raise InputError(f"--train_data_dir {folder}: no such folder")
-    if not metadata.is_file():
+    tables = [Path(folder) / name for name in TABLES if (Path(folder) / name).is_file()]
+    if not tables:
         raise InputError(
-            f"{metadata}: missing; write one JSON object per picture: file_name, conditioning_image_file_name, text"
+            f"{Path(folder) / METADATA}: missing; write one JSON object per picture: file_name, conditioning_image_file_name, text"
         )
-    rows = []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        origin = f"{metadata}:{number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{origin}: not valid JSON ({error.msg}); mend or remove the line") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{origin}: expected a JSON object, got {line[:40]!r}")
-        image = _file(folder, values, image_column, origin)
-        condition = _file(folder, values, conditioning_image_column, origin) if conditioning_image_column else None
-        text = values.get(caption_column)
-        if not isinstance(text, str):
-            raise InputError(
-                f"{origin}: no caption under '{caption_column}'; it has {_names(values)}; see --caption_column"
-            )
-        rows.append(Row(image, text, condition, origin))
-        if limit is not None and len(rows) == limit:
-            break
-    if not rows:
-        raise InputError(f"{metadata}: holds no rows; nothing to train on")
+    return _read_table(tables[0], Columns(image_column, caption_column, conditioning_image_column), limit)
+
+
+def _read_folder(folder: Path, columns: Columns, limit: int | None) -> Rows:
+    if any((folder / name).is_file() for name in TABLES):
+        return read_image_folder(str(folder), *columns, limit=limit)
+    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return _some(read_saved(folder, columns, limit), folder)
+    if shards := sorted(folder.glob("*.tar")):
+        return _some(read_shards(shards, columns, limit), folder)
+    return _read_two_folders(folder, columns, limit)
+
+
+def _read_table(path: Path, columns: Columns, limit: int | None) -> Rows:
+    """Read a .jsonl or .csv; one that makes its folder a data set names files inside it only, and all of them."""
+    whole = path.name in TABLES
+    records = list(islice(_records(path), limit))
+    rows = _some(Rows([_row(values, path.parent, columns, origin, whole) for origin, values in records]), path)
+    if whole and limit is None:
+        rows.orphans = _orphans(path.parent, (values for _, values in records))
     return rows
 
 
-def check(rows: Sequence[Row], workers: int = 4) -> None:
-    """Decode every picture and compare each condition's shape with its image's; InputError lists all faults by file."""
-    with ThreadPoolExecutor(workers) as pool:
-        faults = [fault for found in pool.map(_faults, rows) for fault in found]
-    if faults:
-        shown = "\n  ".join(faults[:SHOWN])
-        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise InputError(
-            f"{len(faults)} faults in {len(rows)} rows; mend the files or remove their lines:\n  {shown}{more}"
-        )
+def _records(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yield (origin, values) of each line of a table."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
+            if path.suffix == ".csv":
+                reader = csv.DictReader(file)
+                yield from ((f"{path}:{reader.line_num}", values) for values in reader)
+            else:
+                yield from (
+                    (f"{path}:{n}", _object(line, f"{path}:{n}")) for n, line in enumerate(file, 1) if line.strip()
+                )
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8; save it in that encoding") from None
 
 
-def load(path: Path) -> Image.Image:
-    """Open a picture as RGB, turned as its EXIF data say, transparency over white."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+def _object(line: str, origin: str) -> dict:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{origin}: not valid JSON ({error.msg}); mend or remove the line") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{origin}: expected a JSON object, got {line[:40]!r}")
+    return values
 
 
-def _faults(row: Row) -> list[str]:
-    sizes, faults = [], []
-    for path in filter(None, (row.image, row.condition)):
-        try:
-            sizes.append(load(path).size)
-        except FileNotFoundError:
-            faults.append(f"{path}: missing (named in {row.origin})")
-        except Exception as error:  # whatever a decoder raises, the file is the fault
-            faults.append(f"{path}: cannot be read ({error}) (named in {row.origin})")
-    if len(sizes) == 2 and not _same_shape(*sizes):
-        faults.append(
-            f"{row.condition}: {sizes[1][0]}x{sizes[1][1]} does not have the shape of its image, {sizes[0][0]}x{sizes[0][1]} ({row.origin})"
-        )
-    return faults
+def _row(values: dict, folder: Path, columns: Columns, origin: str, inside: bool) -> Row:
+    if values.keys() >= set(FILL50K.values()):
+        values = {**{ours: values[theirs] for ours, theirs in FILL50K.items()}, **values}
+    image = _file(values, folder, columns.image, "image", origin, inside)
+    condition = columns.condition and _file(values, folder, columns.condition, "conditioning_image", origin, inside)
+    return Row(image, captions(values, columns.caption, origin), condition or None, origin)
 
 
-def _same_shape(image: tuple[int, int], condition: tuple[int, int]) -> bool:
-    """Equal sizes, or equal but for scale to within a pixel."""
-    scale = condition[0] / image[0]
-    return abs(image[1] * scale - condition[1]) <= max(1.0, scale)
-
-
-def _file(folder: str, values: dict, column: str, origin: str) -> Path:
+def _file(values: dict, folder: Path, column: str, role: str, origin: str, inside: bool) -> Path:
     names = [f"{column}_file_name", column] + (["file_name"] if column == "image" else [])
-    name = next((values[name] for name in names if name in values), None)
+    name = next((values[name] for name in names if values.get(name)), None)
     if not isinstance(name, str):
         wanted = "file_name" if column == "image" else names[0]
         raise InputError(
-            f"{origin}: no '{wanted}'; it has {_names(values)}; see --{'image' if column == 'image' else 'conditioning_image'}_column"
+            f"{origin}: no '{wanted}'; it has {', '.join(map(str, values)) or 'nothing'}; see --{role}_column"
         )
-    path = Path(folder) / name
-    if not path.resolve().is_relative_to(Path(folder).resolve()):
+    path = os.path.normpath(folder / name)
+    if inside and os.path.relpath(path, folder).startswith(".."):
         raise InputError(f"{origin}: {name} lies outside {folder}; move it inside")
-    return path
+    return Path(path)
 
 
-def _names(values: dict) -> str:
-    return ", ".join(values) or "nothing"
+def _orphans(folder: Path, records: Iterable[dict]) -> list[File]:
+    """The pictures that no value of any row names, in the folders where the named ones lie."""
+    values = (value for record in records for value in record.values() if isinstance(value, str) and is_picture(value))
+    named = {os.path.normpath(folder / value) for value in values}
+    beside = [
+        entry
+        for place in {os.path.dirname(path) for path in named}
+        if os.path.isdir(place)
+        for entry in os.scandir(place)
+    ]
+    return [
+        Path(each) for each in sorted(entry.path for entry in beside if is_picture(entry.name)) if each not in named
+    ]
+
+
+def _read_two_folders(folder: Path, columns: Columns, limit: int | None) -> Rows:
+    """Pair the pictures of two folders by their path without suffix; without a .txt a caption is empty."""
+    images = _by_stem(_subfolder(folder, columns.image))
+    paired, orphans, conditions = sorted(images), [], {}
+    if columns.condition:
+        conditions = _by_stem(_subfolder(folder, columns.condition))
+        paired = sorted(images.keys() & conditions.keys())
+        orphans = [{**images, **conditions}[stem] for stem in sorted(images.keys() ^ conditions.keys())]
+    rows = [
+        Row(images[stem], _text_beside(images[stem]), conditions.get(stem), str(images[stem]))
+        for stem in paired[:limit]
+    ]
+    return _some(Rows(rows, orphans if limit is None else []), folder)
+
+
+def _subfolder(folder: Path, column: str) -> Path:
+    found = next((folder / name for name in (column, *FOLDERS.get(column, ())) if (folder / name).is_dir()), None)
+    if found is None:
+        raise InputError(
+            f"{folder / METADATA}: missing, and {folder} has no folder '{column}' to pair by name, no prompt.json, no *.tar; "
+            f"write one JSON object per picture: file_name, conditioning_image_file_name, text"
+        )
+    return found
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if is_picture(path.name):
+            stem = str(path.relative_to(folder).with_suffix(""))
+            if stem in found:
+                raise InputError(f"{path}: {found[stem]} has the same name but for its suffix; remove one of them")
+            found[stem] = path
+    return found
+
+
+def _text_beside(image: Path) -> tuple[str, ...]:
+    path = image.with_suffix(".txt")
+    return text_captions(path.read_text(encoding="utf-8")) if path.is_file() else ("",)
+
+
+def _some(rows: Rows, source: str | Path) -> Rows:
+    if not rows:
+        raise InputError(f"{source}: holds no rows; nothing to train on")
+    return rows

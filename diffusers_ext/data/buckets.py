@@ -1,0 +1,73 @@
+"""The order of samples whose pictures have several sizes: every micro-batch has one of them."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from ..randomness import Key, generator
+
+
+class BucketBatches:
+    """Yield the keys of one rank's micro-batches, from optimiser step `start` to step `stop`, as `MicroBatches` does.
+
+    buckets: each sample's bucket. A bucket b of N_b samples is an endless stream of its own: position p holds sample
+    perm_eb[p mod N_b] of epoch e = p div N_b, and its k-th batch takes positions [k·B, (k+1)·B). Epoch e of the whole
+    set is the batches completed by then and not before, k from floor(N_b·e / B) to floor(N_b·(e+1) / B), of all
+    buckets, shuffled under (seed, e). So no batch is partial, no sample is left out or comes more often than others,
+    and the q-th batch is a function of (seed, B, q) alone: micro-batch m of rank r is q = m·ranks + r.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Hashable],
+        seed: int,
+        batch_size: int,
+        accumulation: int,
+        ranks: int,
+        rank: int,
+        start: int,
+        stop: int,
+    ):
+        assert 0 <= rank < ranks and len(buckets) > 0
+        self.samples, self.seed, self.batch_size = len(buckets), seed, batch_size
+        self.accumulation, self.ranks, self.rank, self.start, self.stop = accumulation, ranks, rank, start, stop
+        names = {bucket: number for number, bucket in enumerate(dict.fromkeys(buckets))}
+        of_sample = np.array([names[bucket] for bucket in buckets])
+        self.members = [np.flatnonzero(of_sample == number) for number in range(len(names))]
+        self._order = lru_cache(4 * len(names))(self._draw_order)
+        self._plan = lru_cache(2)(self._draw_plan)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for micro in range(self.start * self.accumulation, self.stop * self.accumulation):
+            bucket, batch = self._batch(micro * self.ranks + self.rank)
+            first = batch * self.batch_size
+            yield [self._key(bucket, position) for position in range(first, first + self.batch_size)]
+
+    def _batch(self, number: int) -> tuple[int, int]:
+        """Return (bucket, which of its batches) of the number-th batch of all."""
+        epoch = number * self.batch_size // self.samples  # a lower bound: floors only delay batches
+        while self._completed(epoch + 1).sum() <= number:
+            epoch += 1
+        bucket, batch = self._plan(epoch)[number - self._completed(epoch).sum()]
+        return int(bucket), int(batch)
+
+    def _completed(self, epoch: int) -> np.ndarray:
+        """Batches that each bucket has completed when `epoch` epochs are over."""
+        return np.array([len(members) * epoch // self.batch_size for members in self.members])
+
+    def _key(self, bucket: int, position: int) -> Key:
+        epoch, offset = divmod(position, len(self.members[bucket]))
+        return epoch, int(self._order(bucket, epoch)[offset])
+
+    def _draw_plan(self, epoch: int) -> np.ndarray:
+        """The (bucket, batch) pairs of an epoch in their order: (batches, 2)."""
+        ranges = zip(self._completed(epoch), self._completed(epoch + 1))
+        pairs = [(bucket, batch) for bucket, (low, high) in enumerate(ranges) for batch in range(low, high)]
+        return generator(self.seed, "buckets", epoch).permutation(np.array(pairs))
+
+    def _draw_order(self, bucket: int, epoch: int) -> np.ndarray:
+        return generator(self.seed, "order", epoch, bucket).permutation(self.members[bucket])

@@ -1,0 +1,103 @@
+"""Rows of a `datasets.Dataset`: of the Hub, of a folder that save_to_disk wrote, of parquet files.
+
+A column of pictures holds the pictures themselves or their paths. Needs the extra: pip install diffusers_ext[data].
+Streamed data sets are not read: a sample is drawn by its number, so that a run can be resumed at any step. Data too
+large to copy belong into tar archives.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import InputError
+from .files import Columns, File, Row, Rows, captions
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A picture inside a data set, undecoded: bytes, or {"bytes": ..., "path": ...}."""
+
+    data: Any
+    index: int
+    column: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.column}-{self.index}"
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        value = self.data[self.index][self.column]
+        if isinstance(value, dict):
+            value = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        return BytesIO(value)
+
+    def __str__(self) -> str:
+        return f"{self.source}[{self.index}]['{self.column}']"
+
+
+def read_hub(name: str, config: str | None, cache_dir: str | None, columns: Columns, limit: int | None) -> Rows:
+    """Read the split "train" of a data set on the Hub, or in its cache."""
+    try:
+        data = _datasets(name).load_dataset(name, config, split="train", cache_dir=cache_dir)
+    except (OSError, ValueError) as error:  # the Hub's errors are of these kinds
+        message = str(error).splitlines()[0]
+        raise InputError(f"{name}: {message}; no such folder here, and the Hub does not give this data set") from None
+    return _rows(data, name, Path(), columns, limit)
+
+
+def read_saved(folder: Path, columns: Columns, limit: int | None) -> Rows:
+    """Read what save_to_disk wrote: a data set, or several splits of which "train" is read."""
+    datasets = _datasets(folder)
+    data = datasets.load_from_disk(str(folder))
+    if isinstance(data, datasets.DatasetDict):
+        if "train" not in data:
+            raise InputError(f"{folder}: no split 'train'; it has {', '.join(data)}; name the folder of one of them")
+        data = data["train"]
+    return _rows(data, str(folder), Path(), columns, limit)
+
+
+def read_parquet(files: list[Path], columns: Columns, limit: int | None) -> Rows:
+    """Read parquet files; paths in them are relative to the first one's folder."""
+    data = _datasets(files[0]).Dataset.from_parquet([str(file) for file in files])
+    return _rows(data, str(files[0]), files[0].parent, columns, limit)
+
+
+def _rows(data: Any, source: str, folder: Path, columns: Columns, limit: int | None) -> Rows:
+    if limit is not None:
+        data = data.select(range(min(limit, len(data))))
+    images = _files(data, source, folder, columns.image, "image")
+    conditions = [None] * len(data)
+    if columns.condition:
+        conditions = _files(data, source, folder, columns.condition, "conditioning_image")
+    name = _column(data, source, columns.caption, "caption")
+    origins = [f"{source}[{index}]" for index in range(len(data))]
+    texts = (captions({name: value}, name, origin) for value, origin in zip(data[name], origins))
+    return Rows([Row(*values) for values in zip(images, texts, conditions, origins)])
+
+
+def _files(data: Any, source: str, folder: Path, column: str, role: str) -> list[File]:
+    column = _column(data, source, column, role)
+    datasets = _datasets(source)
+    if data.features[column] == datasets.Value("string"):
+        return [folder / name for name in data[column]]
+    data = data.select_columns([column])  # or each access would read the other pictures as well
+    if isinstance(data.features[column], datasets.Image):
+        data = data.cast_column(column, datasets.Image(decode=False))
+    return [Cell(data, index, column, source) for index in range(len(data))]
+
+
+def _column(data: Any, source: str, column: str, role: str) -> str:
+    for name in (column, f"{column}_file_name", *(["file_name"] if column == "image" else [])):
+        if name in data.column_names:
+            return name
+    raise InputError(f"{source}: no column '{column}'; it has {', '.join(data.column_names)}; see --{role}_column")
+
+
+def _datasets(source: str | Path) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{source}: reading it needs the datasets package; pip install diffusers_ext[data]") from None
+    return datasets

@@ -1,0 +1,182 @@
+"""A row's files, wherever their bytes lie, and their decoding: RGB for pictures, every level and channel for conditions.
+
+A file is anything with `open("rb")`, `name` and a `str` that tells a person where it is: a Path, a Member of a tar
+archive, a Cell of a data set.
+
+Shapes: H, W the size after the turn that the EXIF data ask for, C channels.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import InputError
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
+MASKED = -1.0  # the mark of pixels to inpaint, in float conditions
+NPY = b"\x93NUMPY"
+ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange width and height
+
+Size = tuple[int, int]  # (width, height)
+
+
+class File(Protocol):
+    name: str
+
+    def open(self, mode: str) -> BinaryIO: ...
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside an uncompressed tar archive: its bytes are [offset, offset + size)."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        with open(self.archive, mode) as file:
+            file.seek(self.offset)
+            return BytesIO(file.read(self.size))
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample: its files and its captions, of which one is drawn each time; `origin` says where it was read."""
+
+    image: File
+    texts: tuple[str, ...]
+    condition: File | None
+    origin: str
+
+    @property
+    def text(self) -> str:
+        return self.texts[0]
+
+
+class Rows(list[Row]):
+    """Rows in the order of their source, and the pictures that lay beside theirs but belong to no row."""
+
+    def __init__(self, rows: Sequence[Row] = (), orphans: Sequence[File] = ()):
+        super().__init__(rows)
+        self.orphans = list(orphans)
+
+
+class Columns(NamedTuple):
+    """What the picture, the caption and the condition are called; condition None: there is none to read."""
+
+    image: str
+    caption: str
+    condition: str | None
+
+
+def is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in PICTURES and not os.path.basename(name).startswith(".")
+
+
+def captions(values: dict, column: str, origin: str) -> tuple[str, ...]:
+    """Return the captions under a column, one text or a list of them; InputError if there is none."""
+    texts = values.get(column)
+    texts = (texts,) if isinstance(texts, str) else tuple(texts) if isinstance(texts, list) else ()
+    if not texts or not all(isinstance(text, str) for text in texts):
+        has = ", ".join(map(str, values)) or "nothing"
+        raise InputError(f"{origin}: no caption under '{column}'; it has {has}; see --caption_column")
+    return texts
+
+
+def text_captions(text: str) -> tuple[str, ...]:
+    """Return the lines of a .txt that are not empty, or the empty caption."""
+    return tuple(line.strip() for line in text.split("\n") if line.strip()) or ("",)
+
+
+def load(file: File) -> Image.Image:
+    """Open a picture as RGB, turned as its EXIF data say, transparency over white, 16 bits scaled to 8."""
+    with file.open("rb") as stream:
+        return rgb(stream)
+
+
+def load_condition(file: File) -> np.ndarray:
+    """Open a condition: (H, W, C) uint8, or float32 in [0, 1] with -1 as a mark.
+
+    Pictures give three channels: 8 bits stay uint8, 16 bits and floats become float32 with every level kept. A .npy
+    gives the channels it has, (H, W) three equal ones. Raises ValueError for values outside the range.
+    """
+    with file.open("rb") as stream:
+        return condition_array(stream)
+
+
+def size_of(file: File) -> Size:
+    """Read the width and height of a picture, as turned, from its header alone."""
+    with file.open("rb") as stream, Image.open(stream) as opened:
+        # Image.Image's method: a PNG's own would decode the picture in search of a late EXIF chunk.
+        return turned(opened.size, Image.Image.getexif(opened).get(ORIENTATION, 1))
+
+
+def turned(size: Size, orientation: int) -> Size:
+    return size[::-1] if orientation >= 5 else size
+
+
+def rgb(stream: BinaryIO) -> Image.Image:
+    """Decode as `load` does."""
+    with Image.open(stream) as opened:
+        return _rgb(opened)
+
+
+def condition_array(stream: BinaryIO) -> np.ndarray:
+    """Decode as `load_condition` does."""
+    start = stream.read(len(NPY))
+    stream.seek(0)
+    if start == NPY:
+        values = np.load(stream, allow_pickle=False)
+    else:
+        with Image.open(stream) as opened:
+            if not is_deep(opened):
+                return np.asarray(_rgb(opened))
+            values = np.array(ImageOps.exif_transpose(opened))
+    values = values if values.dtype == np.uint8 else _unit(values)
+    if values.ndim == 2:
+        values = np.repeat(values[..., None], 3, axis=2)
+    if values.ndim != 3 or not values.size:
+        raise ValueError(f"an array {values.shape}; expected (height, width) or (height, width, channels)")
+    return values
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Say whether a picture has more than 8 bits a channel, which PIL's own conversion to RGB would clip at 255."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def _rgb(opened: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(opened)
+    if is_deep(image):
+        return Image.fromarray(np.rint(np.clip(_unit(np.array(image)), 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    if has_alpha(image):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Integers of 16 bits, or floats in [0, 1] or -1, of any byte order -> float32; ValueError for others."""
+    kind, low, high = values.dtype.kind, values.min(initial=0), values.max(initial=0)
+    if kind in "iu" and low >= 0 and high <= 65535:
+        return values.astype(np.float32) / 65535
+    if kind == "f" and ((values >= 0) & (values <= 1) | (values == MASKED)).all():
+        return values.astype(np.float32)
+    raise ValueError(
+        f"values of {values.dtype} from {low} to {high}; scale them to floats in [0, 1], -1 for masked pixels, or to 16 bits"
+    )

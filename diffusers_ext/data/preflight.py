@@ -1,0 +1,254 @@
+"""The check of every file of a data set before anything is loaded, and a sheet of what the network will see.
+
+Faults would stop or spoil a training: files missing, empty, cut short or unreadable; decompression bombs; conditions
+of another shape than their picture, blank, of values out of range or of another number of channels; rows given twice;
+pictures that belong to no row. Notes tell what is handled on the way: transparency, 16 bits, turns by EXIF data,
+pictures equal byte for byte.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..errors import InputError
+from .files import NPY, ORIENTATION, File, Row, Rows, Size, condition_array, has_alpha, is_deep, rgb, turned
+
+SHOWN = 50  # faults listed before the rest is only counted
+CHUNK = 4096  # rows given to the threads at once
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault or note: its kind in a word, for counting, and the file and what is the matter with it."""
+
+    kind: str
+    text: str
+
+
+@dataclass
+class Report:
+    """What `check` found: the good rows, the sizes of their pictures as turned, all faults and notes.
+
+    digest: of the good rows' files and captions, in order; the same pairs have the same one in whatever form they come.
+    """
+
+    total: int
+    rows: Rows = field(default_factory=Rows)
+    sizes: list[Size] = field(default_factory=list)
+    faults: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+    digest: str = ""
+
+    def summary(self, shown: int | None = None) -> str:
+        """Counts by kind, then each fault and note, `shown` of either at most."""
+        head = f"{self.total} rows checked, {len(self.rows)} good; {len(self.faults)} faults, {len(self.notes)} notes"
+        return "\n".join([head, *_listed("fault", self.faults, shown), *_listed("note", self.notes, shown)])
+
+
+@dataclass
+class _Seen:
+    """What one file turned out to be; size None: nothing that can be used."""
+
+    faults: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+    size: Size | None = None
+    orientation: int = 1
+    channels: int = 3
+    digest: bytes = b""
+
+
+def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -> Report:
+    """Decode every file of every row. "error": InputError lists all faults by file; "skip": rows with faults are left out.
+
+    Raises InputError also where no good row is left.
+    """
+    report = Report(total=len(rows))
+    inspected = list(tqdm(_inspect_all(rows, workers), total=len(rows), desc="checking", unit="row", delay=3))
+    usual = Counter(condition.channels for _, condition, _ in inspected if condition and condition.size)
+    usual_channels = usual.most_common(1)[0][0] if usual else 3
+    seen_rows: dict[tuple, str] = {}
+    seen_pictures: dict[bytes, str] = {}
+    digest = blake2b(digest_size=16)
+    for row, (image, condition, together) in zip(rows, inspected):
+        faults = [*image.faults, *(condition.faults if condition else []), *together]
+        faults += _repeated(row, seen_rows)
+        if condition and condition.size and condition.channels != usual_channels:
+            text = f"{row.condition}: {condition.channels} channels, the others have {usual_channels} ({row.origin})"
+            faults.append(Finding("channels", text))
+        report.faults += faults
+        report.notes += [*image.notes, *(condition.notes if condition else []), *_equal(row, image, seen_pictures)]
+        if not faults:
+            report.rows.append(row)
+            report.sizes.append(image.size)
+            digest.update(image.digest + (condition.digest if condition else b"") + repr(row.texts).encode())
+    report.digest = digest.hexdigest()
+    orphans = getattr(rows, "orphans", [])
+    report.faults += [Finding("orphan", f"{file}: belongs to no pair; add its row or remove it") for file in orphans]
+    _refuse(report, on_bad_sample)
+    return report
+
+
+def contact_sheet(dataset: torch.utils.data.Dataset, path: str | Path, count: int = 8) -> Path:
+    """Draw what the network will see of the first samples in epochs 0 and 1: picture, condition, one over the other."""
+    from ..grids import labelled_grid  # not above: data workers need no matplotlib
+
+    cells, labels = [], []
+    for index in range(min(count, len(dataset))):
+        samples = [dataset[epoch, index] for epoch in (0, 1)]
+        cells.append([picture for sample in samples for picture in _views(sample)])
+        height, width = samples[0]["pixel_values"].shape[1:]
+        labels.append(f"{index}: {width}x{height} " + " | ".join(repr(sample["text"]) for sample in samples))
+    names = ["picture", "condition", "both"][: len(cells[0]) // 2]
+    columns = [f"{name}, epoch {epoch}" for epoch in (0, 1) for name in names]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labelled_grid(cells, columns, labels, cell=160, title=f"first of {len(dataset)} samples").save(path)
+    return path
+
+
+def _inspect_all(rows: Sequence[Row], workers: int) -> Iterator[tuple[_Seen, _Seen | None, list[Finding]]]:
+    with ThreadPoolExecutor(workers) as pool:  # decoders release the interpreter
+        for first in range(0, len(rows), CHUNK):
+            yield from pool.map(_inspect, rows[first : first + CHUNK])
+
+
+def _inspect(row: Row) -> tuple[_Seen, _Seen | None, list[Finding]]:
+    """Return what picture and condition are, and what is wrong between them."""
+    image = _look(row.image, row.origin, _decode_picture)
+    if row.condition is None:
+        return image, None, []
+    condition = _look(row.condition, row.origin, _decode_condition)
+    if not (image.size and condition.size) or _same_shape(image.size, condition.size):
+        return image, condition, []
+    (width, height), (other_width, other_height) = image.size, condition.size
+    text = f"{row.condition}: {other_width}x{other_height} does not have the shape of its image, {width}x{height} ({row.origin})"
+    if image.orientation >= 5 > condition.orientation or condition.orientation >= 5 > image.orientation:
+        text += "; only one of them is turned by its EXIF data: remove the tag, or turn the pixels"
+    return image, condition, [Finding("shape", text)]
+
+
+def _look(file: File, origin: str, decode) -> _Seen:
+    """Read a file's bytes once and decode them; whatever a decoder raises, the file is the fault."""
+    seen = _Seen()
+    try:
+        with file.open("rb") as stream:
+            data = stream.read()
+        if not data:
+            seen.faults.append(Finding("empty", f"{file}: cannot be read (zero bytes) (named in {origin})"))
+        else:
+            decode(file, data, seen)
+            seen.digest = blake2b(data, digest_size=16).digest()
+    except FileNotFoundError:
+        seen.faults.append(Finding("missing", f"{file}: missing (named in {origin})"))
+    except Image.DecompressionBombError as error:
+        seen.faults.append(Finding("bomb", f"{file}: decompression bomb ({error}); scale it down (named in {origin})"))
+    except Exception as error:
+        kind = "truncated" if "truncat" in str(error).lower() else "unreadable"
+        seen.faults.append(Finding(kind, f"{file}: cannot be read ({_reason(error)}) (named in {origin})"))
+    return seen
+
+
+def _decode_picture(file: File, data: bytes, seen: _Seen) -> None:
+    with Image.open(BytesIO(data)) as opened:
+        size, deep = opened.size, is_deep(opened)
+        opened.draft(None, (size[0] // 8, size[1] // 8))  # of a JPEG all is read, an eighth is computed
+        opened.load()
+        _note(file, opened, seen)
+    if deep:
+        rgb(BytesIO(data))  # to meet values out of range
+    seen.size = turned(size, seen.orientation)
+
+
+def _decode_condition(file: File, data: bytes, seen: _Seen) -> None:
+    """Decode as the training does, and refuse what tells the network nothing."""
+    if not data.startswith(NPY):
+        with Image.open(BytesIO(data)) as opened:
+            _note(file, opened, seen)
+    values = condition_array(BytesIO(data))
+    if (values == values[:1, :1]).all():
+        seen.faults.append(Finding("blank", f"{file}: blank, every pixel is {values[0, 0].tolist()}"))
+    seen.size, seen.channels = (values.shape[1], values.shape[0]), values.shape[2]
+
+
+def _note(file: File, opened: Image.Image, seen: _Seen) -> None:
+    seen.orientation = Image.Image.getexif(opened).get(ORIENTATION, 1)
+    if opened.mode.startswith("I"):
+        seen.notes.append(Finding("16-bit", f"{file}: 16 bits a pixel, scaled to [0, 1] with every level kept"))
+    if has_alpha(opened):
+        seen.notes.append(Finding("transparent", f"{file}: transparency, laid over white"))
+    if seen.orientation != 1:
+        seen.notes.append(Finding("turned", f"{file}: turned or mirrored as its EXIF data say ({seen.orientation})"))
+
+
+def _same_shape(image: Size, condition: Size) -> bool:
+    """Say whether one scale takes image to condition, to within a pixel of the larger one."""
+    slack = max(1.0, condition[0] / image[0])
+    low = max((side - slack) / length for length, side in zip(image, condition))
+    high = min((side + slack) / length for length, side in zip(image, condition))
+    return low <= high
+
+
+def _repeated(row: Row, seen: dict[tuple, str]) -> list[Finding]:
+    key = (str(row.image), str(row.condition), row.texts)
+    first = seen.setdefault(key, row.origin)
+    if first is row.origin:
+        return []
+    return [Finding("duplicate", f"{row.origin}: gives the same files and caption as {first}; remove one of them")]
+
+
+def _equal(row: Row, image: _Seen, seen: dict[bytes, str]) -> list[Finding]:
+    if not image.digest:
+        return []
+    first = seen.setdefault(image.digest, str(row.image))
+    if first == str(row.image):
+        return []
+    return [Finding("same bytes", f"{row.image}: equals {first} byte for byte")]
+
+
+def _refuse(report: Report, on_bad_sample: str) -> None:
+    if on_bad_sample not in ("error", "skip"):
+        raise InputError(f"--on_bad_sample {on_bad_sample}: choose error or skip")
+    if report.faults and (on_bad_sample == "error" or not report.rows):
+        listed = "\n".join(_listed("fault", report.faults, SHOWN))
+        raise InputError(
+            f"{len(report.faults)} faults in {report.total} rows; mend the files, or remove or skip their rows:\n{listed}"
+        )
+
+
+def _listed(word: str, findings: list[Finding], shown: int | None) -> Iterable[str]:
+    """Counts by kind on the first line, then the findings."""
+    if not findings:
+        return
+    counts = Counter(finding.kind for finding in findings)
+    yield f"{word}s: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    yield from (f"  {finding.text}" for finding in findings[:shown])
+    if shown is not None and len(findings) > shown:
+        yield f"  and {len(findings) - shown} more"
+
+
+def _reason(error: Exception) -> str:
+    return "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
+
+
+def _views(sample: dict) -> list[Image.Image]:
+    """The picture, its condition and both, as a person can look at them."""
+    picture = (sample["pixel_values"].permute(1, 2, 0) + 1) / 2
+    if "conditioning_pixel_values" not in sample:
+        return [_picture(picture)]
+    condition = sample["conditioning_pixel_values"].permute(1, 2, 0).clamp(0, 1)
+    if condition.shape[2] != 3:
+        condition = condition.mean(2, keepdim=True).expand(-1, -1, 3)
+    return [_picture(view) for view in (picture, condition, (picture + condition) / 2)]
+
+
+def _picture(values: torch.Tensor) -> Image.Image:
+    return Image.fromarray(np.rint(values.numpy() * 255).astype(np.uint8))
