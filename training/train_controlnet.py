@@ -176,7 +176,9 @@ def load_models(options: Options, accelerator, dataset):
         torch.manual_seed(options.seed)
         controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae))
         ratio = init_hint(controlnet, options.hint_init, dataset.sample_conditions(64), options.seed)
-        accelerator.print(f"hint network ({options.hint_init}): its signal varies with the condition by {ratio:.2g} of its size")
+        accelerator.print(
+            f"hint network ({options.hint_init}): its signal varies with the condition by {ratio:.2g} of its size"
+        )
     if options.gradient_checkpointing:
         controlnet.enable_gradient_checkpointing()
         pipe.unet.enable_gradient_checkpointing()
