@@ -8,8 +8,6 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .checkpoints import sha256
-from .data.rows import METADATA
 from .embedded import embedded_model
 from .grids import plot_curves
 from .metrics.condition_gap import snap
@@ -23,7 +21,7 @@ MEASURES = {  # what the columns of metrics.jsonl mean
 }
 
 
-def write_controlnet_card(run: Path, base: str, samples: int, held_out: int) -> Path:
+def write_controlnet_card(run: Path, base: str, samples: int, held_out: int, digest: str) -> Path:
     """Write README.md of a ControlNet's run folder."""
     options = _record(run)["options"]
     data = ModelCardData(
@@ -34,7 +32,6 @@ def write_controlnet_card(run: Path, base: str, samples: int, held_out: int) -> 
         base_model_relation="adapter" if _hub_name(base) else None,
         **_licence(base),
     )
-    metadata = Path(options["train_data_dir"]) / METADATA
     text = f"""# ControlNet for {_title(base)}
 
 {_picture(run)}
@@ -53,7 +50,8 @@ pipe = StableDiffusionControlNetPipeline.from_pretrained({_load_argument(base)},
 ## Training
 
 A trainable copy of the frozen base's encoder, joined by zero convolutions (Zhang & Agrawala 2023); hint network
-initialised by `{options["hint_init"]}`. {samples:,} pairs at {options["resolution"]} px; `{METADATA}` has SHA-256 `{sha256(metadata)[:16]}…`.
+initialised by `{options["hint_init"]}`. {samples:,} pairs at {options["resolution"]} px{_conditions(options)}; digest of the data
+`{digest[:16]}…`.
 
 {_training(run)}
 
@@ -181,6 +179,10 @@ def _validation_origin(options: dict, held_out: int) -> str:
     if options["validation_image"]:
         return "conditions given by --validation_image"
     return "the first held-out conditions" if held_out else "the first conditions of the training set"
+
+
+def _conditions(options: dict) -> str:
+    return f", conditions computed from the pictures ({options['condition']})" if options["condition"] else ""
 
 
 def _snap(run: Path) -> str:

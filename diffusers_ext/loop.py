@@ -4,7 +4,8 @@
     accelerator = start(options)
     train(accelerator, objective, dataset, options)     # steps, checkpoints, exact resume, metrics, samples
 
-A data set answers `len(dataset)` and `dataset[(epoch, index)]`, a dictionary with "key": (epoch, index); an objective
+A data set answers `len(dataset)` and `dataset[(epoch, index)]`, a dictionary with "key": (epoch, index); its `buckets`
+name each sample's size where they differ, else None. An objective
 turns a collated batch into {"loss": ...}. All randomness hangs on those keys (see `randomness`), so the state of a run
 is its weights, its optimiser and its step.
 """
@@ -29,11 +30,12 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
+from .data.buckets import BucketBatches
 from .errors import InputError
 from .objectives import Objective
 from .options import as_dict
 from .randomness import MicroBatches, step_seed
-from .run_folder import Metrics, check_run_folder
+from .run_folder import Metrics, check_run_folder, write_options
 
 COUNTS = ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "validation_steps", "checkpointing_steps")
 Preview = Callable[[int], dict[str, float]]  # draws samples of the current weights at a step, returns measures
@@ -60,17 +62,21 @@ def check(options: Any) -> None:
 
 
 def start(options: Any) -> Accelerator:
-    """Return the Accelerator of one training."""
+    """Return the Accelerator of one training, and claim its run folder."""
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     diffusers_logging.disable_progress_bar()  # one bar is enough: the training's
     transformers_logging.disable_progress_bar()
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         mixed_precision=options.mixed_precision,
         log_with=None if options.report_to in (None, "none") else options.report_to,
         project_config=ProjectConfiguration(options.output_dir, str(Path(options.output_dir) / options.logging_dir)),
     )
+    accelerator.wait_for_everyone()  # no rank writes before all have looked
+    if accelerator.is_main_process and not options.dry_run:
+        write_options(Path(options.output_dir), options)
+    return accelerator
 
 
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
@@ -174,7 +180,8 @@ def data_loader(accelerator: Accelerator, dataset: Dataset, options: Any, first:
     """Load this rank's micro-batches of steps first+1 .. stop."""
     split = (options.train_batch_size, options.gradient_accumulation_steps)
     rank = (accelerator.num_processes, accelerator.process_index)
-    batches = MicroBatches(len(dataset), options.seed, *split, *rank, first, stop)
+    span = (options.seed, *split, *rank, first, stop)
+    batches = BucketBatches(dataset.buckets, *span) if dataset.buckets else MicroBatches(len(dataset), *span)
     on_gpu = accelerator.device.type == "cuda"
     workers = options.dataloader_num_workers
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=on_gpu)

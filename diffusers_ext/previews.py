@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
+from .data.files import Row
 from .data.fill50k import is_prompt
-from .data.pairs import cover
-from .data.rows import Row, load
+from .data.pairs import Pairs
 from .errors import InputError
 from .grids import captioned_grid, labelled_grid
 from .metrics.condition_gap import ConditionGap
@@ -27,32 +29,33 @@ ROWS_SHOWN = 4  # rows drawn where no --validation_image is given
 
 @dataclass(frozen=True)
 class ValidationPair:
-    condition: Image.Image
+    """A condition, (C, H, W) in [0, 1] or -1 where marked, and its prompt."""
+
+    condition: torch.Tensor
     prompt: str
 
 
-def validation_pairs(options: Any, rows: list[Row]) -> list[ValidationPair]:
-    """Read --validation_image with --validation_prompt, or take the first of `rows`.
+def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
+    """Read --validation_image with --validation_prompt, or take the first of `dataset`.
 
     Raises InputError, naming the file, if an image cannot be read or the numbers of images and prompts do not match.
     """
     if not options.validation_image:
         if options.validation_prompt:
             raise InputError("--validation_prompt needs --validation_image: name the condition images to draw from")
-        chosen = [(row.condition, row.text) for row in rows[:ROWS_SHOWN]]
-    else:
-        prompts = options.validation_prompt or []
-        if len(prompts) == 1:
-            prompts = prompts * len(options.validation_image)
-        if len(prompts) != len(options.validation_image):
-            raise InputError(
-                f"{len(options.validation_image)} --validation_image but {len(prompts)} --validation_prompt; give one prompt each, or one for all"
-            )
-        chosen = list(zip(map(Path, options.validation_image), prompts))
-    try:
-        return [ValidationPair(cover(load(path), options.resolution), prompt) for path, prompt in chosen]
-    except OSError as error:
-        raise InputError(f"validation image cannot be read: {error}") from None
+        shown = range(min(ROWS_SHOWN, len(dataset)))
+        return [ValidationPair(dataset.condition(index), dataset.rows[index].text) for index in shown]
+    prompts = options.validation_prompt or []
+    if len(prompts) == 1:
+        prompts = prompts * len(options.validation_image)
+    if len(prompts) != len(options.validation_image):
+        raise InputError(
+            f"{len(options.validation_image)} --validation_image but {len(prompts)} --validation_prompt; give one prompt each, or one for all"
+        )
+    files = [Path(name) for name in options.validation_image]
+    rows = [Row(file, (prompt,), file, f"--validation_image {file}") for file, prompt in zip(files, prompts)]
+    given = Pairs(rows, options.resolution, options.seed, label_maps=options.label_maps)
+    return [ValidationPair(given.condition(index), prompt) for index, prompt in enumerate(prompts)]
 
 
 class TextToImagePreview:
@@ -112,16 +115,24 @@ class ControlPreview:
             self.uncontrolled = draw(self.pipe, prompts, **arguments)
         images = draw(self.controlled, prompts, image=conditions, **arguments)
         rows = [
-            [pair.condition, self.uncontrolled[first], *images[first : first + count]]
+            [as_picture(pair.condition), self.uncontrolled[first], *images[first : first + count]]
             for pair, first in zip(self.pairs, range(0, len(images), count))
         ]
         columns = ["condition", "no control", *(f"ours, draw {number}" for number in range(count))]
         grid = labelled_grid(rows, columns, [pair.prompt for pair in self.pairs], title=f"step {step}")
         save_sample(self.folder, step, grid)
-        return condition_following(images, conditions, prompts).summary() if all(map(is_prompt, prompts)) else {}
+        if not all(map(is_prompt, prompts)):
+            return {}
+        return condition_following(images, torch.stack(conditions), prompts).summary()
 
     def _keep_best(self, measures: dict[str, float]) -> None:
         score = next((name for name in SCORES if name in measures), None)
         earlier = [row[score] for row in read_metrics(self.folder) if score in row]
         if score and measures[score] > max(earlier, default=-math.inf):
             self.controlnet.save_pretrained(self.folder / "best")
+
+
+def as_picture(condition: torch.Tensor) -> Image.Image:
+    """Show a condition of any number of channels to a person; marked pixels are black."""
+    values = condition if len(condition) == 3 else condition.mean(0, keepdim=True).expand(3, -1, -1)
+    return to_pil_image(values.clamp(0, 1))

@@ -39,6 +39,7 @@ def check_run_folder(options: Any) -> None:
 
 def write_options(output_dir: Path, options: Any) -> None:
     """Write options.json: the command, the resolved options and the versions; it can be given back as --config."""
+    output_dir.mkdir(parents=True, exist_ok=True)
     record = {"command": command_line(), "options": as_dict(options), "versions": versions()}
     (output_dir / OPTIONS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -79,8 +80,6 @@ class Metrics:
         self.micro: list[dict[str, torch.Tensor]] = []
         self.rows: list[tuple[dict, torch.Tensor]] = []
         if accelerator.is_main_process:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write_options(output_dir, options)
             kept = [row for row in read_metrics(output_dir) if row["step"] <= first]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         if accelerator.log_with:

@@ -17,13 +17,16 @@ def draw(
 ) -> list[Image.Image]:
     """Return one picture per prompt; picture i starts from seed + i, whatever the batch.
 
-    image: the conditions of a ControlNet pipeline, one per prompt. Other arguments go to the pipeline.
+    image: the conditions of a ControlNet pipeline, one per prompt: pictures, or tensors (C, H, W) in [0, 1]. Other arguments go to the pipeline.
     """
     pipe.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
     for first in range(0, len(prompts), batch_size):
         chunk = slice(first, first + batch_size)
         generators = [torch.Generator().manual_seed(seed + first + offset) for offset in range(len(prompts[chunk]))]
-        conditions = {} if image is None else {"image": list(image[chunk])}
+        conditions = {}
+        if image is not None:
+            several = list(image[chunk])
+            conditions["image"] = torch.stack(several) if isinstance(several[0], torch.Tensor) else several
         pictures += pipe(list(prompts[chunk]), generator=generators, **conditions, **arguments).images
     return pictures

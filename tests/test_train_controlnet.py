@@ -98,6 +98,7 @@ def test_a_run_folder_explains_itself_and_loads_elsewhere(launch, untrained, cir
     launch(SCRIPT, *arguments(untrained, circles, run, *drawn, "--report_to", "tensorboard"))
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-4"}
     assert [path.name for path in sorted((run / "samples").iterdir())] == ["step-000002.png", "step-000004.png"]
+    assert (run / "data.png").exists() and (run / "best" / "config.json").exists()
     assert json.loads((run / "options.json").read_text())["options"]["seed"] == 3
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 2, 3, 4, 4]
     assert {"iou", "circle_error", "background_error"} <= set(read_metrics(run)[-1])

@@ -49,13 +49,30 @@ class ModelOptions:
 @group("data")
 @dataclass
 class DataOptions:
-    train_data_dir: str | None = option(None, "image folder with metadata.jsonl")
+    train_data_dir: str | None = option(
+        None,
+        "image folder, two folders, .jsonl, .csv, .parquet or .tar files, or fill50k: see diffusers_ext/data/rows.py",
+    )
+    dataset_name: str | None = option(None, "data set on the Hub, instead of train_data_dir; needs the extra 'data'")
+    dataset_config_name: str | None = option(None, "its configuration, where it has several")
+    cache_dir: str | None = option(None, "where Hub data sets are kept")
     image_column: str = option("image", "column of the target picture")
     conditioning_image_column: str = option("conditioning_image", "column of the condition")
-    caption_column: str = option("text", "column of the caption")
+    caption_column: str = option(
+        "text", "column of the caption, or of a list of captions of which one is drawn each time"
+    )
     max_train_samples: int | None = option(None, "use only the first so many rows")
+    on_bad_sample: str = option("error", "what to do with rows that cannot be used", ("error", "skip"))
     held_out_samples: int = option(16, "last rows kept from training to measure on, at most a tenth of all")
+    condition: str | None = option(
+        None,
+        "compute conditions from the pictures, after the cut: canny, scribble, ... (diffusers_ext/conditions.py), or module:callable",
+    )
     resolution: int = option(512, "side of the square training images, in pixels; a multiple of the model's factor")
+    aspect_buckets: bool = option(False, "keep pictures' shapes: cut to the nearest of many sizes of the square's area")
+    random_crop: bool = option(False, "cut another part each time, instead of the middle")
+    random_flip: bool = option(False, "mirror half of the samples, picture and condition together")
+    label_maps: bool = option(False, "conditions are label maps: scale them without mixing colours")
     proportion_empty_prompts: float = option(
         0.0, "share of prompts replaced by the empty one, drawn anew each epoch; the paper uses 0.5"
     )
@@ -82,6 +99,7 @@ def main(options: Options) -> None:
 
     from diffusers_ext import loop
     from diffusers_ext.cards import write_controlnet_card
+    from diffusers_ext.data.preflight import contact_sheet
     from diffusers_ext.encoders import StableDiffusionEncoders
     from diffusers_ext.hub import push
     from diffusers_ext.metrics.condition_gap import ConditionGap
@@ -91,8 +109,9 @@ def main(options: Options) -> None:
 
     loop.check(options)
     check_models(options)
-    dataset, held_out, pairs = read_data(options)
+    dataset, held_out, pairs, report = read_data(options)
     accelerator = loop.start(options)
+    accelerator.print(report.summary(shown=10))
     pipe, controlnet = load_models(options, accelerator, dataset)
     if options.dry_run:
         frozen = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
@@ -108,6 +127,8 @@ def main(options: Options) -> None:
         if len(held_out) > 1
         else None
     )
+    if accelerator.is_main_process:
+        contact_sheet(dataset, Path(options.output_dir) / "data.png")
     loop.train(accelerator, objective, dataset, options, ControlPreview(pipe, controlnet, pairs, gap, options))
 
     if accelerator.is_main_process:
@@ -115,7 +136,7 @@ def main(options: Options) -> None:
         controlnet.save_pretrained(folder)
         if options.unlock_decoder:
             pipe.unet.save_pretrained(folder / "unet")
-        write_controlnet_card(folder, base_of(options), len(dataset), len(held_out))
+        write_controlnet_card(folder, base_of(options), len(dataset), len(held_out), report.digest)
         if options.push_to_hub:
             print(f"published at {push(folder, options)}")
 
@@ -138,22 +159,39 @@ def check_models(options: Options) -> None:
 
 
 def read_data(options: Options):
-    """Read and check the rows; return the training set, the held-out set and the pairs to draw."""
+    """Read and check the rows; return the training set, the held-out set, the pairs to draw and the check's report."""
+    from diffusers_ext.conditions import resolve
+    from diffusers_ext.data.geometry import assign_buckets
     from diffusers_ext.data.pairs import Pairs
-    from diffusers_ext.data.rows import check, read_image_folder
+    from diffusers_ext.data.rows import check, read_rows
     from diffusers_ext.previews import validation_pairs
 
-    if options.train_data_dir is None:
+    source = options.train_data_dir or options.dataset_name
+    if source is None:
         raise InputError(
             "--train_data_dir is missing: name an image folder; python -m diffusers_ext.data.fill50k makes one"
         )
-    columns = (options.image_column, options.caption_column, options.conditioning_image_column)
-    rows = read_image_folder(options.train_data_dir, *columns, limit=options.max_train_samples)
-    check(rows)
-    kept = len(rows) - min(options.held_out_samples, len(rows) // 10)
-    dataset = Pairs(rows[:kept], options.resolution, options.seed, options.proportion_empty_prompts)
-    held_out = Pairs(rows[kept:], options.resolution, options.seed)
-    return dataset, held_out, validation_pairs(options, held_out.rows or rows)
+    computed = resolve(options.condition) if options.condition else None
+    # A computed condition comes from the picture; only label maps are read, to be coloured.
+    condition_column = None if computed and not options.label_maps else options.conditioning_image_column
+    columns = (options.image_column, options.caption_column, condition_column)
+    found = read_rows(source, *columns, options.max_train_samples, options.dataset_config_name, options.cache_dir)
+    report = check(found, options.on_bad_sample)
+    kept = len(report.rows) - min(options.held_out_samples, len(report.rows) // 10)
+    geometry = {"condition": computed, "label_maps": options.label_maps}
+    dataset = Pairs(
+        report.rows[:kept],
+        options.resolution,
+        options.seed,
+        options.proportion_empty_prompts,
+        random_crop=options.random_crop,
+        flip=0.5 if options.random_flip else 0.0,
+        buckets=assign_buckets(report.sizes[:kept], options.resolution) if options.aspect_buckets else None,
+        **geometry,
+    )
+    held_out = Pairs(report.rows[kept:], options.resolution, options.seed, **geometry)
+    drawn = held_out if len(held_out) else Pairs(report.rows, options.resolution, options.seed, **geometry)
+    return dataset, held_out, validation_pairs(options, drawn), report
 
 
 def load_models(options: Options, accelerator, dataset):
@@ -174,8 +212,9 @@ def load_models(options: Options, accelerator, dataset):
             transfer(controlnet, load_stable_diffusion(options.transfer_from).unet, pipe.unet)
     else:
         torch.manual_seed(options.seed)
-        controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae))
-        ratio = init_hint(controlnet, options.hint_init, dataset.sample_conditions(64), options.seed)
+        conditions = dataset.sample_conditions(64)
+        controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae), conditions.shape[1])
+        ratio = init_hint(controlnet, options.hint_init, conditions, options.seed)
         accelerator.print(
             f"hint network ({options.hint_init}): its signal varies with the condition by {ratio:.2g} of its size"
         )

@@ -14,6 +14,8 @@ class Encoded(Dataset):
     Costs 8·c·h·w bytes a sample: 8 KiB at 64 px with a factor of 4.
     """
 
+    buckets = None  # all of one size
+
     def __init__(self, dataset: Dataset, encoders: StableDiffusionEncoders, batch_size: int = 64):
         self.dataset = dataset
         chunks = range(0, len(dataset), batch_size)

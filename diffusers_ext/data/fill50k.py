@@ -235,6 +235,8 @@ class Fill50k(Dataset):
     Each is {"key", "text", "pixel_values" (3, H, W) in [-1, 1], "conditioning_pixel_values" (3, H, W) in [0, 1]}.
     """
 
+    buckets = None  # all of one size
+
     def __init__(
         self, count: int, size: int = 64, seed: int = 0, split: str = "train", proportion_empty_prompts: float = 0.0
     ):
