@@ -1,5 +1,7 @@
 """What a model draws while it learns, at fixed seeds, and what can be measured on it."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,16 +72,31 @@ class TextToImagePreview:
 
 
 class ControlPreview:
-    """A `loop.Preview`: condition, the base without control, and ours; where the prompts are fill50k's, their measures."""
+    """A `loop.Preview`: condition, the base without control, and ours; where the prompts are fill50k's, their measures.
+
+    load returns the base's pipeline; it is called at the first preview, which a cached run may be the first to need
+    the VAE and the text encoder for.
+    """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline, controlnet: ControlNetModel, pairs: list[ValidationPair], options: Any
+        self,
+        load: Callable[[], StableDiffusionPipeline],
+        controlnet: ControlNetModel,
+        pairs: list[ValidationPair],
+        options: Any,
     ):
-        self.pipe, self.pairs, self.options = pipe, pairs, options
-        self.controlled = StableDiffusionControlNetPipeline(
-            **pipe.components, controlnet=controlnet, requires_safety_checker=False
-        )
+        self.load, self.controlnet, self.pairs, self.options = load, controlnet, pairs, options
         self.uncontrolled: list[Image.Image] | None = None
+
+    @functools.cached_property
+    def pipe(self) -> StableDiffusionPipeline:
+        return self.load()
+
+    @functools.cached_property
+    def controlled(self) -> StableDiffusionControlNetPipeline:
+        return StableDiffusionControlNetPipeline(
+            **self.pipe.components, controlnet=self.controlnet, requires_safety_checker=False
+        )
 
     def __call__(self, step: int) -> dict[str, float]:
         options, count = self.options, self.options.num_validation_images

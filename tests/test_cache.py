@@ -11,17 +11,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDPMScheduler
 from PIL import Image, ImageOps
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_train_controlnet import SCRIPT, arguments, call, losses
+from transformers import CLIPTextModel
 
 from diffusers_ext import cache as cache_module
 from diffusers_ext.cache import Digests, Store, digest_of, fingerprint
+from diffusers_ext.control_init import init_hint, new_controlnet
 from diffusers_ext.data import fill50k
 from diffusers_ext.data.encoded import CachedMoments, Encoded, EncoderCache, check_fixed, encode_in_memory
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.encoders import StableDiffusionEncoders, load_stable_diffusion
+from diffusers_ext.encoders import StableDiffusionEncoders, load_stable_diffusion, vae_config
 from diffusers_ext.errors import InputError
+from diffusers_ext.loop import collate
+from diffusers_ext.objectives.control import ControlObjective
+from diffusers_ext.previews import ControlPreview
+from diffusers_ext.randomness import MicroBatches
 
 SPEC = {"value": "squares", "dtype": "torch.float32"}
 KEYS = [digest_of(str(number)) for number in range(20)]
@@ -381,3 +390,102 @@ def test_in_memory_and_on_disk_agree(circles, untrained, encoders, tmp_path):
     torch.testing.assert_close(moments, torch.stack([cached.moments[index] for index in range(48)]))
     drawn = fill50k.Fill50k(3, 64)
     assert set(Encoded(drawn, encode_in_memory(drawn, encoders))[0, 2]) == {"key", "text", "moments"}
+
+
+# Training on cached values.
+
+
+class OneByOne(StableDiffusionEncoders):
+    """The encoders of an uncached run that takes one picture at a time."""
+
+    def moments(self, pixels):
+        return torch.cat([super(OneByOne, self).moments(each[None]) for each in pixels])
+
+
+def train(pipe, encoders, dataset, steps=60, batch=2, autocast=None) -> list[float]:
+    """Train a fresh ControlNet and return its losses."""
+    controlnet = new_controlnet(pipe.unet, 8)
+    init_hint(controlnet, "data", getattr(dataset, "dataset", dataset).sample_conditions(8), seed=0)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    objective = ControlObjective(controlnet.float(), pipe.unet, encoders, scheduler, seed=0)
+    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-3)
+    found = []
+    for keys in MicroBatches(len(dataset), 0, batch, 1, 1, 0, 0, steps):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = objective(collate([dataset[key] for key in keys]))["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+def test_cached_training_equals_uncached(circles, untrained, pipe, tmp_path):
+    parts = (pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    cached, _ = make_cached(circles, untrained, tmp_path, lambda: StableDiffusionEncoders(*parts))
+    absent = StableDiffusionEncoders(None, None, None, vae_config(str(untrained)).scaling_factor)
+    from_cache = train(pipe, absent, cached)
+    assert from_cache == train(pipe, OneByOne(*parts), cached.dataset)
+    batched = train(pipe, StableDiffusionEncoders(*parts), cached.dataset)
+    assert max(abs(a - b) for a, b in zip(from_cache, batched)) <= 1e-5
+    assert len(set(from_cache)) == 60
+
+
+def test_cached_training_equals_uncached_in_bfloat16(circles, untrained, tmp_path):
+    """Weights in bfloat16 under autocast, as --mixed_precision bf16 has them."""
+    pipe = load_stable_diffusion(str(untrained), torch.bfloat16)
+    parts = (pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    rows = read_image_folder(str(circles), limit=6)
+    dataset, half = Pairs(rows, 64, 0, 0.5), torch.bfloat16
+    load, autocast = lambda: StableDiffusionEncoders(*parts), lambda: torch.autocast("cpu", half)
+    cache = EncoderCache(tmp_path, untrained, half, load, autocast)
+    moments = cache.moments([row.image for row in rows], dataset.picture, TRANSFORM)
+    cached = Encoded(dataset, moments, cache.texts(dataset.captions()), conditions=True)
+    absent = StableDiffusionEncoders(None, None, None, pipe.vae.config.scaling_factor)
+    with_cache = train(pipe, absent, cached, steps=4, batch=2, autocast=half)
+    assert with_cache == train(pipe, OneByOne(*parts), dataset, steps=4, batch=2, autocast=half)
+
+
+def test_the_vaes_configuration_is_read_without_a_vae(untrained, pipe, tmp_path):
+    folder = shutil.copytree(untrained / "vae", tmp_path / "vae")
+    config = json.loads((folder / "config.json").read_text())
+    del config["scaling_factor"]  # as in Stable Diffusion 1.5
+    (folder / "config.json").write_text(json.dumps(config))
+    assert vae_config(str(tmp_path)).scaling_factor == 0.18215
+    assert vae_config(str(untrained)).block_out_channels == pipe.vae.config.block_out_channels
+
+
+@pytest.mark.launch
+def test_the_script_trains_the_same_from_a_cache(untrained, circles, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "cache"
+    common = ["--max_train_steps", 8, "--train_batch_size", 1, "--logging_steps", 1]
+    with_cache = [*common, "--encoder_cache_dir", folder]
+
+    def go(name, *more):
+        call(*arguments(untrained, circles, tmp_path / name, *more))
+        return losses(tmp_path / name)
+
+    uncached, cold = go("uncached", *common), go("cold", *with_cache)
+    assert "moments: 48 of 2.0 KiB" in capsys.readouterr().out
+    samples = [tmp_path / name / "samples" / "step-000008.png" for name in ("uncached", "cold")]
+    assert samples[0].read_bytes() == samples[1].read_bytes()  # drawn with parts loaded for that
+
+    for part in (AutoencoderKL, CLIPTextModel):
+        monkeypatch.setattr(part, "__init__", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr(ControlPreview, "__call__", lambda self, step: {})
+    assert go("warm", *with_cache) == cold == uncached
+    other = go("other", *with_cache, "--learning_rate", 1e-4, "--seed", 9, "--dataloader_num_workers", 2)
+    assert len(other) == 8 and other != cold
+    assert "moments: 48 of 2.0 KiB" in capsys.readouterr().out
+
+
+@pytest.mark.launch
+def test_ranks_share_a_cold_cache(launch, untrained, circles, tmp_path):
+    more = ["--max_train_steps", 2, "--train_batch_size", 1, "--encoder_cache_dir", tmp_path / "cache"]
+    done = launch(SCRIPT, *arguments(untrained, circles, tmp_path / "run", *more), processes=2)
+    assert done.stdout.count("moments: 48 of") == 1  # the main process says so, once
+    keys = []
+    for shard in shards(tmp_path / "cache"):
+        with safe_open(shard, "pt") as file:
+            keys += file.metadata()["keys"].split()
+    assert len(keys) == len(set(keys)) == 48 + 1 + len({row.text for row in read_image_folder(str(circles))})

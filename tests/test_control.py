@@ -38,7 +38,7 @@ def pipe(untrained) -> StableDiffusionPipeline:
 
 @pytest.fixture
 def objective(pipe):
-    controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae))
+    controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae.config))
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
     return ControlObjective(controlnet, pipe.unet, encoders, DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
 

@@ -47,6 +47,9 @@ class DataOptions:
     caption_column: str = option("text", "column of the caption")
     max_train_samples: int | None = option(None, "use only the first so many rows")
     resolution: int = option(512, "side of the square training images, in pixels; a multiple of the model's factor")
+    encoder_cache_dir: str | None = option(
+        None, "encode each picture and caption once and keep them here, for all runs; without it, at each step"
+    )
     proportion_empty_prompts: float = option(
         0.0, "share of prompts replaced by the empty one, drawn anew each epoch; the paper uses 0.5"
     )
@@ -71,6 +74,8 @@ class Options(ValidationOptions, OptimizerOptions, RunOptions, DataOptions, Mode
 
 
 def main(options: Options) -> None:
+    import functools
+
     from diffusers import ControlNetModel, DDPMScheduler
 
     from diffusers_ext import loop
@@ -80,10 +85,13 @@ def main(options: Options) -> None:
     from diffusers_ext.data.rows import check, read_image_folder
     from diffusers_ext.embedded import embedded_model
     from diffusers_ext.encoders import (
+        ENCODERLESS,
         StableDiffusionEncoders,
         check_resolution,
         check_stable_diffusion,
         load_stable_diffusion,
+        local_folder,
+        vae_config,
         vae_scale_factor,
     )
     from diffusers_ext.hub import push
@@ -106,14 +114,17 @@ def main(options: Options) -> None:
 
     # The frozen base, and the ControlNet: a copy of its encoder behind a hint network that is ready to carry.
     accelerator = loop.start(options)
-    pipe = load_stable_diffusion(
-        base, loop.frozen_dtype(accelerator), revision=options.revision, variant=options.variant
+    folder = local_folder(base, revision=options.revision, variant=options.variant)
+    load_base = functools.partial(
+        load_stable_diffusion, folder, loop.frozen_dtype(accelerator), variant=options.variant
     )
-    check_resolution(options.resolution, pipe)
+    cached, vae = bool(options.encoder_cache_dir and not options.dry_run), vae_config(folder)
+    pipe = load_base(**(ENCODERLESS if cached else {}))
+    check_resolution(options.resolution, vae, pipe.unet.config)
     if options.controlnet_model_name_or_path:
         controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
     else:
-        controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae))
+        controlnet = new_controlnet(pipe.unet, vae_scale_factor(vae))
         ratio = init_hint(controlnet, options.hint_init, dataset.sample_conditions(64), options.seed)
         accelerator.print(f"hint network ({options.hint_init}): {ratio:.1%} of its signal depends on the condition")
     if options.dry_run:
@@ -124,10 +135,14 @@ def main(options: Options) -> None:
         controlnet.enable_gradient_checkpointing()
         pipe.unet.enable_gradient_checkpointing()
 
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    if cached:
+        dataset = encode(options, dataset, folder, load_base, accelerator)
+    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae.scaling_factor)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     objective = ControlObjective(controlnet, pipe.unet, encoders, scheduler, options.seed)
-    preview = ControlPreview(pipe, controlnet, pairs, options)
+    # A cached run needs the VAE and the text encoder for its samples only.
+    load_drawer = (lambda: load_base(unet=pipe.unet).to(accelerator.device)) if cached else lambda: pipe
+    preview = ControlPreview(load_drawer, controlnet, pairs, options)
     loop.train(accelerator, objective, dataset, options, preview)
 
     if accelerator.is_main_process:
@@ -135,6 +150,23 @@ def main(options: Options) -> None:
         write_controlnet_card(Path(options.output_dir), base, len(dataset))
         if options.push_to_hub:
             print(f"published at {push(Path(options.output_dir), options)}")
+
+
+def encode(options: Options, dataset, folder: str, load_base, accelerator):
+    """Return the data set with moments and text embeddings from --encoder_cache_dir; encoders are loaded for what is missing."""
+    from diffusers_ext import loop
+    from diffusers_ext.data.encoded import Encoded, EncoderCache
+    from diffusers_ext.encoders import StableDiffusionEncoders
+
+    def load_encoders() -> StableDiffusionEncoders:
+        pipe = load_base(unet=None)
+        return StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer).to(accelerator.device)
+
+    dtype, show = loop.frozen_dtype(accelerator), accelerator.is_main_process
+    cache = EncoderCache(options.encoder_cache_dir, folder, dtype, load_encoders, accelerator.autocast, show)
+    transform = {"fit": "cover", "resolution": options.resolution}
+    moments = cache.moments([row.image for row in dataset.rows], dataset.picture, transform)
+    return Encoded(dataset, moments, cache.texts(dataset.captions()), conditions=True)
 
 
 if __name__ == "__main__":

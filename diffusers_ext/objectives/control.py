@@ -29,10 +29,10 @@ class ControlObjective(Objective):
         self.trainable = {"controlnet": controlnet}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """batch: as `StableDiffusionEncoders.latents` takes it, "text", and "conditioning_pixel_values" (B, C, H, W) in [0, 1]."""
+        """batch: as `StableDiffusionEncoders.latents` and `text` take it, and "conditioning_pixel_values" (B, C, H, W) in [0, 1]."""
         latents = self.encoders.latents(batch, self.seed)
         with torch.no_grad():
-            text = self.encoders.embed(batch["text"])
+            text = self.encoders.text(batch)
         noisy, timesteps, target = diffuse(self.scheduler, latents, batch["key"], self.seed)
         condition = batch["conditioning_pixel_values"]
         down, middle = self.controlnet(noisy, timesteps, text, controlnet_cond=condition, return_dict=False)
