@@ -85,6 +85,7 @@ def test_values_come_back_in_their_type_from_mapped_files(tmp_path, dtype):
     (shard,) = shards(tmp_path)
     assert str(shard) in Path("/proc/self/maps").read_text()
     assert store[KEYS[0]].data_ptr() - store[KEYS[1]].data_ptr() == -values[0].nbytes  # views of one map
+    assert len(pickle.dumps(store)) < 4096  # the maps stay behind
     with pytest.raises(KeyError):
         store["0" * 64]
 
@@ -99,6 +100,13 @@ def test_equal_keys_are_computed_once(tmp_path):
     seen = []
     assert open_store(tmp_path).fill([*KEYS[:3], *KEYS[:3]], lambda at: seen.append(at) or square(at)) == 3
     assert seen == [0, 1, 2]
+
+
+def test_what_others_computed_meanwhile_is_taken(tmp_path):
+    early = open_store(tmp_path)
+    open_store(tmp_path).fill(KEYS, square)
+    assert early.fill(KEYS, unexpected) == 0
+    check_values(early)
 
 
 def truncate(path: Path) -> None:
@@ -278,12 +286,12 @@ def data(circles, tmp_path) -> Path:
     return shutil.copytree(circles, tmp_path / "circles")
 
 
-def make_cached(data, model, folder, load, seed=0, drop=0.5, dtype=torch.float32):
+def make_cached(data, model, folder, load, seed=0, drop=0.5, dtype=torch.float32, side=64, limit=None):
     """Return the cached data set and how many (pictures, captions) were encoded for it."""
-    rows = read_image_folder(str(data))
-    dataset = Pairs(rows, 64, seed, drop)
+    rows = read_image_folder(str(data), limit=limit)
+    dataset = Pairs(rows, side, seed, drop)
     cache = EncoderCache(folder, model, dtype, load)
-    moments = cache.moments([row.image for row in rows], dataset.picture, TRANSFORM)
+    moments = cache.moments([row.image for row in rows], dataset.picture, {"fit": "cover", "resolution": side})
     texts = cache.texts(row.text for row in rows)
     return Encoded(dataset, moments, texts, conditions=True), tuple(cache.computed.values())
 
@@ -305,6 +313,8 @@ def test_exactly_what_changed_is_encoded_again(data, untrained, encoders, tmp_pa
 
     assert counts() == (48, captions + 1)  # and the empty one
     assert make_cached(data, model, folder, never, seed=7, drop=0.1)[1] == (0, 0)
+    assert make_cached(data, model, folder, never, limit=10)[1] == (0, 0)
+    assert counts(side=32, limit=10) == (10, 0)
 
     picture = data / "images" / "000003.png"
     ImageOps.mirror(Image.open(picture)).save(picture)
@@ -345,6 +355,17 @@ def test_cached_values_are_those_of_the_encoders(circles, untrained, tmp_path, d
         assert torch.equal(sample["text_embeddings"], encoders.embed([plain["text"]])[0])
         assert torch.equal(sample["conditioning_pixel_values"], plain["conditioning_pixel_values"])
         assert sample["text"] == plain["text"] and sample["key"] == (epoch, index)
+
+
+def test_values_are_made_under_the_trainings_autocast(circles, untrained, encoders, tmp_path):
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    cache = EncoderCache(tmp_path, untrained, torch.float32, lambda: encoders, autocast)
+    with autocast():
+        inside = encoders.embed(["red circle"])[0]
+    cached = cache.texts(["red circle"])["red circle"]
+    assert torch.equal(cached, inside.float()) and not torch.equal(cached, encoders.embed(["red circle"])[0])
 
 
 def test_dropping_stays_live(circles, untrained, encoders, tmp_path):
