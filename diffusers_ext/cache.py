@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
@@ -205,8 +205,6 @@ class Store:
                     return file.metadata()["keys"].split()
         except FileNotFoundError:  # another process removed it
             return None
-        except (SafetensorError, OSError):
-            pass
         tqdm.write(f"{path}: damaged; removed, its values are computed again")
         path.unlink(missing_ok=True)
         return None

@@ -62,8 +62,8 @@ class EncoderCache:
     load: returns the encoders, ready on their device; called at most once, and never where nothing is missing.
     autocast: the context of the training's forward pass, so that cached values are those of an uncached run.
 
-    Values are computed one picture at a time. A batch is faster on small pictures, but changes the last bits
-    (up to 1e-5 in a loss), and what is stored would then depend on its neighbours.
+    Values are computed one picture at a time, so that they depend on nothing but their content. Batches round differently:
+    an uncached run that encodes batches agrees within 1e-5 in its losses at first, and training amplifies the rest.
     """
 
     def __init__(
