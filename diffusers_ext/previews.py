@@ -1,6 +1,8 @@
 """What a model draws while it learns, at fixed seeds, and what can be measured on it."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,21 +80,32 @@ class ControlPreview:
     """A `loop.Preview`: draws condition, base without control, and ours; measures; keeps the best weights in `best/`.
 
     The score is the circles' IoU where the prompts are fill50k's, else the gap (see `metrics.condition_gap`).
+
+    load returns the base's pipeline; it is called at the first preview, which a cached run may be the first to need the
+    VAE and the text encoder for.
     """
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline,
+        load: Callable[[], StableDiffusionPipeline],
         controlnet: ControlNetModel,
         pairs: list[ValidationPair],
         gap: ConditionGap | None,
         options: Any,
     ):
-        self.pipe, self.controlnet, self.pairs, self.gap, self.options = pipe, controlnet, pairs, gap, options
-        parts = {**pipe.components, "controlnet": controlnet}
-        self.controlled = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+        self.load, self.controlnet, self.pairs, self.gap, self.options = load, controlnet, pairs, gap, options
         self.uncontrolled: list[Image.Image] | None = None
         self.folder = Path(options.output_dir)
+
+    @functools.cached_property
+    def pipe(self) -> StableDiffusionPipeline:
+        return self.load()
+
+    @functools.cached_property
+    def controlled(self) -> StableDiffusionControlNetPipeline:
+        return StableDiffusionControlNetPipeline(
+            **self.pipe.components, controlnet=self.controlnet, requires_safety_checker=False
+        )
 
     def __call__(self, step: int) -> dict[str, float]:
         measures = self.gap() if self.gap else {}

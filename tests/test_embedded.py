@@ -28,7 +28,7 @@ def test_it_is_a_small_standard_folder(pipe):
     assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors")) < 12e6
     assert {part.dtype for part in (pipe.vae, pipe.unet, pipe.text_encoder)} == {torch.float32}
     assert not [path for path in FOLDER.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
-    assert vae_scale_factor(pipe.vae) == 4 and pipe.unet.config.sample_size == 16
+    assert vae_scale_factor(pipe.vae.config) == 4 and pipe.unet.config.sample_size == 16
 
 
 def test_its_card_says_how_it_was_made():

@@ -73,6 +73,9 @@ class DataOptions:
     random_crop: bool = option(False, "cut another part each time, instead of the middle")
     random_flip: bool = option(False, "mirror half of the samples, picture and condition together")
     label_maps: bool = option(False, "conditions are label maps: scale them without mixing colours")
+    encoder_cache_dir: str | None = option(
+        None, "encode each picture and caption once and keep them here, for all runs; without it, at each step"
+    )
     proportion_empty_prompts: float = option(
         0.0, "share of prompts replaced by the empty one, drawn anew each epoch; the paper uses 0.5"
     )
@@ -95,50 +98,68 @@ class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions,
 
 
 def main(options: Options) -> None:
+    import functools
+
     from diffusers import DDPMScheduler
 
     from diffusers_ext import loop
     from diffusers_ext.cards import write_controlnet_card
     from diffusers_ext.data.preflight import contact_sheet
-    from diffusers_ext.encoders import StableDiffusionEncoders
+    from diffusers_ext.encoders import (
+        ENCODERLESS,
+        StableDiffusionEncoders,
+        load_stable_diffusion,
+        local_folder,
+        vae_config,
+    )
     from diffusers_ext.hub import push
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import ControlObjective
     from diffusers_ext.objectives.diffusion import Diffusion
     from diffusers_ext.previews import ControlPreview
 
+    # What the user can get wrong, before anything heavy.
     loop.check(options)
-    check_models(options)
+    check_options(options)
     dataset, held_out, pairs, report = read_data(options)
+
+    # The frozen base, without its encoders where all they make is cached; and the ControlNet.
     accelerator = loop.start(options)
     accelerator.print(report.summary(shown=10))
-    pipe, controlnet = load_models(options, accelerator, dataset)
+    folder = local_folder(base_of(options), revision=options.revision, variant=options.variant)
+    load_base = functools.partial(
+        load_stable_diffusion, folder, frozen_dtype(options, accelerator), variant=options.variant
+    )
+    cached, vae = options.encoder_cache_dir is not None and not options.dry_run, vae_config(folder)
+    pipe = load_base(**(ENCODERLESS if cached else {}))
+    controlnet = make_controlnet(options, accelerator, pipe.unet, vae, dataset)
     if options.dry_run:
         frozen = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
         accelerator.print(loop.plan(options, len(dataset), {"controlnet": controlnet}, frozen))
         return
 
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    if accelerator.is_main_process:
+        contact_sheet(dataset, Path(options.output_dir) / "data.png")
+    if cached:
+        dataset, held_out = encode(options, accelerator, folder, load_base, dataset, held_out)
+    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae.scaling_factor)
     diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
     switches = (options.only_mid_control, options.unlock_decoder)
     objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion, *switches)
-    gap = (
-        ConditionGap(objective, loop.collate([held_out[0, at] for at in range(len(held_out))]))
-        if len(held_out) > 1
-        else None
-    )
-    if accelerator.is_main_process:
-        contact_sheet(dataset, Path(options.output_dir) / "data.png")
-    loop.train(accelerator, objective, dataset, options, ControlPreview(pipe, controlnet, pairs, gap, options))
+    several = len(held_out) > 1
+    gap = ConditionGap(objective, loop.collate([held_out[0, at] for at in range(len(held_out))])) if several else None
+    load_drawer = (lambda: load_base(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
+    preview = ControlPreview(load_drawer, controlnet, pairs, gap, options)
+    loop.train(accelerator, objective, dataset, options, preview)
 
     if accelerator.is_main_process:
-        folder = Path(options.output_dir)
-        controlnet.save_pretrained(folder)
+        run_folder = Path(options.output_dir)
+        controlnet.save_pretrained(run_folder)
         if options.unlock_decoder:
-            pipe.unet.save_pretrained(folder / "unet")
-        write_controlnet_card(folder, base_of(options), len(dataset), len(held_out), report.digest)
+            pipe.unet.save_pretrained(run_folder / "unet")
+        write_controlnet_card(run_folder, base_of(options), len(dataset), len(held_out), report.digest)
         if options.push_to_hub:
-            print(f"published at {push(folder, options)}")
+            print(f"published at {push(run_folder, options)}")
 
 
 def base_of(options: Options) -> str:
@@ -147,8 +168,18 @@ def base_of(options: Options) -> str:
     return options.pretrained_model_name_or_path or embedded_model()
 
 
-def check_models(options: Options) -> None:
-    """Refuse model folders of another kind before any data are read."""
+def frozen_dtype(options: Options, accelerator):
+    """The type of the base's weights: the forward pass's own, but float32 where some of them learn."""
+    import torch
+
+    from diffusers_ext import loop
+
+    return torch.float32 if options.unlock_decoder else loop.frozen_dtype(accelerator)
+
+
+def check_options(options: Options) -> None:
+    """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
+    from diffusers_ext.data.encoded import check_fixed
     from diffusers_ext.encoders import check_stable_diffusion
 
     check_stable_diffusion(base_of(options))
@@ -156,6 +187,10 @@ def check_models(options: Options) -> None:
         check_stable_diffusion(options.transfer_from)
         if not options.controlnet_model_name_or_path:
             raise InputError("--transfer_from needs --controlnet_model_name_or_path: the trained ControlNet to move")
+    if options.encoder_cache_dir:
+        check_fixed(
+            random_crop=options.random_crop, random_flip=options.random_flip, aspect_buckets=options.aspect_buckets
+        )
 
 
 def read_data(options: Options):
@@ -194,34 +229,54 @@ def read_data(options: Options):
     return dataset, held_out, validation_pairs(options, drawn), report
 
 
-def load_models(options: Options, accelerator, dataset):
-    """Load the frozen base, and the ControlNet: given, or a copy of the base's encoder behind a hint network ready to carry."""
+def make_controlnet(options: Options, accelerator, unet, vae, dataset):
+    """Load the ControlNet that is given, or copy the base's encoder behind a hint network that is ready to carry."""
     import torch
     from diffusers import ControlNetModel
 
     from diffusers_ext.control_init import init_hint, new_controlnet, transfer
     from diffusers_ext.encoders import check_resolution, load_stable_diffusion, vae_scale_factor
-    from diffusers_ext.loop import frozen_dtype
 
-    dtype = torch.float32 if options.unlock_decoder else frozen_dtype(accelerator)
-    pipe = load_stable_diffusion(base_of(options), dtype, revision=options.revision, variant=options.variant)
-    check_resolution(options.resolution, pipe)
+    check_resolution(options.resolution, vae, unet.config)
     if options.controlnet_model_name_or_path:
         controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
         if options.transfer_from:
-            transfer(controlnet, load_stable_diffusion(options.transfer_from).unet, pipe.unet)
+            transfer(controlnet, load_stable_diffusion(options.transfer_from).unet, unet)
     else:
         torch.manual_seed(options.seed)
         conditions = dataset.sample_conditions(64)
-        controlnet = new_controlnet(pipe.unet, vae_scale_factor(pipe.vae), conditions.shape[1])
+        controlnet = new_controlnet(unet, vae_scale_factor(vae), conditions.shape[1])
         ratio = init_hint(controlnet, options.hint_init, conditions, options.seed)
         accelerator.print(
             f"hint network ({options.hint_init}): its signal varies with the condition by {ratio:.2g} of its size"
         )
     if options.gradient_checkpointing:
         controlnet.enable_gradient_checkpointing()
-        pipe.unet.enable_gradient_checkpointing()
-    return pipe, controlnet
+        unet.enable_gradient_checkpointing()
+    return controlnet
+
+
+def encode(options: Options, accelerator, folder: str, load_base, dataset, held_out):
+    """Return both data sets with what --encoder_cache_dir holds; the encoders are loaded for what is missing."""
+    from diffusers_ext.data.encoded import Encoded, EncoderCache
+    from diffusers_ext.encoders import StableDiffusionEncoders
+
+    def load_encoders() -> StableDiffusionEncoders:
+        pipe = load_base(unet=None)
+        return StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer).to(accelerator.device)
+
+    dtype = frozen_dtype(options, accelerator)
+    show = accelerator.is_main_process
+    cache = EncoderCache(options.encoder_cache_dir, folder, dtype, load_encoders, accelerator.autocast, show)
+    # All that a picture's tensor depends on beside its file: change this with the geometry, or stale values are served.
+    transform = {"fit": "cover", "resolution": options.resolution}
+    texts = cache.texts([*dataset.captions(), *held_out.captions()])
+
+    def encoded(pairs) -> Encoded:
+        moments = cache.moments([row.image for row in pairs.rows], pairs.picture, transform) if len(pairs) else []
+        return Encoded(pairs, moments, texts, conditions=True)
+
+    return encoded(dataset), encoded(held_out)
 
 
 if __name__ == "__main__":

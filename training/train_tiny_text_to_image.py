@@ -55,7 +55,7 @@ def main(options: Options) -> None:
     from diffusers_ext import loop
     from diffusers_ext import tiny_stable_diffusion as tiny
     from diffusers_ext.cards import write_text_to_image_card
-    from diffusers_ext.data.encoded import Encoded
+    from diffusers_ext.data.encoded import Encoded, encode_in_memory
     from diffusers_ext.encoders import StableDiffusionEncoders
     from diffusers_ext.hub import push
     from diffusers_ext.objectives.diffusion import Diffusion
@@ -93,7 +93,7 @@ def main(options: Options) -> None:
         unet, encoders, Diffusion(DDPMScheduler.from_config(scheduler.config), options.seed)
     )
     preview = TextToImagePreview(pipe, prompts, options)
-    loop.train(accelerator, objective, Encoded(dataset, encoders), options, preview)
+    loop.train(accelerator, objective, Encoded(dataset, encode_in_memory(dataset, encoders)), options, preview)
 
     if accelerator.is_main_process:
         tiny.save_half(pipe, output_dir)

@@ -50,8 +50,8 @@ class ControlObjective(Objective):
 
     @torch.no_grad()
     def encode(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return latents and text embeddings; batch: as `StableDiffusionEncoders.latents` takes it, and "text"."""
-        return self.encoders.latents(batch, self.diffusion.seed), self.encoders.embed(batch["text"])
+        """Return latents and text embeddings; batch: as `StableDiffusionEncoders.latents` and `text` take it."""
+        return self.encoders.latents(batch, self.diffusion.seed), self.encoders.text(batch)
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, condition: torch.Tensor
