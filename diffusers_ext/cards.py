@@ -41,7 +41,7 @@ Columns: the condition, the base model without control, and this ControlNet at {
 ## Use
 
 ```python
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline{_import_for(base)}
 
 controlnet = ControlNetModel.from_pretrained("{run.name}")
 pipe = StableDiffusionControlNetPipeline.from_pretrained({_load_argument(base)}, controlnet=controlnet)
@@ -202,6 +202,10 @@ def _hub_name(base: str) -> str | None:
 
 def _title(base: str) -> str:
     return base if _hub_name(base) else Path(base).name
+
+
+def _import_for(base: str) -> str:
+    return "\n\nimport diffusers_ext" if base == embedded_model() else ""
 
 
 def _load_argument(base: str) -> str:
