@@ -2,6 +2,7 @@
 
     check(options)                                      # before anything is loaded
     accelerator = start(options)
+    claim(accelerator, options)                         # once nothing can be refused any more
     train(accelerator, objective, dataset, options)     # steps, checkpoints, exact resume, metrics, samples
 
 A data set answers `len(dataset)` and `dataset[(epoch, index)]`, a dictionary with "key": (epoch, index); its `buckets`
@@ -45,7 +46,7 @@ def check(options: Any) -> None:
     """Check what can be checked before anything is loaded; every rank calls this before `start`.
 
     options has the fields of `options.RunOptions`. Raises InputError if a count is not positive, the tracker is not
-    installed, or the run folder belongs to something else.
+    installed, the run folder belongs to something else, or the checkpoint to resume from is damaged.
     """
     for name in COUNTS:
         if getattr(options, name) < 1:
@@ -59,24 +60,29 @@ def check(options: Any) -> None:
                 f"--report_to {tracker}: {tracker} is not installed; pip install {tracker}, or leave --report_to out"
             )
     check_run_folder(options)
+    if options.resume_from_checkpoint != "latest":
+        checkpoints.find(options.resume_from_checkpoint, Path(options.output_dir))
 
 
 def start(options: Any) -> Accelerator:
-    """Return the Accelerator of one training, and claim its run folder."""
+    """Return the Accelerator of one training."""
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     diffusers_logging.disable_progress_bar()  # one bar is enough: the training's
     transformers_logging.disable_progress_bar()
-    accelerator = Accelerator(
+    return Accelerator(
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         mixed_precision=options.mixed_precision,
         log_with=None if options.report_to in (None, "none") else options.report_to,
         project_config=ProjectConfiguration(options.output_dir, str(Path(options.output_dir) / options.logging_dir)),
     )
+
+
+def claim(accelerator: Accelerator, options: Any) -> None:
+    """Make the run folder this run's, once nothing can be refused any more."""
     accelerator.wait_for_everyone()  # no rank writes before all have looked
-    if accelerator.is_main_process and not options.dry_run:
+    if accelerator.is_main_process:
         write_options(Path(options.output_dir), options)
-    return accelerator
 
 
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:

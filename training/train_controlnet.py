@@ -138,12 +138,13 @@ def main(options: Options) -> None:
         accelerator.print(loop.plan(options, len(dataset), {"controlnet": controlnet}, frozen))
         return
 
+    diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
+    loop.claim(accelerator, options)
     if accelerator.is_main_process:
         contact_sheet(dataset, Path(options.output_dir) / "data.png")
     if cached:
         dataset, held_out = encode(options, accelerator, folder, load_base, dataset, held_out)
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae.scaling_factor)
-    diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
     switches = (options.only_mid_control, options.unlock_decoder)
     objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion, *switches)
     several = len(held_out) > 1

@@ -80,7 +80,10 @@ def main(options: Options) -> None:
         train_batch_size=options.autoencoder_batch_size,
         learning_rate=options.autoencoder_learning_rate,
     )
-    loop.train(loop.start(first_stage), AutoencoderObjective(vae, options.seed), small, first_stage)
+    accelerator = loop.start(first_stage)
+    loop.claim(accelerator, options)
+    loop.claim(accelerator, first_stage)
+    loop.train(accelerator, AutoencoderObjective(vae, options.seed), small, first_stage)
 
     accelerator = loop.start(options)
     encoders = StableDiffusionEncoders(vae.requires_grad_(False).eval(), text_encoder, tokenizer).to(accelerator.device)

@@ -37,6 +37,7 @@ def main(folder: str, batch_size: int, accumulation: int) -> None:
     options = Options(output_dir=f"{folder}/run", learning_rate=0.1, checkpointing_steps=100, **settings)
     loop.check(options)
     accelerator = loop.start(options)
+    loop.claim(accelerator, options)
     objective = Recorder(accelerator.process_index)
     loop.train(accelerator, objective, Fill50k(20), options)
     with open(f"{folder}/rank-{accelerator.process_index}.json", "w") as file:
