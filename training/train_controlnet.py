@@ -63,7 +63,9 @@ class DataOptions:
     )
     max_train_samples: int | None = option(None, "use only the first so many rows")
     on_bad_sample: str = option("error", "what to do with rows that cannot be used", ("error", "skip"))
-    held_out_samples: int = option(16, "last rows kept from training to measure on, at most a tenth of all")
+    held_out_samples: int = option(
+        16, "rows drawn by the seed and kept from training to measure on, at most a tenth of all"
+    )
     condition: str | None = option(
         None,
         "compute conditions from the pictures, after the cut: canny, scribble, ... (diffusers_ext/conditions.py), or module:callable",
@@ -213,21 +215,32 @@ def read_data(options: Options):
     columns = (options.image_column, options.caption_column, condition_column)
     found = read_rows(source, *columns, options.max_train_samples, options.dataset_config_name, options.cache_dir)
     report = check(found, options.on_bad_sample)
-    kept = len(report.rows) - min(options.held_out_samples, len(report.rows) // 10)
+    rows, aside = hold_out(len(report.rows), options)
     geometry = {"condition": computed, "label_maps": options.label_maps}
     dataset = Pairs(
-        report.rows[:kept],
+        [report.rows[index] for index in rows],
         options.resolution,
         options.seed,
         options.proportion_empty_prompts,
         random_crop=options.random_crop,
         flip=0.5 if options.random_flip else 0.0,
-        buckets=assign_buckets(report.sizes[:kept], options.resolution) if options.aspect_buckets else None,
+        buckets=assign_buckets([report.sizes[index] for index in rows], options.resolution)
+        if options.aspect_buckets
+        else None,
         **geometry,
     )
-    held_out = Pairs(report.rows[kept:], options.resolution, options.seed, **geometry)
+    held_out = Pairs([report.rows[index] for index in aside], options.resolution, options.seed, **geometry)
     drawn = held_out if len(held_out) else Pairs(report.rows, options.resolution, options.seed, **geometry)
     return dataset, held_out, validation_pairs(options, drawn), report
+
+
+def hold_out(count: int, options: Options) -> tuple[list[int], list[int]]:
+    """Split row numbers into those to train on, in order, and those kept aside, drawn by the seed: files are often sorted."""
+    from diffusers_ext.randomness import generator
+
+    order = generator(options.seed, "held_out").permutation(count)
+    aside = min(options.held_out_samples, count // 10)
+    return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
 
 
 def make_controlnet(options: Options, accelerator, unet, vae, dataset):
