@@ -169,6 +169,16 @@ def test_an_existing_folder_is_never_overwritten(untrained, circles, tmp_path):
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["options.json", "thesis.txt"]
 
 
+def test_held_out_rows_are_drawn_by_the_seed():
+    script = runpy.run_path(str(SCRIPT))
+    split = lambda count, **options: script["hold_out"](count, script["Options"](**options))  # noqa: E731
+    rows, aside = split(1000)
+    assert len(aside) == 16 and sorted(rows + aside) == list(range(1000)) and rows == sorted(rows)
+    assert max(aside) - min(aside) > 300  # not a block: files are often sorted
+    assert split(1000) == (rows, aside) != split(1000, seed=1)
+    assert len(split(40)[1]) == 4 and split(9)[1] == [] and split(1000, held_out_samples=0)[1] == []
+
+
 def test_a_mistake_ends_the_program_with_one_line(circles, tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, *arguments(tmp_path / "nowhere", circles, tmp_path / "out")],
