@@ -41,15 +41,15 @@ Columns: the condition, the base model without control, and this ControlNet at {
 ## Use
 
 ```python
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline{_import_for(base)}
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline{", UNet2DConditionModel" if _unlocked(run) else ""}{_import_for(base)}
 
 controlnet = ControlNetModel.from_pretrained("{run.name}")
-pipe = StableDiffusionControlNetPipeline.from_pretrained({_load_argument(base)}, controlnet=controlnet)
+pipe = StableDiffusionControlNetPipeline.from_pretrained({_load_argument(base)}, {_parts(run)})
 ```
 
 ## Training
 
-A trainable copy of the frozen base's encoder, joined by zero convolutions (Zhang & Agrawala 2023); hint network
+A trainable copy of the base's encoder, joined by zero convolutions (Zhang & Agrawala 2023). The base is frozen{" but for its decoder, which is in unet/" if _unlocked(run) else ""}; the hint network was
 initialised by `{options["hint_init"]}`. {samples:,} pairs at {options["resolution"]} px{_conditions(options)}; digest of the data
 `{digest[:16]}…`.
 
@@ -162,7 +162,7 @@ def _measured(run: Path, how: str) -> str:
     if not rows:
         return "Nothing was measured: the prompts are not of a set with a known truth. Judge by the pictures."
     lines = [
-        f"| {meaning} | {rows[0][name]:.3g} | {rows[-1][name]:.3g} |"
+        f"| {meaning} | {rows[0].get(name, float('nan')):.3g} | {rows[-1][name]:.3g} |"
         for name, meaning in MEASURES.items()
         if name in rows[-1]
     ]
@@ -202,6 +202,16 @@ def _hub_name(base: str) -> str | None:
 
 def _title(base: str) -> str:
     return base if _hub_name(base) else Path(base).name
+
+
+def _unlocked(run: Path) -> bool:
+    return _record(run)["options"].get("unlock_decoder", False)
+
+
+def _parts(run: Path) -> str:
+    """The pipeline's arguments beside the base: what was trained."""
+    unet = f', unet=UNet2DConditionModel.from_pretrained("{run.name}", subfolder="unet")' if _unlocked(run) else ""
+    return f"controlnet=controlnet{unet}"
 
 
 def _import_for(base: str) -> str:

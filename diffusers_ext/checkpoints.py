@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
@@ -51,7 +52,9 @@ def save(accelerator: Accelerator, output_dir: Path, step: int, limit: int | Non
         os.rename(partial, final)
         _sync(output_dir)
         if limit is not None:
-            for old in _numbered(output_dir)[:-limit]:
+            # Newer ones are of a branch that was left by resuming from an earlier step; they do not count, nor go.
+            kept = [path for path in _numbered(output_dir) if _step(path) <= step]
+            for old in kept[:-limit]:
                 shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
@@ -75,6 +78,13 @@ def find(resume: str | None, output_dir: Path) -> Path | None:
             return candidate
         PartialState().print(f"passing over {candidate}: {problem}")
     return None
+
+
+def set_aside(output_dir: Path, step: int) -> None:
+    """Rename the checkpoints of later steps: the run goes on from `step`, and they are not its own any more."""
+    for path in _numbered(output_dir):
+        if _step(path) > step:
+            path.rename(path.with_name(f"abandoned-{path.name}-{uuid.uuid4().hex[:6]}"))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -111,7 +121,11 @@ def sha256(path: Path) -> str:
 def _numbered(output_dir: Path) -> list[Path]:
     """The checkpoint-N folders, oldest first; checkpoint-old and the like are somebody else's."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def _seal(folder: Path, step: int) -> None:

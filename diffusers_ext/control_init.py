@@ -34,6 +34,24 @@ def new_controlnet(unet: UNet2DConditionModel, vae_factor: int, conditioning_cha
     )
 
 
+def check_fit(controlnet: ControlNetModel, unet: UNet2DConditionModel, vae_factor: int, channels: int) -> None:
+    """Raise InputError unless a ControlNet that is given is of the base's architecture and takes these conditions."""
+    theirs, base = controlnet.config, unet.config
+    for name in ("block_out_channels", "cross_attention_dim", "in_channels"):
+        if getattr(theirs, name) != getattr(base, name):
+            raise InputError(
+                f"the ControlNet's {name} is {getattr(theirs, name)}, the base's {getattr(base, name)}; they do not belong together"
+            )
+    if 2 ** (len(theirs.conditioning_embedding_out_channels) - 1) != vae_factor:
+        raise InputError(
+            f"the ControlNet's hint network has {theirs.conditioning_embedding_out_channels}; this base needs a factor of {vae_factor}"
+        )
+    if theirs.conditioning_channels != channels:
+        raise InputError(
+            f"the ControlNet takes {theirs.conditioning_channels} condition channels, the data have {channels}"
+        )
+
+
 def init_hint(controlnet: ControlNetModel, method: str, conditions: torch.Tensor, seed: int) -> float:
     """Initialise the hint network in place and return how much of its last activation depends on the condition.
 

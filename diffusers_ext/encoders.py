@@ -90,14 +90,19 @@ def load_stable_diffusion(model: str, dtype: torch.dtype = torch.float32, **hub)
     """
     without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = StableDiffusionPipeline.from_pretrained(model, dtype=dtype, **without, **hub)
-    for part in filter(None, (pipe.vae, pipe.text_encoder, pipe.unet)):
-        part.requires_grad_(False).eval()
+    for name in ("vae", "text_encoder", "unet"):
+        if name not in hub:  # what is given stays as it is: its decoder may be learning
+            getattr(pipe, name).requires_grad_(False).eval()
     return pipe
 
 
 def local_folder(model: str, **hub) -> str:
     """Return the folder of a model, after downloading what a pipeline needs of it if it is a name on the Hub."""
-    return model if Path(model).exists() else StableDiffusionPipeline.download(model, **hub)
+    return (
+        model
+        if Path(model).exists()
+        else StableDiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, **hub)
+    )
 
 
 def vae_config(folder: str) -> FrozenDict:
@@ -141,6 +146,11 @@ def check_stable_diffusion(model: str) -> None:
 
 def check_resolution(resolution: int, vae: FrozenDict, unet: FrozenDict) -> None:
     """Raise InputError unless images of this side halve evenly all the way down the autoencoder and the U-Net."""
+    if unet.in_channels != vae.latent_channels:
+        raise InputError(
+            f"the base's U-Net takes {unet.in_channels} channels, its autoencoder gives {vae.latent_channels}: "
+            "an inpainting model; give a plain text-to-image one"
+        )
     multiple = vae_scale_factor(vae) * 2 ** (len(unet.block_out_channels) - 1)
     if resolution < multiple or resolution % multiple:
         raise InputError(f"--resolution {resolution}: this base needs a multiple of {multiple}")

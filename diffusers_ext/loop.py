@@ -59,6 +59,8 @@ def check(options: Any) -> None:
             raise InputError(
                 f"--report_to {tracker}: {tracker} is not installed; pip install {tracker}, or leave --report_to out"
             )
+    if options.checkpoints_total_limit is not None and options.checkpoints_total_limit < 1:
+        raise InputError(f"--checkpoints_total_limit must be at least 1, got {options.checkpoints_total_limit}")
     check_run_folder(options)
     if options.resume_from_checkpoint != "latest":
         checkpoints.find(options.resume_from_checkpoint, Path(options.output_dir))
@@ -114,12 +116,14 @@ def train(
     average = EMAModel(parameters, decay=options.ema_decay, foreach=True) if options.use_ema else None
     model, optimizer = accelerator.prepare(objective, optimizer)
     checkpoints.attach(accelerator, objective)
-    accelerator.register_for_checkpointing(schedule, *([average] if average else []))
-    first = 0
+    if average:
+        accelerator.register_for_checkpointing(average)
+    first = checkpoints.step_of(resumed) if resumed else 0
     if resumed:
-        accelerator.load_state(str(resumed))
-        first = checkpoints.step_of(resumed)
         accelerator.print(f"resuming from {resumed}")
+        restore(accelerator, resumed, first, optimizer, schedule, average)
+        if accelerator.is_main_process:
+            checkpoints.set_aside(output_dir, first)
 
     metrics = Metrics(accelerator, output_dir, options, first)
     batches = iter(data_loader(accelerator, dataset, options, first, stop))
@@ -135,7 +139,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             metrics.gather(parts)
-        metrics.close_step(step, schedule.get_last_lr()[0], norm)
+        metrics.close_step(step, optimizer.param_groups[0]["lr"], norm)
         schedule.step()
         if average:
             average.step(parameters)
@@ -154,7 +158,22 @@ def train(
     if average:
         average.copy_to(parameters)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def restore(
+    accelerator: Accelerator, checkpoint: Path, step: int, optimizer, schedule, average: EMAModel | None
+) -> None:
+    """Read a checkpoint; rates and decays stay those of the options given now, the schedule stands at `step`."""
+    given = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    accelerator.load_state(str(checkpoint))
+    accelerator.step = 0  # its count of forward passes: a checkpoint is written between steps
+    if average:
+        average.to(accelerator.device)
+    schedule.last_epoch = step
+    for group, values, base, shape in zip(optimizer.param_groups, given, schedule.base_lrs, schedule.lr_lambdas):
+        group.update({**values, "lr": base * shape(step)})
 
 
 def adamw(parameters: list[torch.nn.Parameter], options: Any, ranks: int) -> torch.optim.Optimizer:
@@ -227,19 +246,20 @@ def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[s
         return {}
 
 
-def plan(options: Any, samples: int, trained: dict[str, torch.nn.Module], frozen: dict[str, torch.nn.Module]) -> str:
+def plan(options: Any, samples: int, models: dict[str, torch.nn.Module]) -> str:
     """Say what a run would do: what `--dry_run` prints.
 
-    Memory counts weights (4 bytes trained, 2 or 4 frozen), gradients and AdamW's two moments; activations come on top.
+    Memory counts a trained parameter's weight, gradient and AdamW's two moments (16 bytes, 20 with an average) and a
+    frozen one's weight; activations come on top.
     """
     ranks = PartialState().num_processes
-    count = {name: sum(p.numel() for p in module.parameters()) for name, module in {**trained, **frozen}.items()}
-    learning = sum(count[name] for name in trained)
-    per_trained, per_frozen = (20 if options.use_ema else 16), (2 if options.mixed_precision in ("fp16", "bf16") else 4)
-    memory = per_trained * learning + per_frozen * (sum(count.values()) - learning)
+    trained = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}
+    count = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    frozen = sum(p.nbytes for model in models.values() for p in model.parameters() if not p.requires_grad)
+    memory = (20 if options.use_ema else 16) * sum(trained.values()) + frozen
     batch = options.train_batch_size * options.gradient_accumulation_steps * ranks
     lines = ["options", *(f"  {name}: {value}" for name, value in as_dict(options).items()), "models"]
-    lines += [f"  {name}: {count[name]:,} parameters, {'trained' if name in trained else 'frozen'}" for name in count]
+    lines += [f"  {name}: {count[name]:,} parameters, {trained[name]:,} trained" for name in models]
     lines += ["run", f"  samples: {samples:,}"]
     lines += [f"  steps: {total_steps(options, samples, ranks):,} of {batch} samples on {ranks} process(es)"]
     lines += [f"  memory: {memory / 2**20:,.0f} MiB for weights, gradients and optimiser, plus activations"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
@@ -20,6 +20,7 @@ from .errors import InputError
 from .grids import captioned_grid, labelled_grid
 from .metrics.condition_gap import ConditionGap
 from .metrics.fill50k import colour_error, condition_following
+from .objectives.control import ControlObjective, save
 from .run_folder import read_metrics, save_sample
 from .sampling import draw
 
@@ -56,7 +57,8 @@ def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
         )
     files = [Path(name) for name in options.validation_image]
     rows = [Row(file, (prompt,), file, f"--validation_image {file}") for file, prompt in zip(files, prompts)]
-    given = Pairs(rows, options.resolution, options.seed, label_maps=options.label_maps)
+    computed = dataset.compute if options.label_maps else None  # label maps are given uncoloured, like the data's
+    given = Pairs(rows, options.resolution, options.seed, label_maps=options.label_maps, condition=computed)
     return [ValidationPair(given.condition(index), prompt) for index, prompt in enumerate(prompts)]
 
 
@@ -88,12 +90,12 @@ class ControlPreview:
     def __init__(
         self,
         load: Callable[[], StableDiffusionPipeline],
-        controlnet: ControlNetModel,
+        objective: ControlObjective,
         pairs: list[ValidationPair],
         gap: ConditionGap | None,
         options: Any,
     ):
-        self.load, self.controlnet, self.pairs, self.gap, self.options = load, controlnet, pairs, gap, options
+        self.load, self.objective, self.pairs, self.gap, self.options = load, objective, pairs, gap, options
         self.uncontrolled: list[Image.Image] | None = None
         self.folder = Path(options.output_dir)
 
@@ -104,7 +106,7 @@ class ControlPreview:
     @functools.cached_property
     def controlled(self) -> StableDiffusionControlNetPipeline:
         return StableDiffusionControlNetPipeline(
-            **self.pipe.components, controlnet=self.controlnet, requires_safety_checker=False
+            **self.pipe.components, controlnet=self.objective.controlnet, requires_safety_checker=False
         )
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -117,6 +119,7 @@ class ControlPreview:
         options, count = self.options, self.options.num_validation_images
         arguments = {
             "seed": options.seed,
+            "batch_size": options.train_batch_size,  # a size whose training fits fits here too
             "num_inference_steps": STEPS,
             "guidance_scale": options.validation_guidance_scale,
             "height": options.resolution,
@@ -142,7 +145,7 @@ class ControlPreview:
         score = next((name for name in SCORES if name in measures), None)
         earlier = [row[score] for row in read_metrics(self.folder) if score in row]
         if score and measures[score] > max(earlier, default=-math.inf):
-            self.controlnet.save_pretrained(self.folder / "best")
+            save(self.objective, self.folder / "best")
 
 
 def as_picture(condition: torch.Tensor) -> Image.Image:

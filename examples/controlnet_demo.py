@@ -45,37 +45,35 @@ def train(options: Options, folder: Path) -> None:
 
     data = fill50k.write(folder.parent / "fill50k-train", count=2000, size=SIZE)
     test = fill50k.write(folder.parent / "fill50k-test", count=HELD_OUT, size=SIZE, split="test")
-    scenes = [fill50k.scene(index, split="test") for index in range(4)]
-    command = [
-        *[
-            "accelerate",
-            "launch",
-            "--num_processes",
-            "1",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-        ],
-        *(str(ROOT / "training" / "train_controlnet.py"), "--train_data_dir", str(data), "--output_dir", str(folder)),
-        *f"--resolution {SIZE} --max_train_steps {options.max_train_steps} --train_batch_size {options.train_batch_size}".split(),
-        *f"--learning_rate {options.learning_rate} --lr_scheduler cosine --lr_warmup_steps 50".split(),
-        *[
-            "--validation_steps",
-            "200",
-            "--checkpointing_steps",
-            "200",
-            "--checkpoints_total_limit",
-            "1",
-            "--resume_from_checkpoint",
-            "latest",
-        ],
-        *("--validation_image", *(str(test / f"conditions/{index:06d}.png") for index in range(4))),
-        *("--validation_prompt", *(scene.prompt for scene in scenes)),
-    ]
+    shown = range(4)
+    launcher = {"num_processes": 1, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
+    settings = {
+        "train_data_dir": data,
+        "output_dir": folder,
+        "resolution": SIZE,
+        "max_train_steps": options.max_train_steps,
+        "train_batch_size": options.train_batch_size,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 50,
+        "validation_steps": 200,
+        "checkpointing_steps": 200,
+        "checkpoints_total_limit": 1,
+        "resume_from_checkpoint": "latest",
+        "validation_image": [test / f"conditions/{index:06d}.png" for index in shown],
+        "validation_prompt": [fill50k.scene(index, split="test").prompt for index in shown],
+    }
+    script = str(ROOT / "training" / "train_controlnet.py")
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags(launcher), script, *flags(settings)]
     subprocess.run(command, check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+
+
+def flags(settings: dict) -> list[str]:
+    """{"a": 1, "b": [2, 3]} -> --a 1 --b 2 3"""
+    words: list[str] = []
+    for name, value in settings.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def save_pipeline(folder: Path) -> None:

@@ -362,7 +362,7 @@ def test_values_are_made_under_the_trainings_autocast(circles, untrained, encode
     def autocast():
         return torch.autocast("cpu", torch.bfloat16)
 
-    cache = EncoderCache(tmp_path, untrained, torch.float32, lambda: encoders, autocast)
+    cache = EncoderCache(tmp_path, untrained, torch.float32, lambda: encoders, autocast=autocast)
     with autocast():
         inside = encoders.embed(["red circle"])[0]
     cached = cache.texts(["red circle"])["red circle"]
@@ -460,7 +460,7 @@ def test_cached_training_equals_uncached_in_bfloat16(circles, untrained, tmp_pat
     rows = read_image_folder(str(circles), limit=6)
     dataset, half = Pairs(rows, 32, 0, 0.5), torch.bfloat16
     load, autocast = lambda: StableDiffusionEncoders(*parts), lambda: torch.autocast("cpu", half)
-    cache = EncoderCache(tmp_path, untrained, half, load, autocast)
+    cache = EncoderCache(tmp_path, untrained, half, load, autocast=autocast)
     moments = cache.moments([row.image for row in rows], dataset.picture, TRANSFORM)
     cached = Encoded(dataset, moments, cache.texts(dataset.captions()), conditions=True)
     absent = StableDiffusionEncoders(None, None, None, pipe.vae.config.scaling_factor)

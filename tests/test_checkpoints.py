@@ -1,6 +1,8 @@
 """Checkpoints are whole or passed over."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +63,21 @@ def test_nothing_to_resume_starts_afresh(tmp_path):
     assert checkpoints.find("latest", tmp_path) is None
     with pytest.raises(InputError, match="give a checkpoint-N folder"):
         checkpoints.find(str(tmp_path / "checkpoint-5"), tmp_path)
+
+
+def test_later_checkpoints_neither_count_nor_go(run_folder):
+    """After resuming from 20 past a damaged 30, saving 25 with a limit of 1 must not leave the damaged one alone."""
+    truncate(run_folder / "checkpoint-30/controlnet/weights.bin")
+    checkpoints.set_aside(run_folder, 20)
+    assert not (run_folder / "checkpoint-30").exists() and list(run_folder.glob("abandoned-checkpoint-30-*"))
+    accelerator = SimpleNamespace(
+        is_main_process=True,
+        wait_for_everyone=lambda: None,
+        save_state=lambda folder: Path(folder, "state").write_text("x"),
+    )
+    checkpoints.save(accelerator, run_folder, 25, limit=1)
+    assert checkpoints.find("latest", run_folder) == run_folder / "checkpoint-25"
+    assert not (run_folder / "checkpoint-20").exists()
 
 
 def test_the_manifest_lists_every_file(run_folder):

@@ -198,7 +198,7 @@ def test_dry_run_tells_and_writes_nothing(untrained, circles, tmp_path, capsys):
         "learning_rate: 0.001",
         "samples: 44",
         "steps: 500 of 8 samples on 1 process(es)",
-        "parameters, trained",
+        "trained",
         "MiB",
     ):
         assert line in told
@@ -211,6 +211,56 @@ def test_variants_run_and_save(untrained, circles, tmp_path, switch):
     call(*arguments(untrained, circles, run, "--max_train_steps", 2, switch))
     assert list(losses(run)) == [1, 2]
     assert (run / "unet").exists() == (switch == "--unlock_decoder")
+
+
+def test_resuming_takes_the_options_given_now(untrained, circles, tmp_path):
+    """A lower rate is a lower rate, and another accumulation of the same product sees the same samples."""
+    run, often = tmp_path / "run", ["--checkpointing_steps", 2, "--logging_steps", 1, "--use_ema"]
+    pair = ["--train_batch_size", 2, "--gradient_accumulation_steps", 2, *often]
+    call(*arguments(untrained, circles, run, "--max_train_steps", 2, *pair))
+    straight = shutil.copytree(run, tmp_path / "straight")
+    more = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
+    call(*arguments(untrained, circles, straight, *more, *pair))
+    split = ["--train_batch_size", 1, "--gradient_accumulation_steps", 4, *often]
+    call(*arguments(untrained, circles, run, *more, *split))
+    assert losses(run) == pytest.approx(losses(straight), rel=1e-4)
+    slower = ["--max_train_steps", 6, "--learning_rate", 1e-5, "--resume_from_checkpoint", "latest"]
+    call(*arguments(untrained, circles, run, *split, *slower))
+    assert [row["lr"] for row in read_metrics(run) if "lr" in row] == [1e-3] * 4 + [1e-5] * 2
+
+
+def test_an_unlocked_decoder_keeps_learning_from_a_cache(untrained, circles, tmp_path):
+    """The first preview loads the encoders, and must not freeze the U-Net it is given."""
+    from safetensors.torch import load_file
+
+    more = [
+        "--unlock_decoder",
+        "--encoder_cache_dir",
+        tmp_path / "cache",
+        "--validation_steps",
+        1,
+        "--max_train_steps",
+        3,
+    ]
+    call(*arguments(untrained, circles, tmp_path / "run", *more, "--checkpointing_steps", 1))
+    name = "unet/diffusion_pytorch_model.safetensors"
+    second, third = (load_file(tmp_path / f"run/checkpoint-{step}" / name) for step in (2, 3))
+    changed = {key for key in second if not torch.equal(second[key], third[key])}
+    assert changed and all(key.startswith(("up_blocks", "conv_norm_out", "conv_out")) for key in changed)
+    assert (tmp_path / "run" / "best" / name).exists() and 'subfolder="unet"' in (
+        tmp_path / "run" / "README.md"
+    ).read_text()
+
+
+def test_a_controlnet_of_another_base_is_refused(untrained, circles, tmp_path):
+    from diffusers_ext import embedded_model
+    from diffusers_ext.control_init import new_controlnet
+    from diffusers_ext.encoders import load_stable_diffusion
+
+    new_controlnet(load_stable_diffusion(embedded_model()).unet, 4).save_pretrained(tmp_path / "theirs")
+    given = arguments(untrained, circles, tmp_path / "out", "--controlnet_model_name_or_path", tmp_path / "theirs")
+    assert "they do not belong together" in refusal(*given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_checkpointing_changes_memory_not_losses(untrained, circles, tmp_path):

@@ -10,7 +10,7 @@ On a laptop, with the small model that ships with this package and no download:
     accelerate launch training/train_controlnet.py --train_data_dir data/fill50k --resolution 64 \\
         --output_dir runs/circles --learning_rate 1e-3 --train_batch_size 8 --max_train_steps 1000
 
-Run the same command with --resume_from_checkpoint latest to go on after an interruption, bit for bit.
+Run the same command with --resume_from_checkpoint latest to go on after an interruption; on a CPU, bit for bit.
 The run folder is itself the model: ControlNetModel.from_pretrained("runs/circles").
 """
 
@@ -102,6 +102,7 @@ class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions,
 def main(options: Options) -> None:
     import functools
 
+    import torch
     from diffusers import DDPMScheduler
 
     from diffusers_ext import loop
@@ -110,13 +111,14 @@ def main(options: Options) -> None:
     from diffusers_ext.encoders import (
         ENCODERLESS,
         StableDiffusionEncoders,
+        check_stable_diffusion,
         load_stable_diffusion,
         local_folder,
         vae_config,
     )
     from diffusers_ext.hub import push
     from diffusers_ext.metrics.condition_gap import ConditionGap
-    from diffusers_ext.objectives.control import ControlObjective
+    from diffusers_ext.objectives.control import ControlObjective, save
     from diffusers_ext.objectives.diffusion import Diffusion
     from diffusers_ext.previews import ControlPreview
 
@@ -129,55 +131,44 @@ def main(options: Options) -> None:
     accelerator = loop.start(options)
     accelerator.print(report.summary(shown=10))
     folder = local_folder(base_of(options), revision=options.revision, variant=options.variant)
-    load_base = functools.partial(
-        load_stable_diffusion, folder, frozen_dtype(options, accelerator), variant=options.variant
-    )
+    check_stable_diffusion(folder)
+    dtype = torch.float32 if options.unlock_decoder else loop.frozen_dtype(accelerator)
+    load_base = functools.partial(load_stable_diffusion, folder, dtype, variant=options.variant)
     cached, vae = options.encoder_cache_dir is not None and not options.dry_run, vae_config(folder)
     pipe = load_base(**(ENCODERLESS if cached else {}))
-    controlnet = make_controlnet(options, accelerator, pipe.unet, vae, dataset)
+    controlnet = make_controlnet(options, accelerator, folder, pipe.unet, vae, dataset)
+    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae.scaling_factor)
+    diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
+    switches = (options.only_mid_control, options.unlock_decoder)
+    objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion, *switches)
     if options.dry_run:
-        frozen = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
-        accelerator.print(loop.plan(options, len(dataset), {"controlnet": controlnet}, frozen))
+        models = {"controlnet": controlnet, "unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
+        accelerator.print(loop.plan(options, len(dataset), models))
         return
 
-    diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
     loop.claim(accelerator, options)
     if accelerator.is_main_process:
         contact_sheet(dataset, Path(options.output_dir) / "data.png")
     if cached:
-        dataset, held_out = encode(options, accelerator, folder, load_base, dataset, held_out)
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae.scaling_factor)
-    switches = (options.only_mid_control, options.unlock_decoder)
-    objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion, *switches)
+        dataset, held_out = encode(options, accelerator, folder, dtype, load_base, dataset, held_out)
     several = len(held_out) > 1
     gap = ConditionGap(objective, loop.collate([held_out[0, at] for at in range(len(held_out))])) if several else None
     load_drawer = (lambda: load_base(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
-    preview = ControlPreview(load_drawer, controlnet, pairs, gap, options)
-    loop.train(accelerator, objective, dataset, options, preview)
+    loop.train(accelerator, objective, dataset, options, ControlPreview(load_drawer, objective, pairs, gap, options))
 
     if accelerator.is_main_process:
         run_folder = Path(options.output_dir)
-        controlnet.save_pretrained(run_folder)
-        if options.unlock_decoder:
-            pipe.unet.save_pretrained(run_folder / "unet")
+        save(objective, run_folder)
         write_controlnet_card(run_folder, base_of(options), len(dataset), len(held_out), report.digest)
         if options.push_to_hub:
             print(f"published at {push(run_folder, options)}")
+    accelerator.end_training()
 
 
 def base_of(options: Options) -> str:
     from diffusers_ext.embedded import embedded_model
 
     return options.pretrained_model_name_or_path or embedded_model()
-
-
-def frozen_dtype(options: Options, accelerator):
-    """The type of the base's weights: the forward pass's own, but float32 where some of them learn."""
-    import torch
-
-    from diffusers_ext import loop
-
-    return torch.float32 if options.unlock_decoder else loop.frozen_dtype(accelerator)
 
 
 def check_options(options: Options) -> None:
@@ -243,23 +234,27 @@ def hold_out(count: int, options: Options) -> tuple[list[int], list[int]]:
     return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
 
 
-def make_controlnet(options: Options, accelerator, unet, vae, dataset):
+def make_controlnet(options: Options, accelerator, folder: str, unet, vae, dataset):
     """Load the ControlNet that is given, or copy the base's encoder behind a hint network that is ready to carry."""
     import torch
-    from diffusers import ControlNetModel
+    from diffusers import ControlNetModel, UNet2DConditionModel
 
-    from diffusers_ext.control_init import init_hint, new_controlnet, transfer
+    from diffusers_ext.control_init import check_fit, init_hint, new_controlnet, transfer
     from diffusers_ext.encoders import check_resolution, load_stable_diffusion, vae_scale_factor
 
     check_resolution(options.resolution, vae, unet.config)
+    conditions = dataset.sample_conditions(64)
+    source = unet  # what learns starts from weights that were never rounded to half precision
+    if unet.dtype != torch.float32:
+        source = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=options.variant)
     if options.controlnet_model_name_or_path:
         controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
+        check_fit(controlnet, unet, vae_scale_factor(vae), conditions.shape[1])
         if options.transfer_from:
-            transfer(controlnet, load_stable_diffusion(options.transfer_from).unet, unet)
+            transfer(controlnet, load_stable_diffusion(options.transfer_from).unet, source)
     else:
         torch.manual_seed(options.seed)
-        conditions = dataset.sample_conditions(64)
-        controlnet = new_controlnet(unet, vae_scale_factor(vae), conditions.shape[1])
+        controlnet = new_controlnet(source, vae_scale_factor(vae), conditions.shape[1])
         ratio = init_hint(controlnet, options.hint_init, conditions, options.seed)
         accelerator.print(
             f"hint network ({options.hint_init}): its signal varies with the condition by {ratio:.2g} of its size"
@@ -270,7 +265,7 @@ def make_controlnet(options: Options, accelerator, unet, vae, dataset):
     return controlnet
 
 
-def encode(options: Options, accelerator, folder: str, load_base, dataset, held_out):
+def encode(options: Options, accelerator, folder: str, dtype, load_base, dataset, held_out):
     """Return both data sets with what --encoder_cache_dir holds; the encoders are loaded for what is missing."""
     from diffusers_ext.data.encoded import Encoded, EncoderCache
     from diffusers_ext.encoders import StableDiffusionEncoders
@@ -279,9 +274,10 @@ def encode(options: Options, accelerator, folder: str, load_base, dataset, held_
         pipe = load_base(unet=None)
         return StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer).to(accelerator.device)
 
-    dtype = frozen_dtype(options, accelerator)
+    # What the values depend on beside weights and content.
+    computed = {"autocast": accelerator.mixed_precision, "variant": options.variant}
     show = accelerator.is_main_process
-    cache = EncoderCache(options.encoder_cache_dir, folder, dtype, load_encoders, accelerator.autocast, show)
+    cache = EncoderCache(options.encoder_cache_dir, folder, dtype, load_encoders, computed, accelerator.autocast, show)
     # All that a picture's tensor depends on beside its file: change this with the geometry, or stale values are served.
     transform = {"fit": "cover", "resolution": options.resolution}
     texts = cache.texts([*dataset.captions(), *held_out.captions()])

@@ -68,8 +68,7 @@ def main(options: Options) -> None:
     tokenizer = tiny.tokenizer(dataset.captions())
     text_encoder = tiny.text_encoder(tokenizer)
     if options.dry_run:
-        trained = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
-        print(loop.plan(options, len(dataset), trained, frozen={}))
+        print(loop.plan(options, len(dataset), {"vae": vae, "unet": unet, "text_encoder": text_encoder}))
         return
 
     output_dir = Path(options.output_dir)
@@ -79,6 +78,7 @@ def main(options: Options) -> None:
         max_train_steps=options.autoencoder_steps,
         train_batch_size=options.autoencoder_batch_size,
         learning_rate=options.autoencoder_learning_rate,
+        resume_from_checkpoint=options.resume_from_checkpoint and "latest",
     )
     accelerator = loop.start(first_stage)
     loop.claim(accelerator, options)
@@ -102,6 +102,7 @@ def main(options: Options) -> None:
         write_text_to_image_card(output_dir)
         if options.push_to_hub:
             print(f"published at {push(output_dir, options)}")
+    accelerator.end_training()
 
 
 def make_data(options: Options):

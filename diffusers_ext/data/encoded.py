@@ -62,6 +62,7 @@ class EncoderCache:
     model: the local folder with "vae", "text_encoder" and "tokenizer", whose content is part of every key.
     dtype: the type that values are kept in, that of the encoders' weights.
     load: returns the encoders, ready on their device; called at most once, and never where nothing is missing.
+    computed: what else the values depend on, such as the precision of the forward pass; part of every key.
     autocast: the context of the training's forward pass, so that cached values are those of an uncached run.
 
     Values are computed one picture at a time, so that they depend on nothing but their content. Batches round differently:
@@ -74,11 +75,12 @@ class EncoderCache:
         model: str | Path,
         dtype: torch.dtype,
         load: Callable[[], StableDiffusionEncoders],
+        computed: dict | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         show: bool = False,
     ):
         self.folder, self.model, self.dtype, self.show = Path(folder), Path(model), dtype, show
-        self.load, self.autocast = functools.cache(load), autocast
+        self.load, self.about, self.autocast = functools.cache(load), computed or {}, autocast
         self.digests = Digests(folder)
         self.computed = {"moments": 0, "texts": 0}  # by this process
 
@@ -106,7 +108,11 @@ class EncoderCache:
 
     def _store(self, value: str, parts: list[str], more: dict) -> Store:
         weights = fingerprint(self.model, parts, self.digests)
-        return Store(self.folder, {"value": value, "weights": weights, "dtype": str(self.dtype), **more}, self.digests)
+        return Store(
+            self.folder,
+            {"value": value, "weights": weights, "dtype": str(self.dtype), **self.about, **more},
+            self.digests,
+        )
 
     def _fill(self, store: Store, keys: list[str], encode: Callable[[int], torch.Tensor]) -> None:
         def in_type(index: int) -> torch.Tensor:

@@ -1,11 +1,20 @@
 """The ControlNet objective (Zhang & Agrawala 2023, section 3.3)."""
 
+from pathlib import Path
+
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from ..encoders import StableDiffusionEncoders
 from . import Objective
 from .diffusion import Diffusion
+
+
+def save(objective: "ControlObjective", folder: Path) -> None:
+    """Write what learned: the ControlNet into `folder` itself, an unlocked U-Net into its unet/."""
+    objective.controlnet.save_pretrained(folder)
+    if "unet" in objective.trainable:
+        objective.unet.save_pretrained(folder / "unet")
 
 
 class ControlObjective(Objective):
