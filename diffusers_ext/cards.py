@@ -20,6 +20,8 @@ MEASURES = {  # what the columns of metrics.jsonl mean
     "background_error": "colour error of the background, CIEDE2000, median",
 }
 
+HELD_OUT = {"held_out_loss": "held out, right condition", "held_out_loss_wrong": "held out, wrong condition"}
+
 
 def write_controlnet_card(run: Path, base: str, samples: int, held_out: int, digest: str) -> Path:
     """Write README.md of a ControlNet's run folder."""
@@ -132,19 +134,19 @@ def _write(run: Path, data: ModelCardData, text: str) -> Path:
 def _training(run: Path) -> str:
     """The command, the numbers and the curve."""
     record = _record(run)
-    options, rows = record["options"], [row for row in read_metrics(run) if "loss" in row]
+    everything = read_metrics(run)
+    options, rows = record["options"], [row for row in everything if "loss" in row]
     window = max(1, len(rows) // 50)
     means = [
         sum(row["loss"] for row in rows[at : at + window]) / len(rows[at : at + window])
         for at in range(0, len(rows), window)
     ]
-    plot_curves(
-        run / "loss.png",
-        {"loss": ([row["step"] for row in rows[::window]], means)},
-        "step",
-        "training loss",
-        log_y=True,
-    )
+    curves = {"training": ([row["step"] for row in rows[::window]], means)}
+    for name, label in HELD_OUT.items():
+        measured = [row for row in everything if name in row]
+        if measured:
+            curves[label] = ([row["step"] for row in measured], [row[name] for row in measured])
+    plot_curves(run / "loss.png", curves, "step", "loss", log_y=True)
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"""```bash
 {record["command"]}
