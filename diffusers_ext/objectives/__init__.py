@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -10,16 +9,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 
 class Objective(nn.Module):
-    """What `loop.train` drives: a module whose forward turns a batch into losses.
+    """What `loop.train` drives: `forward(batch) -> {"loss": scalar, ...}`, other entries scalars that are only logged.
 
     `trainable` names the modules that learn; each has `save_pretrained`, so every checkpoint loads as a model.
     """
 
     trainable: dict[str, nn.Module]
-
-    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """Return {"loss": scalar, ...}; other entries are scalars that are only logged."""
-        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         """Write each trainable module to a folder of its name."""
