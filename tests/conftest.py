@@ -1,5 +1,6 @@
 """Fixtures: a small set of circles, an untrained Stable Diffusion, and scripts launched as a user launches them."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -100,7 +101,9 @@ def objective(pipe):
     controlnet = new_controlnet(pipe.unet, 8)
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
     diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
-    return ControlObjective(controlnet, pipe.unet, encoders, diffusion)
+    # A U-Net as it comes, with gradients: freezing it is the objective's own task.
+    unet = copy.deepcopy(pipe.unet).requires_grad_(True)
+    return ControlObjective(controlnet, unet, encoders, diffusion)
 
 
 def accelerate_command(script: str | Path, *arguments: str, processes: int = 1) -> list[str]:
