@@ -113,9 +113,10 @@ class DiffusionOptions:
     huber_delta: float = option(0.1, "error beyond which Huber's loss is linear")
 
 
-def parse(cls: type[T], argv: list[str] | None = None, description: str | None = None) -> T:
+def parse(cls: type[T], argv: list[str] | None = None, description: str | None = None, program: str | None = None) -> T:
     """Read an options dataclass from the command line; a mistake ends the program with one line that says why."""
     parser = argparse.ArgumentParser(
+        prog=program,
         usage="%(prog)s [options]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -223,11 +224,20 @@ def _check(path: str, name: str, value: Any, kind: type, optional: bool, many: b
     return value
 
 
-def run(main: Callable[[T], None], cls: type[T]) -> None:
-    """Parse the command line, call `main`, and turn an InputError into one line on stderr and exit code 2."""
+def run(
+    main: Callable[[T], None],
+    cls: type[T],
+    argv: list[str] | None = None,
+    description: str | None = None,
+    program: str | None = None,
+) -> None:
+    """Parse the command line, call `main`, and turn an InputError into one line on stderr and exit code 2.
+
+    description: what --help says; a script's own docstring where it is not given. program: its name there.
+    """
     import __main__
 
-    options = parse(cls, description=__main__.__doc__)
+    options = parse(cls, argv, description or __main__.__doc__, program)
     try:
         main(options)
     except InputError as error:

@@ -1,0 +1,1 @@
+"""The subcommands of `diffusers-ext`, one module each; see `cli`."""

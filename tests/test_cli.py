@@ -1,0 +1,35 @@
+"""diffusers-ext: every subcommand is found, explains itself and answers at once."""
+
+import subprocess
+import sys
+
+import pytest
+
+from diffusers_ext import cli
+
+NAMES = sorted(path.stem for path in cli.COMMANDS.glob("*.py") if path.stem != "__init__")
+
+
+def call(*words: str) -> subprocess.CompletedProcess:
+    program = "import sys; from diffusers_ext.cli import main; main(); assert 'torch' not in sys.modules"
+    return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+
+
+def test_the_overview_lists_every_command():
+    done = call("--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: diffusers-ext COMMAND")
+    for name in NAMES:
+        assert f"  {name.replace('_', '-')} " in done.stdout
+
+
+def test_an_unknown_command_is_named():
+    done = call("dance")
+    assert done.returncode == 2 and "no command 'dance'" in done.stderr and "usage" in done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_command_explains_itself_without_loading_anything(name):
+    module = __import__(f"diffusers_ext.commands.{name}", fromlist=["Options"])
+    done = call(name.replace("_", "-"), "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"diffusers-ext {name.replace('_', '-')}" in module.__doc__  # an example to paste
