@@ -58,6 +58,9 @@ class DataOptions:
     cache_dir: str | None = option(None, "where Hub data sets are kept")
     image_column: str = option("image", "column of the target picture")
     conditioning_image_column: str = option("conditioning_image", "column of the condition")
+    mask_column: str | None = option(
+        None, "column of masks, white where the condition is to be marked as missing (-1): inpainting"
+    )
     caption_column: str = option(
         "text", "column of the caption, or of a list of captions of which one is drawn each time"
     )
@@ -204,7 +207,8 @@ def read_data(options: Options):
     # A computed condition comes from the picture; only label maps are read, to be coloured.
     condition_column = None if computed and not options.label_maps else options.conditioning_image_column
     columns = (options.image_column, options.caption_column, condition_column)
-    found = read_rows(source, *columns, options.max_train_samples, options.dataset_config_name, options.cache_dir)
+    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
+    found = read_rows(source, *columns, options.max_train_samples, **hub, mask_column=options.mask_column)
     report = check(found, options.on_bad_sample)
     rows, aside = hold_out(len(report.rows), options)
     geometry = {"condition": computed, "label_maps": options.label_maps}

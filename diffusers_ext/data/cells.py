@@ -68,13 +68,14 @@ def _rows(data: Any, source: str, folder: Path, columns: Columns, limit: int | N
     if limit is not None:
         data = data.select(range(min(limit, len(data))))
     images = _files(data, source, folder, columns.image, "image")
-    conditions = [None] * len(data)
-    if columns.condition:
-        conditions = _files(data, source, folder, columns.condition, "conditioning_image")
+    conditions, masks = (
+        _files(data, source, folder, column, role) if column else [None] * len(data)
+        for column, role in ((columns.condition, "conditioning_image"), (columns.mask, "mask"))
+    )
     name = _column(data, source, columns.caption, "caption")
     origins = [f"{source}[{index}]" for index in range(len(data))]
     texts = (captions({name: value}, name, origin) for value, origin in zip(data[name], origins))
-    return Rows([Row(*values) for values in zip(images, texts, conditions, origins)])
+    return Rows([Row(*values) for values in zip(images, texts, conditions, origins, masks)])
 
 
 def _files(data: Any, source: str, folder: Path, column: str, role: str) -> list[File]:

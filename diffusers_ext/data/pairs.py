@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .. import randomness
 from ..errors import InputError
-from .files import File, Row, Size, load, load_condition, size_of
+from .files import MASKED, File, Row, Size, load, load_condition, size_of
 from .geometry import Frame, frame
 
 
@@ -25,6 +25,7 @@ class Pairs(Dataset):
 
     condition: computes the condition after the cut (see `conditions`), from the row's condition file where there is
     one, such as a label map, otherwise from the picture. label_maps: condition files are scaled without mixing values.
+    A row's mask marks the condition with -1 where it is white, after that.
     random_crop, flip (a probability): drawn anew for each (epoch, row). buckets: each row's (width, height), where
     they are not all squares; batches must then come from `buckets.BucketBatches`.
     """
@@ -113,7 +114,11 @@ class Pairs(Dataset):
             cut = drawn.apply(np.asarray(self._read(load, row.image, key)))
         if self.compute:
             cut = self.compute(np.ascontiguousarray(cut), randomness.generator(self.seed, "condition", *key))
-        return as_tensor(cut)
+        condition = as_tensor(cut)
+        if row.mask:
+            mask = drawn.apply(self._read(load_condition, row.mask, key), nearest=True)
+            condition[:, as_tensor(mask).amax(0) > 0.5] = MASKED
+        return condition
 
     def _read(self, reader: Callable[[File], Any], file: File, key: randomness.Key) -> Any:
         try:
