@@ -52,7 +52,7 @@ pipe = StableDiffusionControlNetPipeline.from_pretrained({_load_argument(base)},
 ## Training
 
 A trainable copy of the base's encoder, joined by zero convolutions (Zhang & Agrawala 2023). The base is frozen{" but for its decoder, which is in unet/" if _unlocked(run) else ""}; the hint network was
-initialised by `{options["hint_init"]}`. {samples:,} pairs at {options["resolution"]} px{_conditions(options)}; digest of the data
+initialised by `{options["hint_init"]}`. {_data(options, samples)} at {options["resolution"]} px{_conditions(options)}; digest of {"its first rows" if options["streaming"] else "the data"}
 `{digest[:16]}…`.
 
 {_training(run)}
@@ -181,6 +181,11 @@ def _validation_origin(options: dict, held_out: int) -> str:
     if options["validation_image"]:
         return "conditions given by --validation_image"
     return "the first held-out conditions" if held_out else "the first conditions of the training set"
+
+
+def _data(options: dict, samples: int) -> str:
+    streamed = f"Pairs streamed from {options['train_data_dir'] or options['dataset_name']}"
+    return streamed if options["streaming"] else f"{samples:,} pairs"
 
 
 def _conditions(options: dict) -> str:

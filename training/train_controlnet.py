@@ -65,6 +65,11 @@ class DataOptions:
         "text", "column of the caption, or of a list of captions of which one is drawn each time"
     )
     max_train_samples: int | None = option(None, "use only the first so many rows")
+    streaming: bool = option(
+        False,
+        "read a Hub data set, or .parquet files, row by row while training, without a copy or a check of all rows",
+    )
+    shuffle_buffer: int = option(1000, "rows that streaming keeps undecoded to draw from")
     on_bad_sample: str = option("error", "what to do with rows that cannot be used", ("error", "skip"))
     held_out_samples: int = option(
         16, "rows drawn by the seed and kept from training to measure on, at most a tenth of all"
@@ -128,7 +133,7 @@ def main(options: Options) -> None:
     # What the user can get wrong, before anything heavy.
     loop.check(options)
     check_options(options)
-    dataset, held_out, pairs, report = read_data(options)
+    dataset, held_out, shown, pairs, report = read_stream(options) if options.streaming else read_data(options)
 
     # The frozen base, without its encoders where all they make is cached; and the ControlNet.
     accelerator = loop.start(options)
@@ -139,7 +144,7 @@ def main(options: Options) -> None:
     load_base = functools.partial(load_stable_diffusion, folder, dtype, variant=options.variant)
     cached, vae = options.encoder_cache_dir is not None and not options.dry_run, vae_config(folder)
     pipe = load_base(**(ENCODERLESS if cached else {}))
-    controlnet = make_controlnet(options, accelerator, folder, pipe.unet, vae, dataset)
+    controlnet = make_controlnet(options, accelerator, folder, pipe.unet, vae, shown)
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae.scaling_factor)
     diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
     switches = (options.only_mid_control, options.unlock_decoder)
@@ -151,7 +156,7 @@ def main(options: Options) -> None:
 
     loop.claim(accelerator, options)
     if accelerator.is_main_process:
-        contact_sheet(dataset, Path(options.output_dir) / "data.png")
+        contact_sheet(shown, Path(options.output_dir) / "data.png")
     if cached:
         dataset, held_out = encode(options, accelerator, folder, dtype, load_base, dataset, held_out)
     several = len(held_out) > 1
@@ -186,47 +191,90 @@ def check_options(options: Options) -> None:
             raise InputError("--transfer_from needs --controlnet_model_name_or_path: the trained ControlNet to move")
     if options.encoder_cache_dir:
         check_fixed(
-            random_crop=options.random_crop, random_flip=options.random_flip, aspect_buckets=options.aspect_buckets
+            random_crop=options.random_crop,
+            random_flip=options.random_flip,
+            aspect_buckets=options.aspect_buckets,
+            streaming=options.streaming,
         )
+    if options.streaming:
+        if options.max_train_steps is None:
+            raise InputError("--streaming needs --max_train_steps: the length of a stream is not known")
+        if options.aspect_buckets or options.max_train_samples:
+            raise InputError("--streaming cannot look ahead; leave out --aspect_buckets and --max_train_samples")
+    if options.mask_column and options.condition == "inpaint":
+        raise InputError("--condition inpaint draws masks of its own; with --mask_column give --condition identity")
 
 
 def read_data(options: Options):
-    """Read and check the rows; return the training set, the held-out set, the pairs to draw and the check's report."""
-    from diffusers_ext.conditions import resolve
+    """Read and check the rows; return the training set, the held-out set, what to show of the data before training,
+    the pairs to draw, and the check's report."""
     from diffusers_ext.data.geometry import assign_buckets
-    from diffusers_ext.data.pairs import Pairs
     from diffusers_ext.data.rows import check, read_rows
-    from diffusers_ext.previews import validation_pairs
 
+    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
+    image, caption, condition, mask = columns(options)
+    found = read_rows(source_of(options), image, caption, condition, options.max_train_samples, **hub, mask_column=mask)
+    report = check(found, options.on_bad_sample)
+    rows, aside = hold_out(len(report.rows), options)
+    dataset, held_out = make_pairs(options, [report.rows[index] for index in rows], [report.rows[at] for at in aside])
+    if options.aspect_buckets:
+        dataset.buckets = assign_buckets([report.sizes[index] for index in rows], options.resolution)
+    return dataset, held_out, dataset, pairs_to_draw(options, held_out, report.rows), report
+
+
+def read_stream(options: Options):
+    """As `read_data`, of rows that are read while training: only the first ones are checked before."""
+    from diffusers_ext.data.files import Columns
+    from diffusers_ext.data.preflight import check
+    from diffusers_ext.data.stream import Stream
+
+    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
+    drawing = (options.seed, options.shuffle_buffer, options.on_bad_sample)
+    stream = Stream(source_of(options), Columns(*columns(options)), options.held_out_samples, *drawing, **hub)
+    report = check(stream.head, options.on_bad_sample)
+    aside = check(stream.held_out, options.on_bad_sample).rows if stream.held_out else []
+    shown, held_out = make_pairs(options, report.rows, aside)
+    stream.pairs = shown
+    return stream, held_out, shown, pairs_to_draw(options, held_out, report.rows), report
+
+
+def source_of(options: Options) -> str:
     source = options.train_data_dir or options.dataset_name
     if source is None:
         raise InputError(
             "--train_data_dir is missing: name an image folder; python -m diffusers_ext.data.fill50k makes one"
         )
-    computed = resolve(options.condition) if options.condition else None
-    # A computed condition comes from the picture; only label maps are read, to be coloured.
-    condition_column = None if computed and not options.label_maps else options.conditioning_image_column
-    columns = (options.image_column, options.caption_column, condition_column)
-    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
-    found = read_rows(source, *columns, options.max_train_samples, **hub, mask_column=options.mask_column)
-    report = check(found, options.on_bad_sample)
-    rows, aside = hold_out(len(report.rows), options)
-    geometry = {"condition": computed, "label_maps": options.label_maps}
-    dataset = Pairs(
-        [report.rows[index] for index in rows],
-        options.resolution,
-        options.seed,
-        options.proportion_empty_prompts,
-        random_crop=options.random_crop,
-        flip=0.5 if options.random_flip else 0.0,
-        buckets=assign_buckets([report.sizes[index] for index in rows], options.resolution)
-        if options.aspect_buckets
-        else None,
-        **geometry,
+    return source
+
+
+def columns(options: Options) -> tuple[str, str, str | None, str | None]:
+    """Image, caption, condition and mask. A computed condition comes from the picture; only label maps are read, to be coloured."""
+    condition = None if options.condition and not options.label_maps else options.conditioning_image_column
+    return options.image_column, options.caption_column, condition, options.mask_column
+
+
+def make_pairs(options: Options, rows: list, aside: list):
+    """Return rows to train on, with what varies from epoch to epoch, and held-out rows, without."""
+    from diffusers_ext.conditions import resolve
+    from diffusers_ext.data.pairs import Pairs
+
+    geometry = {
+        "condition": resolve(options.condition) if options.condition else None,
+        "label_maps": options.label_maps,
+    }
+    varied = {"random_crop": options.random_crop, "flip": 0.5 if options.random_flip else 0.0}
+    dropped = options.proportion_empty_prompts
+    return (
+        Pairs(rows, options.resolution, options.seed, dropped, **geometry, **varied),
+        Pairs(aside, options.resolution, options.seed, **geometry),
     )
-    held_out = Pairs([report.rows[index] for index in aside], options.resolution, options.seed, **geometry)
-    drawn = held_out if len(held_out) else Pairs(report.rows, options.resolution, options.seed, **geometry)
-    return dataset, held_out, validation_pairs(options, drawn), report
+
+
+def pairs_to_draw(options: Options, held_out, rows: list):
+    """The conditions and prompts that samples are drawn from: the first held-out ones, unless others are given."""
+    from diffusers_ext.previews import validation_pairs
+
+    return validation_pairs(options, held_out if len(held_out) else make_pairs(options, [], rows)[1])
 
 
 def hold_out(count: int, options: Options) -> tuple[list[int], list[int]]:
