@@ -22,7 +22,8 @@ from diffusers_ext.options import option, run
 
 INITS, KINDS = ("default", "kaiming", "data"), ("outline", "canny", "softedge", "palette_grid")
 FOLLOWED, BLIND, HELD_OUT, SCENES = 0.5, 0.05, 24, 1000
-LOOKS = {*range(10, 100, 10), *range(100, 300, 25), *range(300, 1000, 50), *range(1000, 10000, 200)}  # IoU is measured
+# Steps at which IoU is measured.
+LOOKS = {*range(4, 24, 4), *range(25, 50, 5), *range(50, 100, 10), *range(100, 300, 25), *range(300, 2000, 50)}
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     gap = ConditionGap(objective, batch_of(held_out, [(0, index) for index in range(HELD_OUT)]))
     with torch.no_grad():
         untrained = score(objective, pipe, held_out)
-    curve: list[list[float]] = []
+    curve = [[0, round(untrained, 4), 0.0]]
     for step, keys in enumerate(MicroBatches(SCENES, this.seed, this.batch, 1, 1, 0, 0, this.limit), start=1):
         objective(batch_of(data, keys))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.0)
@@ -299,8 +300,8 @@ def train_base(pipe, channels: tuple[int, ...], steps: int, batch: int = 32, rat
 
 def steps_to_follow(curve: list[list[float]]) -> float | None:
     """Return the step at which IoU crosses FOLLOWED, on the line between two looks; None if it never does."""
-    before = (0, 0.0)
-    for step, iou, _ in curve:
+    before = tuple(curve[0][:2])
+    for step, iou, _ in curve[1:]:
         if iou >= FOLLOWED:
             share = (FOLLOWED - before[1]) / (iou - before[1])
             return before[0] + share * (step - before[0])
