@@ -1,9 +1,15 @@
-"""Train a ControlNet onto a frozen Stable Diffusion 1.x or 2.x.
+"""Train a ControlNet onto a frozen Stable Diffusion 1.x, 2.x or XL.
 
 On your pictures, an image folder with metadata.jsonl (file_name, conditioning_image_file_name, text):
     accelerate launch training/train_controlnet.py --pretrained_model_name_or_path models/stable-diffusion-v1-5 \\
         --train_data_dir data/pairs --resolution 512 --output_dir runs/controlnet --learning_rate 1e-5 \\
         --proportion_empty_prompts 0.5 --mixed_precision bf16 --max_train_steps 10000
+
+On Stable Diffusion XL, whose pictures and captions are better encoded once than at each step:
+    accelerate launch training/train_controlnet.py --pretrained_model_name_or_path models/stable-diffusion-xl-base-1.0 \\
+        --train_data_dir data/pairs --resolution 1024 --output_dir runs/controlnet-xl --learning_rate 1e-5 \\
+        --encoder_cache_dir cache --gradient_checkpointing --train_batch_size 1 --gradient_accumulation_steps 16 \\
+        --mixed_precision bf16 --max_train_steps 10000
 
 On a laptop, with the small model that ships with this package and no download:
     python -m diffusers_ext.data.fill50k --output_dir data/fill50k --count 2000
@@ -26,6 +32,9 @@ from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions
 class ModelOptions:
     pretrained_model_name_or_path: str | None = option(
         None, "diffusers folder or Hub name of the base; default: the embedded model"
+    )
+    pretrained_vae_model_name_or_path: str | None = option(
+        None, "another VAE than the base's: its folder or Hub name, such as one of SDXL's mended for fp16"
     )
     controlnet_model_name_or_path: str | None = option(
         None, "start from this ControlNet instead of a copy of the base's encoder"
@@ -78,7 +87,9 @@ class DataOptions:
         None,
         "compute conditions from the pictures, after the cut: canny, scribble, ... (diffusers_ext/conditions.py), or module:callable",
     )
-    resolution: int = option(512, "side of the square training images, in pixels; a multiple of the model's factor")
+    resolution: int = option(
+        512, "side of the square training images, in pixels, a multiple of the model's factor; 1024 is usual for SDXL"
+    )
     aspect_buckets: bool = option(False, "keep pictures' shapes: cut to the nearest of many sizes of the square's area")
     random_crop: bool = option(False, "cut another part each time, instead of the middle")
     random_flip: bool = option(False, "mirror half of the samples, picture and condition together")
@@ -98,7 +109,7 @@ class ValidationOptions:
     validation_prompt: list[str] | None = option(None, "their prompts, one each or one for all")
     num_validation_images: int = option(4, "pictures drawn for each condition")
     validation_guidance_scale: float = option(
-        2.0, "classifier-free guidance of the drawn samples; 7.5 is usual for SD 1.5"
+        2.0, "classifier-free guidance of the drawn samples; 7.5 is usual for SD 1.5, 5 for SDXL"
     )
 
 
@@ -108,22 +119,14 @@ class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions,
 
 
 def main(options: Options) -> None:
-    import functools
-
     import torch
     from diffusers import DDPMScheduler
 
     from diffusers_ext import loop
+    from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards import write_controlnet_card
     from diffusers_ext.data.preflight import contact_sheet
-    from diffusers_ext.encoders import (
-        ENCODERLESS,
-        StableDiffusionEncoders,
-        check_stable_diffusion,
-        load_stable_diffusion,
-        local_folder,
-        vae_config,
-    )
+    from diffusers_ext.encoders import is_sdxl
     from diffusers_ext.hub import push
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import ControlObjective, save
@@ -138,36 +141,37 @@ def main(options: Options) -> None:
     # The frozen base, without its encoders where all they make is cached; and the ControlNet.
     accelerator = loop.start(options)
     accelerator.print(report.summary(shown=10))
-    folder = local_folder(base_of(options), revision=options.revision, variant=options.variant)
-    check_stable_diffusion(folder)
-    dtype = torch.float32 if options.unlock_decoder else loop.frozen_dtype(accelerator)
-    load_base = functools.partial(load_stable_diffusion, folder, dtype, variant=options.variant)
-    cached, vae = options.encoder_cache_dir is not None and not options.dry_run, vae_config(folder)
-    pipe = load_base(**(ENCODERLESS if cached else {}))
-    controlnet = make_controlnet(options, accelerator, folder, pipe.unet, vae, shown)
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae.scaling_factor)
+    forward = loop.frozen_dtype(accelerator)
+    dtype = torch.float32 if options.unlock_decoder else forward
+    other_vae = options.pretrained_vae_model_name_or_path
+    base = BaseModel.find(base_of(options), other_vae, forward, dtype, options.revision, options.variant)
+    cached = options.encoder_cache_dir is not None and not options.dry_run
+    pipe = base.load_without_encoders() if cached else base.load()
+    controlnet = make_controlnet(options, accelerator, base, pipe.unet, shown)
     diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
     switches = (options.only_mid_control, options.unlock_decoder)
-    objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion, *switches)
+    objective = ControlObjective(controlnet, pipe.unet, base.encoders(pipe), diffusion, *switches)
     if options.dry_run:
-        models = {"controlnet": controlnet, "unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
-        accelerator.print(loop.plan(options, len(dataset), models))
+        parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        accelerator.print(loop.plan(options, len(dataset), {"controlnet": controlnet, **parts}))
         return
 
     loop.claim(accelerator, options)
     if accelerator.is_main_process:
         contact_sheet(shown, Path(options.output_dir) / "data.png")
     if cached:
-        dataset, held_out = encode(options, accelerator, folder, dtype, load_base, dataset, held_out)
+        dataset, held_out = encode(options, accelerator, base, dataset, held_out)
     several = len(held_out) > 1
     gap = ConditionGap(objective, loop.collate([held_out[0, at] for at in range(len(held_out))])) if several else None
-    load_drawer = (lambda: load_base(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
+    load_drawer = (lambda: base.load(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
     loop.train(accelerator, objective, dataset, options, ControlPreview(load_drawer, objective, pairs, gap, options))
 
     if accelerator.is_main_process:
         run_folder = Path(options.output_dir)
         save(objective, run_folder)
-        write_controlnet_card(run_folder, base_of(options), len(dataset), len(held_out), report.digest)
+        write_controlnet_card(
+            run_folder, base_of(options), len(dataset), len(held_out), report.digest, is_sdxl(base.folder)
+        )
         if options.push_to_hub:
             print(f"published at {push(run_folder, options)}")
     accelerator.end_training()
@@ -182,9 +186,11 @@ def base_of(options: Options) -> str:
 def check_options(options: Options) -> None:
     """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
     from diffusers_ext.data.encoded import check_fixed
-    from diffusers_ext.encoders import check_stable_diffusion
+    from diffusers_ext.encoders import check_stable_diffusion, check_vae
 
     check_stable_diffusion(base_of(options))
+    if options.pretrained_vae_model_name_or_path:
+        check_vae(options.pretrained_vae_model_name_or_path)
     if options.transfer_from:
         check_stable_diffusion(options.transfer_from)
         if not options.controlnet_model_name_or_path:
@@ -286,27 +292,29 @@ def hold_out(count: int, options: Options) -> tuple[list[int], list[int]]:
     return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
 
 
-def make_controlnet(options: Options, accelerator, folder: str, unet, vae, dataset):
+def make_controlnet(options: Options, accelerator, base, unet, dataset):
     """Load the ControlNet that is given, or copy the base's encoder behind a hint network that is ready to carry."""
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     from diffusers_ext.control_init import check_fit, init_hint, new_controlnet, transfer
-    from diffusers_ext.encoders import check_resolution, load_stable_diffusion, vae_scale_factor
+    from diffusers_ext.encoders import check_resolution, vae_scale_factor
 
-    check_resolution(options.resolution, vae, unet.config)
+    check_resolution(options.resolution, base.vae, unet.config)
+    factor = vae_scale_factor(base.vae)
     conditions = dataset.sample_conditions(64)
     source = unet  # what learns starts from weights that were never rounded to half precision
     if unet.dtype != torch.float32:
-        source = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=options.variant)
+        source = UNet2DConditionModel.from_pretrained(base.folder, subfolder="unet", variant=options.variant)
     if options.controlnet_model_name_or_path:
         controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
-        check_fit(controlnet, unet, vae_scale_factor(vae), conditions.shape[1])
+        check_fit(controlnet, unet, factor, conditions.shape[1])
         if options.transfer_from:
-            transfer(controlnet, load_stable_diffusion(options.transfer_from).unet, source)
+            old = UNet2DConditionModel.from_pretrained(options.transfer_from, subfolder="unet")
+            transfer(controlnet, old, source)
     else:
         torch.manual_seed(options.seed)
-        controlnet = new_controlnet(source, vae_scale_factor(vae), conditions.shape[1])
+        controlnet = new_controlnet(source, factor, conditions.shape[1])
         ratio = init_hint(controlnet, options.hint_init, conditions, options.seed)
         accelerator.print(
             f"hint network ({options.hint_init}): its signal varies with the condition by {ratio:.2g} of its size"
@@ -317,19 +325,27 @@ def make_controlnet(options: Options, accelerator, folder: str, unet, vae, datas
     return controlnet
 
 
-def encode(options: Options, accelerator, folder: str, dtype, load_base, dataset, held_out):
+def encode(options: Options, accelerator, base, dataset, held_out):
     """Return both data sets with what --encoder_cache_dir holds; the encoders are loaded for what is missing."""
     from diffusers_ext.data.encoded import Encoded, EncoderCache
-    from diffusers_ext.encoders import StableDiffusionEncoders
 
-    def load_encoders() -> StableDiffusionEncoders:
-        pipe = load_base(unet=None)
-        return StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer).to(accelerator.device)
+    def load_encoders():
+        return base.encoders(base.load(unet=None)).to(accelerator.device)
 
     # What the values depend on beside weights and content.
     computed = {"autocast": accelerator.mixed_precision, "variant": options.variant}
     show = accelerator.is_main_process
-    cache = EncoderCache(options.encoder_cache_dir, folder, dtype, load_encoders, computed, accelerator.autocast, show)
+    cache = EncoderCache(
+        options.encoder_cache_dir,
+        base.folder,
+        base.dtype,
+        load_encoders,
+        computed,
+        accelerator.autocast,
+        show,
+        vae=base.vae_folder,
+        vae_dtype=base.vae_dtype,
+    )
     # All that a picture's tensor depends on beside its file: change this with the geometry, or stale values are served.
     transform = {"fit": "cover", "resolution": options.resolution}
     texts = cache.texts([*dataset.captions(), *held_out.captions()])

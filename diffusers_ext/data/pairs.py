@@ -59,10 +59,11 @@ class Pairs(Dataset):
         picture = self._read(load, self.rows[key[1]].image, key)
         drawn = self.frame(key, picture.size)
         cut = drawn.apply(np.asarray(picture))
-        sample = {"key": key, "text": self.caption(key), "pixel_values": _symmetric(cut), "time_ids": drawn.time_ids()}
-        if self.compute or self.rows[key[1]].condition:
-            sample["conditioning_pixel_values"] = self._condition(key, drawn, cut)
-        return sample
+        return {"pixel_values": _symmetric(cut), **self._without_picture(key, drawn, cut)}
+
+    def without_picture(self, key: randomness.Key) -> dict:
+        """A sample but its "pixel_values", for those who have its latents; of the picture only the header is read."""
+        return self._without_picture(key, self.frame(key))
 
     @property
     def fixed(self) -> bool:
@@ -102,6 +103,12 @@ class Pairs(Dataset):
     def captions(self) -> list[str]:
         """Every caption once."""
         return sorted({text for row in self.rows for text in row.texts})
+
+    def _without_picture(self, key: randomness.Key, drawn: Frame, cut: np.ndarray | None = None) -> dict:
+        sample = {"key": key, "text": self.caption(key), "time_ids": drawn.time_ids()}
+        if self.compute or self.rows[key[1]].condition:
+            sample["conditioning_pixel_values"] = self._condition(key, drawn, cut)
+        return sample
 
     def _condition(self, key: randomness.Key, drawn: Frame, cut: np.ndarray | None = None) -> torch.Tensor:
         """cut: the row's picture in this frame, where it is at hand."""
