@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from .encoders import (
     StableDiffusionEncoders,
     check_stable_diffusion,
+    check_vae,
     encoders_of,
     is_sdxl,
     load_stable_diffusion,
@@ -60,11 +61,12 @@ class BaseModel:
         forward: the type of the forward pass; dtype: that of the frozen weights, by default the same. As in diffusers'
         pipelines, SDXL's VAE does not follow float16 unless its configuration says force_upcast false.
 
-        Raises InputError if `model` is not a Stable Diffusion 1.x, 2.x or XL base.
+        Raises InputError if `model` is not a Stable Diffusion 1.x, 2.x or XL base, or the VAE not an AutoencoderKL.
         """
         folder = local_folder(model, revision=revision, variant=variant)
         check_stable_diffusion(folder)
         vae_folder = local_vae(other_vae) if other_vae else Path(folder) / "vae"
+        check_vae(str(vae_folder))
         upcast = is_sdxl(folder) and vae_config(vae_folder).force_upcast and forward == torch.float16
         return cls(folder, vae_folder, dtype or forward, upcast, variant)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForText2Image,
     ControlNetModel,
     DDPMScheduler,
     StableDiffusionXLControlNetPipeline,
@@ -34,6 +35,7 @@ from diffusers_ext.objectives.control import ControlObjective
 from diffusers_ext.objectives.diffusion import Diffusion
 from diffusers_ext.options import parse
 from diffusers_ext.run_folder import read_metrics
+from diffusers_ext.sampling import draw
 
 SCRIPT = Path(__file__).parents[1] / "training" / "train_controlnet.py"
 SIZES = [(100, 50), (40, 72), (64, 64), (90, 32), (48, 48), (33, 80), (70, 60), (64, 40)]
@@ -306,6 +308,18 @@ def test_the_vae_stays_in_float32_where_float16_overflows(untrained, untrained_x
         assert torch.equal(pipe.vae.decode(latents).sample, outside[1])
         plain = load_stable_diffusion(untrained_xl).vae.decode(latents).sample
     assert not torch.equal(plain, outside[1])  # autocast would have rounded
+
+
+def test_half_precision_draws_the_bases_picture(photos, untrained_xl):
+    """As previews draw: a ControlNet in float32 beside a U-Net in float16 and a VAE in float32, under autocast."""
+    pipe = BaseModel.find(str(untrained_xl), forward=torch.float16).load()
+    controlnet = new_controlnet(copy.deepcopy(pipe.unet).float(), 8)
+    controlled = AutoPipelineForText2Image.from_pipe(pipe, controlnet=controlnet)
+    assert type(controlled) is StableDiffusionXLControlNetPipeline and controlled.config.force_zeros_for_empty_prompt
+    settings, condition = {"num_inference_steps": 2, "height": 32, "width": 32}, dataset(photos).condition(0)
+    with torch.inference_mode(), torch.autocast("cpu", torch.float16):
+        base, ours = draw(pipe, ["red"], **settings), draw(controlled, ["red"], image=[condition], **settings)
+    assert ours[0].tobytes() == base[0].tobytes() and np.asarray(ours[0]).std() > 0
 
 
 def refused(check, *arguments) -> str:
