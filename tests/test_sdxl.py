@@ -451,6 +451,16 @@ def test_resuming_from_a_cache_is_exact(untrained_xl, circles, tmp_path):
 
 
 @pytest.mark.launch
+def test_dry_run_counts_both_text_encoders(untrained_xl, xl, circles, tmp_path, capsys):
+    call(*arguments(untrained_xl, circles, tmp_path / "out", "--dry_run"))
+    told = capsys.readouterr().out
+    for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
+        count = sum(parameter.numel() for parameter in getattr(xl, name).parameters())
+        assert f"  {name}: {count:,} parameters, 0 trained" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.launch
 def test_buckets_crops_and_flips_train(untrained_xl, photos, tmp_path):
     more = ["--random_crop", "--random_flip", "--aspect_buckets", "--max_train_steps", 2, "--held_out_samples", 0]
     call(*arguments(untrained_xl, photos, tmp_path / "run", *more, "--resolution", 64, "--only_mid_control"))
