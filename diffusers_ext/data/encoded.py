@@ -83,10 +83,8 @@ class EncoderCache:
         vae_dtype: torch.dtype | None = None,
     ):
         self.folder, self.model, self.show = Path(folder), Path(model), show
-        self.vae, self.dtypes = (
-            Path(vae or self.model / "vae").resolve(),
-            {"moments": vae_dtype or dtype, "texts": dtype},
-        )
+        self.vae = Path(vae or self.model / "vae").resolve()
+        self.dtypes = {"moments": vae_dtype or dtype, "texts": dtype}
         self.load, self.about, self.autocast = functools.cache(load), computed or {}, autocast
         self.digests = Digests(folder)
         self.computed = {"moments": 0, "texts": 0}  # by this process
