@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "condition_following": "metrics.fill50k",
     "embedded_model": "embedded",
+    "select_prompts": "prompts",
 }
 __all__ = sorted(_HOMES)
 

@@ -110,15 +110,15 @@ def _read_folder(folder: Path, columns: Columns, limit: int | None) -> Rows:
 def _read_table(path: Path, columns: Columns, limit: int | None) -> Rows:
     """Read a .jsonl or .csv; one that makes its folder a data set names files inside it only, and all of them."""
     whole = path.name in TABLES
-    records = list(islice(_records(path), limit))
-    rows = _some(Rows([_row(values, path.parent, columns, origin, whole) for origin, values in records]), path)
+    lines = list(islice(records(path), limit))
+    rows = _some(Rows([_row(values, path.parent, columns, origin, whole) for origin, values in lines]), path)
     if whole and limit is None:
-        rows.orphans = _orphans(path.parent, (values for _, values in records))
+        rows.orphans = _orphans(path.parent, (values for _, values in lines))
     return rows
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (origin, values) of each line of a table."""
+def records(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yield (origin, values) of each line of a .jsonl or .csv; InputError if it is not UTF-8 or a line is no object."""
     try:
         with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
             if path.suffix == ".csv":
