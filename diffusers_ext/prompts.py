@@ -176,7 +176,7 @@ def vote_k(graph: np.ndarray, count: int, show: bool = False) -> np.ndarray:
     the change of each voter's weight is taken off the scores of its neighbours, and the next is a plain argmax. That
     beats a heap with lazy updates, most of whose entries are stale whenever they come up.
     """
-    starts, voters = _voters(graph)
+    starts, voters = voters_of(graph)
     weight = np.full(len(graph), LEVELS)
     score = np.diff(starts).astype(np.int64) * LEVELS
     chosen = np.empty(count, np.int64)
@@ -192,7 +192,7 @@ def vote_k(graph: np.ndarray, count: int, show: bool = False) -> np.ndarray:
     return chosen
 
 
-def _voters(graph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def voters_of(graph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the graph's transpose: those who vote for u are voters[starts[u] : starts[u + 1]]."""
     from scipy.sparse import csr_array
 

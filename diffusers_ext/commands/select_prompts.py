@@ -99,7 +99,8 @@ def embeddings_of(rows: list[dict], total: int, options: Options):
     given = sentences.read_embeddings(options.embeddings)
     if len(given) != total:
         raise InputError(f"{options.embeddings}: {len(given):,} embeddings for {total:,} rows of {options.prompts}")
-    return unit_rows(given, source=options.embeddings)[[row["index"] for row in rows]]
+    unit_rows(given, source=options.embeddings)  # names rows as the file counts them, before duplicates leave
+    return given[[row["index"] for row in rows]]
 
 
 def report(options: Options, unit, chosen, total: int) -> dict:
