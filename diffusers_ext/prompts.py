@@ -46,33 +46,38 @@ def select_prompts(
     Raises InputError for embeddings without direction (zero, NaN, infinite), count > n or k >= n.
     """
     unit = unit_rows(embeddings, centre)
-    members = {"": np.arange(len(unit))} if shards is None else by_shard(shards, len(unit))
-    for name, indices in members.items():
-        check(len(indices), count, k, name)
-    chosen = []
-    for indices in members.values():
+    chosen, show_each = [], show and shards is None
+    groups = check(len(unit), count, k, shards)
+    for indices in tqdm(groups, desc="shards", dynamic_ncols=True, disable=not show or shards is None):
         part = unit if len(indices) == len(unit) else unit[torch.from_numpy(indices)]
-        graph = approximate_neighbours(part, k, show) if approximate else nearest_neighbours(part, k, device, show)
-        chosen.append(indices[vote_k(graph, count, show)])
+        graph = (
+            approximate_neighbours(part, k, show_each)
+            if approximate
+            else nearest_neighbours(part, k, device, show_each)
+        )
+        chosen.append(indices[vote_k(graph, count, show_each)])
     return np.concatenate(chosen)
 
 
-def check(n: int, count: int, k: int, shard: str = "") -> None:
-    """Raise InputError unless `count` of n prompts can be chosen on a graph of k neighbours."""
-    where = f"shard {shard!r}: " if shard else ""
-    if not 1 <= count <= n:
-        raise InputError(f"{where}count is {count}, of {n:,} prompts; choose between 1 and {n:,}")
-    if not 1 <= k < n:
-        raise InputError(f"{where}k is {k}, but {n:,} prompts have {n - 1:,} neighbours each; lower k")
+def check(n: int, count: int, k: int, shards: np.ndarray | None = None) -> list[np.ndarray]:
+    """Return the indices of each shard's prompts, or of all, in order of the labels.
 
-
-def by_shard(shards: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    """Return the indices of each shard's members, {label: (n_s,) int64}, sorted by label."""
-    if len(shards) != n:
+    Raises InputError unless `count` can be chosen of each, on a graph of k neighbours.
+    """
+    if shards is None:
+        labels, groups = [""], [np.arange(n)]
+    elif len(shards) != n:
         raise InputError(f"{len(shards):,} shard labels for {n:,} embeddings; give one each")
-    labels, places = np.unique(np.asarray(shards), return_inverse=True)
-    order = np.argsort(places, kind="stable")
-    return dict(zip(map(str, labels), np.split(order, np.cumsum(np.bincount(places))[:-1])))
+    else:
+        labels, places = np.unique(np.asarray(shards), return_inverse=True)
+        groups = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places))[:-1])
+    for label, indices in zip(labels, groups):
+        where, size = "" if shards is None else f"shard '{label}': ", len(indices)
+        if not 1 <= count <= size:
+            raise InputError(f"{where}count is {count}, of {size:,} prompts; choose between 1 and {size:,}")
+        if not 1 <= k < size:
+            raise InputError(f"{where}k is {k}, but {size:,} prompts have {size - 1:,} neighbours each; lower k")
+    return groups
 
 
 def unit_rows(embeddings: np.ndarray | torch.Tensor, centre: bool = False, source: str = "embeddings") -> torch.Tensor:
@@ -139,12 +144,7 @@ def approximate_neighbours(unit: torch.Tensor, k: int, show: bool = False) -> np
     Rows are clustered, and each is compared with those of the nearest PROBES clusters only. Where these hold fewer than k,
     all are searched. Raises InputError if faiss is not installed.
     """
-    try:
-        import faiss
-    except ImportError:
-        raise InputError(
-            "approximate neighbours need faiss: pip install faiss-cpu, or compute the exact ones"
-        ) from None
+    faiss = load_faiss()
     rows, n = np.ascontiguousarray(unit.cpu().numpy()), len(unit)
     lists = max(1, min(int(4 * n**0.5), n // POINTS))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(rows.shape[1]), rows.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
@@ -160,6 +160,17 @@ def approximate_neighbours(unit: torch.Tensor, k: int, show: bool = False) -> np
     for missing in torch.from_numpy((graph < 0).any(1).nonzero()[0]).split(ROWS):
         graph[missing.numpy()] = _nearest(unit, missing, k)
     return graph
+
+
+def load_faiss():
+    """Return the module; InputError with the remedy if it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise InputError(
+            "approximate neighbours need faiss: pip install faiss-cpu, or compute the exact ones"
+        ) from None
+    return faiss
 
 
 def _others(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -183,11 +194,13 @@ def vote_k(graph: np.ndarray, count: int, show: bool = False) -> np.ndarray:
     for turn in tqdm(range(count), desc="choosing", unit="prompt", dynamic_ncols=True, disable=not show):
         u = chosen[turn] = score.argmax()
         changed = np.append(voters[starts[u] : starts[u + 1]], u)
+        changed = changed[weight[changed] > 0]
         left = weight[changed] // 10
-        left[-1] = 0  # what is chosen has no vote any more
+        left[changed == u] = 0  # what is chosen has no vote any more
         lost = weight[changed] - left
         weight[changed] = left
-        np.subtract.at(score, graph[changed].ravel(), lost.repeat(graph.shape[1]))
+        # `subtract.at` is fast for indices of the machine's own width only.
+        np.subtract.at(score, graph[changed].ravel().astype(np.intp), lost.repeat(graph.shape[1]))
         score[u] = -1
     return chosen
 

@@ -173,6 +173,14 @@ def test_without_faiss_the_remedy_is_named(monkeypatch):
         prompts.select_prompts(np.eye(20), 2, k=5, approximate=True)
 
 
+def test_without_faiss_nothing_is_read_or_embedded(monkeypatch, table, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    table.prompts.unlink()
+    with pytest.raises(SystemExit):
+        command(table, "--count", "5", "--approximate")
+    assert "pip install faiss-cpu" in capsys.readouterr().err
+
+
 def test_coverage_by_hand():
     unit = prompts.unit_rows(np.array([[1.0, 0], [1, 0.01], [0, 1], [1, 1]]))
     found = prompts.coverage(unit, np.array([0, 2, 1]))
@@ -189,9 +197,9 @@ def test_every_form_of_file_gives_the_same_prompts(tmp_path):
     (tmp_path / "a.csv").write_text('id,prompt\n7,"a red, round circle"\n8,é blue\n9,  spaces  \n')
     for path in sorted(tmp_path.iterdir()):
         rows = read_prompts(path)
-        assert [row["prompt"] for row in rows] == [text.strip() for text in texts], path
-        assert [row["index"] for row in rows] == [0, 1, 2]
-    assert read_prompts(tmp_path / "a.csv")[1]["id"] == "8"
+        assert [row.text for row in rows] == [text.strip() for text in texts], path
+        assert [row.index for row in rows] == [0, 1, 2]
+    assert read_prompts(tmp_path / "a.csv")[1].fields["id"] == "8"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +226,7 @@ def test_mistakes_in_the_prompts_are_named(tmp_path, name, content, message):
 def test_duplicates_differ_in_case_and_spaces_at_most(tmp_path):
     (tmp_path / "a.txt").write_text("A  cat\na dog\na cat\n")
     rows = read_prompts(tmp_path / "a.txt")
-    assert [row["index"] for row in without_duplicates(rows, "drop")] == [0, 1]
+    assert [row.index for row in without_duplicates(rows, "drop")] == [0, 1]
     assert without_duplicates(rows, "keep") == rows
     with pytest.raises(InputError, match=r"a.txt:3: the same prompt as .*a.txt:1"):
         without_duplicates(rows, "refuse")

@@ -52,55 +52,57 @@ class Options(Embeddings, Prompts):
 def main(options: Options) -> None:
     from diffusers_ext.data.texts import read_prompts, without_duplicates
     from diffusers_ext.errors import InputError
-    from diffusers_ext.prompts import by_shard, check, select_prompts, unit_rows
+    from diffusers_ext.prompts import check, load_faiss, select_prompts, unit_rows
 
     if not options.prompts or bool(options.encoder) == bool(options.embeddings):
         raise InputError("give --prompts FILE, and either --encoder or --embeddings")
+    if options.approximate:
+        load_faiss()
     everything = read_prompts(options.prompts, options.prompt_field)
-    rows = without_duplicates(everything, options.duplicates)
-    shards = shard_labels(rows, options.shard_field)
-    sizes = by_shard(shards, len(rows)) if shards is not None else {"": rows}
-    for name, members in sizes.items():
-        check(len(members), options.count, options.k, name)
-    unit = unit_rows(embeddings_of(rows, len(everything), options), options.centre)
+    prompts = without_duplicates(everything, options.duplicates)
+    shards = shard_labels(prompts, options.shard_field) if options.shard_field else None
+    check(len(prompts), options.count, options.k, shards)
+    embeddings = embeddings_of(prompts, len(everything), options)
     chosen = select_prompts(
-        unit,
+        embeddings,
         options.count,
         options.k,
         shards=shards,
+        centre=options.centre,
         approximate=options.approximate,
         device=options.device,
         show=True,
     )
-    write(options, [rows[index] for index in chosen], report(options, unit, chosen, len(everything)))
+    measures = report(options, unit_rows(embeddings, options.centre), chosen, len(everything))
+    write(options, [prompts[index] for index in chosen], measures)
 
 
-def shard_labels(rows: list[dict], field: str | None):
-    """Return each row's shard, (n,), or None; InputError names a row without the field."""
+def shard_labels(prompts: list, field: str):
+    """Return each prompt's shard, (n,) strings; InputError names a row without the field."""
     import numpy as np
 
     from diffusers_ext.errors import InputError
 
-    for row in rows if field else []:
-        if row.get(field) is None:
-            raise InputError(f"{row['origin']}: no '{field}'; see --shard_field")
-    return np.array([str(row[field]) for row in rows]) if field else None
+    for prompt in prompts:
+        if prompt.fields.get(field) is None:
+            raise InputError(f"{prompt.origin}: no '{field}'; see --shard_field")
+    return np.array([str(prompt.fields[field]) for prompt in prompts])
 
 
-def embeddings_of(rows: list[dict], total: int, options: Options):
-    """Return the rows' embeddings, (n, d), given or computed; InputError if the given ones are unusable."""
+def embeddings_of(prompts: list, total: int, options: Options):
+    """Return the prompts' embeddings, (n, d), computed or given; InputError if the given ones are unusable."""
     from diffusers_ext import sentences
     from diffusers_ext.errors import InputError
     from diffusers_ext.prompts import unit_rows
 
     if options.encoder:
-        texts = [row["prompt"] for row in rows]
+        texts = [prompt.text for prompt in prompts]
         return sentences.embed(options.encoder, texts, options.cache_dir, options.batch_size, options.device, show=True)
     given = sentences.read_embeddings(options.embeddings)
     if len(given) != total:
         raise InputError(f"{options.embeddings}: {len(given):,} embeddings for {total:,} rows of {options.prompts}")
     unit_rows(given, source=options.embeddings)  # names rows as the file counts them, before duplicates leave
-    return given[[row["index"] for row in rows]]
+    return given[[prompt.index for prompt in prompts]]
 
 
 def report(options: Options, unit, chosen, total: int) -> dict:
@@ -121,8 +123,8 @@ def report(options: Options, unit, chosen, total: int) -> dict:
     return {"options": asdict(options), **counts, **measures}
 
 
-def write(options: Options, rows: list[dict], measures: dict) -> None:
-    """Write the rows and the report, each whole or not at all."""
+def write(options: Options, chosen: list, measures: dict) -> None:
+    """Write each chosen prompt's row with its "index" in the file and its "order", and the report: each whole or not at all."""
     import json
     from pathlib import Path
 
@@ -130,8 +132,10 @@ def write(options: Options, rows: list[dict], measures: dict) -> None:
 
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [{name: value for name, value in row.items() if name != "origin"} for row in rows]
-    lines = [json.dumps({**row, "order": order}, ensure_ascii=False) + "\n" for order, row in enumerate(kept)]
-    write_atomically(path, "".join(lines).encode())
+    rows = [
+        {**prompt.fields, "prompt": prompt.text, "index": prompt.index, "order": order}
+        for order, prompt in enumerate(chosen)
+    ]
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     write_atomically(path.with_suffix(".report.json"), (json.dumps(measures, indent=1) + "\n").encode())
     print(f"{path}, {path.with_suffix('.report.json')}")

@@ -7,22 +7,30 @@ prompts.jsonl .csv     rows with a field "prompt"; other fields come along
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .rows import records
 
-POLICIES = ("drop", "keep", "refuse")  # what to do with duplicates
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, its place in the file, from 0, where that is, and the fields of its row."""
+
+    text: str
+    index: int
+    origin: str
+    fields: dict[str, Any]
 
 
-def read_prompts(path: str | Path, field: str = "prompt") -> list[dict[str, Any]]:
-    """Return the rows of a file, each with its text under "prompt", its place in the file under "index", from 0, and where
-    it stands under "origin", beside the fields it has.
+def read_prompts(path: str | Path, field: str = "prompt") -> list[Prompt]:
+    """Return the prompts of a file, without the spaces around them.
 
     Raises InputError, naming file and row, where a prompt is missing, empty or no text.
     """
-    path, rows = Path(path), []
+    path, prompts = Path(path), []
     if not path.is_file():
         raise InputError(f"{path}: no such file of prompts")
     for origin, values in _values(path):
@@ -33,10 +41,10 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[dict[str, Any]
             raise InputError(f"{origin}: no text under '{field}'; it has {held or 'nothing'}; see --prompt_field")
         if not text.strip():
             raise InputError(f"{origin}: the prompt is empty; write one or remove the row")
-        rows.append({**values, "prompt": text.strip(), "index": len(rows), "origin": origin})
-    if not rows:
+        prompts.append(Prompt(text.strip(), len(prompts), origin, values))
+    if not prompts:
         raise InputError(f"{path}: holds no prompts")
-    return rows
+    return prompts
 
 
 def _values(path: Path) -> Iterator[tuple[str, Any]]:
@@ -61,16 +69,14 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"{path}: item {n}", item) for n, item in enumerate(items))
 
 
-def without_duplicates(rows: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
-    """Return the rows, of those that differ in case and spaces at most the first alone, as the policy says.
+def without_duplicates(prompts: list[Prompt], policy: str) -> list[Prompt]:
+    """Return the prompts, of those that differ in case and spaces at most the first alone, as the policy says.
 
     "drop": leave later ones out, "keep": return all, "refuse": raise InputError naming the first pair.
     """
-    first: dict[str, dict] = {}
-    for row in rows:
-        earlier = first.setdefault(" ".join(row["prompt"].casefold().split()), row)
-        if policy == "refuse" and earlier is not row:
-            raise InputError(
-                f"{row['origin']}: the same prompt as {earlier['origin']}; remove one, or --duplicates drop"
-            )
-    return rows if policy == "keep" else list(first.values())
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        earlier = first.setdefault(" ".join(prompt.text.casefold().split()), prompt)
+        if policy == "refuse" and earlier is not prompt:
+            raise InputError(f"{prompt.origin}: the same prompt as {earlier.origin}; remove one, or --duplicates drop")
+    return prompts if policy == "keep" else list(first.values())
