@@ -113,17 +113,17 @@ def nearest_neighbours(unit: torch.Tensor, k: int, device: str = "cpu", show: bo
 
 def _nearest(unit: torch.Tensor, rows: torch.Tensor, k: int) -> np.ndarray:
     """Search all columns for the neighbours of some rows, carrying the best k along."""
-    best, places = [], []
+    best, places = unit.new_empty(len(rows), 0), rows.new_empty(len(rows), 0)
     for first in range(0, len(unit), COLUMNS):
         similar = unit[rows] @ unit[first : first + COLUMNS].T
         own = (rows >= first) & (rows < first + COLUMNS)
         similar[own.nonzero()[:, 0], rows[own] - first] = -torch.inf
         found, columns = _top(similar, min(k, similar.shape[1]))
         # What was found before has lower indices and stands first, so that a stable sort keeps ties in order.
-        best, order = torch.cat([*best, found], 1).sort(dim=1, descending=True, stable=True)
-        places = [torch.cat([*places, columns + first], 1).gather(1, order[:, :k])]
-        best = [best[:, :k]]
-    return places[0].int().cpu().numpy()
+        best, order = torch.cat([best, found], 1).sort(dim=1, descending=True, stable=True)
+        places = torch.cat([places, columns + first], 1).gather(1, order[:, :k])
+        best = best[:, :k]
+    return places.int().cpu().numpy()
 
 
 def _top(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -272,6 +272,25 @@ def test_what_was_embedded_is_not_embedded_again(encoder, tmp_path, monkeypatch)
     assert (sentences.embed(str(encoder), TEXTS, tmp_path) == again[:5]).all()
 
 
+def test_an_interrupted_embedding_goes_on_where_it_was(encoder, tmp_path, monkeypatch):
+    real, seen = sentences.SentenceEncoder.__call__, []
+
+    def until_two(self, texts):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.extend(texts)
+        return real(self, texts)
+
+    monkeypatch.setattr(sentences.SentenceEncoder, "__call__", until_two)
+    with pytest.raises(KeyboardInterrupt):
+        sentences.embed(str(encoder), TEXTS, tmp_path, batch_size=1)
+    monkeypatch.setattr(
+        sentences.SentenceEncoder, "__call__", lambda self, texts: seen.extend(texts) or real(self, texts)
+    )
+    sentences.embed(str(encoder), TEXTS, tmp_path, batch_size=1)
+    assert sorted(seen) == sorted(TEXTS)  # each once
+
+
 def test_encoders_that_would_be_pooled_wrongly_or_are_incomplete_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         sentences.embed(str(tmp_path / "none"), TEXTS, tmp_path)
@@ -348,6 +367,17 @@ def test_the_command_writes_the_selection_and_a_report(table, capsys):
 def test_the_command_chooses_within_shards(table):
     chosen = command(table, "--count", "2", "--shard_field", "part", "--centre")
     assert [row["part"] for row in chosen] == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_command_embeds_what_it_reads(encoder, tmp_path):
+    words = ["a", "red", "circle", "on", "blue", "square"]
+    texts = [f"{one} {other}" for one in words for other in words]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts) + "\n")
+    given = ["--encoder", str(encoder), "--cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "out.jsonl")]
+    main(["select-prompts", "--prompts", str(tmp_path / "prompts.txt"), "--count", "8", "--k", "5", *given])
+    chosen = [json.loads(line)["prompt"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    embedded = sentences.embed(str(encoder), texts, tmp_path / "cache")
+    assert chosen == [texts[index] for index in prompts.select_prompts(embedded, 8, k=5)]
 
 
 @pytest.mark.parametrize(
