@@ -1,6 +1,6 @@
 """What does choosing prompts cost, how does it grow, and what does an approximate graph lose?
 
-    python benchmarks/prompt_selection.py                      # all parts; some ten minutes on one core
+    python benchmarks/prompt_selection.py                      # all parts; some ten minutes on a core of its own
     python benchmarks/prompt_selection.py --parts peers        # one of peers, selection, graphs, growth
 
 peers: vote_k, a heap with lazy updates and a loop that recounts all votes, on one graph, in turn; all must choose the same.
@@ -44,7 +44,7 @@ class Options:
     parts: list[str] | None = option(None, "which to run; default: all", PARTS)
     k: int = option(150, "neighbours in a graph")
     repeats: int = option(3, "times each side of a comparison runs, in turn; the median counts")
-    growth: list[int] | None = option(None, "numbers of prompts; default: 112,500 and 1,800,000")
+    growth: list[int] | None = option(None, "numbers of prompts; default: 112,500, 450,000 and 1,800,000")
     seed: int = option(0, "of embeddings and graphs")
 
 
