@@ -139,7 +139,7 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     torch.manual_seed(this.seed)
     controlnet = new_controlnet(pipe.unet, side // 16)  # latents are 16 x 16
     init_hint(controlnet, this.init, data["conditioning_pixel_values"][:64], this.seed)
-    encoders = StableDiffusionEncoders(None, None, None, pipe.vae.config.scaling_factor)
+    encoders = StableDiffusionEncoders(None, None, None, pipe.vae.config)
     objective = ControlObjective(controlnet, pipe.unet, encoders, Diffusion(noising(pipe), this.seed))
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=this.rate, fused=True)
     gap = ConditionGap(objective, batch_of(held_out, [(0, index) for index in range(HELD_OUT)]))
@@ -177,7 +177,9 @@ def score(objective, pipe, held_out: dict, steps: int = 10, guidance: float = 2.
     latents = randomness.normal(0, "drawing", [(0, index) for index in range(HELD_OUT)], (4, 16, 16))
     pipe.scheduler.set_timesteps(steps)
     for timestep in pipe.scheduler.timesteps:
-        both = objective.predict(latents.repeat(2, 1, 1, 1), timestep.expand(2 * HELD_OUT), text, condition)
+        both = objective.predict(
+            latents.repeat(2, 1, 1, 1), timestep.expand(2 * HELD_OUT), {"encoder_hidden_states": text}, condition
+        )
         with_text, without = both.chunk(2)
         latents = pipe.scheduler.step(without + guidance * (with_text - without), timestep, latents).prev_sample
     pictures = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5
