@@ -81,6 +81,7 @@ class ControlObjective(Objective):
         prediction = self.predict(noisy, timesteps, text, batch["conditioning_pixel_values"])
         return {"loss": self.diffusion.loss(prediction, target, timesteps)}
 
+    @torch.compiler.disable
     @torch.no_grad()
     def encode(self, batch: dict) -> tuple[torch.Tensor, dict]:
         """Return latents and c_text, the arguments of `StableDiffusionEncoders.conditioning`; batch: as both take it."""
