@@ -57,7 +57,8 @@ class RunOptions:
         None, "precision of the forward pass; else what accelerate was launched with", ("no", "fp16", "bf16")
     )
     torch_compile: bool = option(
-        False, "compile the forward and backward pass; the first steps take minutes; accelerate's --dynamo_backend does too"
+        False,
+        "compile the forward and backward pass; the first steps take minutes; accelerate's --dynamo_backend does too",
     )
     allow_tf32: bool = option(False, "let CUDA matrix products round to TF32: faster on Ampere and later")
     logging_steps: int = option(10, "write metrics every so many steps; every step's own row is kept")

@@ -7,7 +7,6 @@ import itertools
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
-from safetensors.torch import load_file
 
 from diffusers_ext.control_blocks import behind, check_unused, front
 from diffusers_ext.control_init import init_hint, new_controlnet
