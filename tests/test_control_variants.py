@@ -11,6 +11,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from diffusers_ext.control_blocks import behind, check_unused, front
 from diffusers_ext.control_init import init_hint, new_controlnet
 from diffusers_ext.control_lora import add_lora, load_control_lora, merged, restore_lora, save_lora
+from diffusers_ext.encoders import StableDiffusionEncoders
 from diffusers_ext.errors import InputError
 from diffusers_ext.loop import collate
 from diffusers_ext.objectives.control import ControlObjective, save
@@ -59,8 +60,13 @@ def digest(tensors) -> str:
 
 
 @pytest.fixture(scope="module")
-def batch(pairs):
-    return collate([pairs[0, index] for index in range(2)])
+def batch(pairs, pipe):
+    """Two samples, encoded."""
+    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    samples = collate([pairs[0, index] for index in range(2)])
+    with torch.no_grad():
+        encoded = {"moments": encoders.moments(samples["pixel_values"]), "text_embeddings": encoders.text(samples)}
+    return {**samples, **encoded}
 
 
 @pytest.mark.parametrize(("variant", "hint"), itertools.product(VARIANTS, ("default", "kaiming", "data")))
