@@ -250,7 +250,7 @@ def _small_part(run: Path, base: str) -> str:
 
 ```python
 from diffusers import UNet2DConditionModel
-from diffusers_ext import load_control_lora
+from diffusers_ext import load_control_lora{_import_for(base)}
 
 unet = UNet2DConditionModel.from_pretrained({_load_argument(base)}, subfolder="unet")
 controlnet = load_control_lora("{run.name}/lora", unet)
