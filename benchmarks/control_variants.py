@@ -88,7 +88,8 @@ def step(objective: ControlObjective, batch: int, side: int, factor: int) -> Non
     config = objective.unet.config
     text, times = torch.zeros(batch, 77, config.cross_attention_dim), torch.zeros(batch, dtype=torch.long)
     pixels = torch.zeros(batch, 3, side * factor, side * factor)
-    objective.predict(torch.ones(batch, config.in_channels, side, side), times, text, pixels).square().mean().backward()
+    noisy, text = torch.ones(batch, config.in_channels, side, side), {"encoder_hidden_states": text}
+    objective.predict(noisy, times, text, pixels).square().mean().backward()
 
 
 def timed(options: Options) -> dict[str, float]:

@@ -80,7 +80,8 @@ def test_step_0_is_the_base_bit_for_bit(objective, pairs, batch, variant, hint):
         )
         assert len(down) == 4 and not any(residual.any() for residual in (*down, middle))
         base = objective.unet(*arguments).sample
-        assert torch.equal(fresh.predict(*arguments, batch["conditioning_pixel_values"]), base)
+        words = {"encoder_hidden_states": text}
+        assert torch.equal(fresh.predict(*arguments[:2], words, batch["conditioning_pixel_values"]), base)
 
 
 def expected(objective, variant: str) -> list[set[str]]:
@@ -228,7 +229,8 @@ def test_the_first_blocks_alone_give_what_the_whole_gives(objective, batch, tmp_
         assert [bool(residual.any()) for residual in (*down, middle)] == [True, True, True, False, False]
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         controlled = trained.unet(*arguments, **residuals).sample
-        assert torch.equal(trained.predict(*arguments, condition), controlled)
+        words = {"encoder_hidden_states": arguments[2]}
+        assert torch.equal(trained.predict(*arguments[:2], words, condition), controlled)
         assert not torch.equal(controlled, trained.unet(*arguments).sample)
 
 
