@@ -3,8 +3,9 @@
     python benchmarks/control_variants.py
 
 Weights and operations are counted on the architectures of SD 1.5 at 512 px and SDXL at 1024 px, without any memory for
-them: forward and backward pass of ControlNet and U-Net, one sample, encoders left out. The CPU time of a step, with its
-optimiser, is the median of interleaved steps of the embedded model at 64 px. Two minutes on one core.
+them: forward and backward pass of ControlNet and U-Net, one sample, encoders and SDXL's added
+embedding left out. The CPU time of a step, with its
+optimiser, is the median of interleaved steps of the embedded model at 64 px. Minutes on one core.
 """
 
 import statistics
