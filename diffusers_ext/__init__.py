@@ -8,6 +8,7 @@ _HOMES = {
     "condition_following": "metrics.fill50k",
     "embedded_model": "embedded",
     "select_prompts": "prompts",
+    "load_control_lora": "control_lora",
 }
 __all__ = sorted(_HOMES)
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.configuration_utils import FrozenDict
 from huggingface_hub import snapshot_download
+from transformers import CLIPTokenizer
 
 from .encoders import (
     StableDiffusionEncoders,
@@ -16,6 +17,7 @@ from .encoders import (
     encoders_of,
     is_sdxl,
     load_stable_diffusion,
+    load_tokenizer,
     parts_of,
     vae_config,
 )
@@ -35,7 +37,7 @@ class FullPrecisionAutoencoderKL(AutoencoderKL):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Where a base's weights lie and in which types they are kept.
+    """Where a base's weights lie and in which types they are kept; and a tokenizer to use instead of its own.
 
     dtype: of U-Net, text encoders and VAE. full_precision_vae: the VAE alone is kept, and computes, in float32.
     """
@@ -45,6 +47,7 @@ class BaseModel:
     dtype: torch.dtype
     full_precision_vae: bool
     variant: str | None = None
+    tokenizer: CLIPTokenizer | None = None
 
     @classmethod
     def find(
@@ -55,6 +58,7 @@ class BaseModel:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         variant: str | None = None,
+        tokenizer_name: str | None = None,
     ) -> "BaseModel":
         """Download what is a name on the Hub, and choose the types.
 
@@ -68,7 +72,8 @@ class BaseModel:
         vae_folder = local_vae(other_vae) if other_vae else Path(folder) / "vae"
         check_vae(str(vae_folder))
         upcast = is_sdxl(folder) and vae_config(vae_folder).force_upcast and forward == torch.float16
-        return cls(folder, vae_folder, dtype or forward, upcast, variant)
+        tokenizer = load_tokenizer(tokenizer_name, folder) if tokenizer_name else None
+        return cls(folder, vae_folder, dtype or forward, upcast, variant, tokenizer)
 
     @functools.cached_property
     def vae(self) -> FrozenDict:
@@ -89,6 +94,8 @@ class BaseModel:
                 self.vae_folder, torch_dtype=self.vae_dtype, variant=self.variant if own else None
             )
             parts["vae"] = vae.requires_grad_(False).eval()
+        if self.tokenizer:
+            parts.setdefault("tokenizer", self.tokenizer)
         return load_stable_diffusion(self.folder, self.dtype, variant=self.variant, **parts)
 
     def load_without_encoders(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:

@@ -50,9 +50,9 @@ controlnet = ControlNetModel.from_pretrained("{run.name}")
 pipe = {pipeline}.from_pretrained({_load_argument(base)}, {_parts(run)})
 ```
 
-## Training
+{_small_part(run, base)}## Training
 
-A trainable copy of the base's encoder, joined by zero convolutions (Zhang & Agrawala 2023). The base is frozen{" but for its decoder, which is in unet/" if _unlocked(run) else ""}; the hint network was
+A trainable copy of {_copied(options)}, joined by zero convolutions (Zhang & Agrawala 2023). The base is frozen{" but for its decoder, which is in unet/" if _unlocked(run) else ""}; the hint network was
 initialised by `{options["hint_init"]}`. {_data(options, samples)} at {options["resolution"]} px{_conditions(options)}; digest of {"its first rows" if options["streaming"] else "the data"}
 `{digest[:16]}…`.
 
@@ -231,6 +231,32 @@ def _classes(run: Path, pipeline: str) -> str:
 
 def _other_vae(run: Path) -> str | None:
     return _record(run)["options"].get("pretrained_vae_model_name_or_path")
+
+
+def _copied(options: dict) -> str:
+    """What of the base was copied, and what of the copy learned."""
+    if options.get("lora_rank"):
+        return f"the base's encoder that learned through adapters of rank {options['lora_rank']} (Hu et al. 2021)"
+    blocks = options.get("controlnet_blocks")
+    return f"the first {blocks} down block(s) of the base's encoder" if blocks else "the base's encoder"
+
+
+def _small_part(run: Path, base: str) -> str:
+    """How to put a LoRA-ControlNet's small file on a base."""
+    file = run / "lora" / "pytorch_lora_weights.safetensors"
+    if not file.exists():
+        return ""
+    return f"""`lora/` holds what learned, {file.stat().st_size / 2**20:,.1f} MiB, for this base or another of its architecture:
+
+```python
+from diffusers import UNet2DConditionModel
+from diffusers_ext import load_control_lora{_import_for(base)}
+
+unet = UNet2DConditionModel.from_pretrained({_load_argument(base)}, subfolder="unet")
+controlnet = load_control_lora("{run.name}/lora", unet)
+```
+
+"""
 
 
 def _import_for(base: str) -> str:

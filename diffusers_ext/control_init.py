@@ -5,11 +5,14 @@ condition: each convolution loses about a factor of three of the difference betw
 constant. Most of the wait for ControlNet's "sudden convergence" goes into amplifying that signal again.
 """
 
+from collections.abc import Mapping
+
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
 
+from .control_blocks import cut
 from .errors import InputError
 from .randomness import step_seed
 
@@ -22,26 +25,34 @@ HINT_CHANNELS = (
 KAIMING_GAIN = 1.68  # keeps the variance through SiLU at unit scale
 
 
-def new_controlnet(unet: UNet2DConditionModel, vae_factor: int, conditioning_channels: int = 3) -> ControlNetModel:
+def new_controlnet(
+    unet: UNet2DConditionModel, vae_factor: int, conditioning_channels: int = 3, blocks: int | None = None
+) -> ControlNetModel:
     """Copy the encoder of `unet`, with a hint network that halves the condition as often as the autoencoder does.
 
-    vae_factor: pixels per latent position and side, a power of two.
+    vae_factor: pixels per latent position and side, a power of two. blocks: copy only the first so many down blocks, see
+    `control_blocks`.
     """
     halvings = vae_factor.bit_length() - 1
     channels = (*HINT_CHANNELS, *(HINT_CHANNELS[-1],) * halvings)[: halvings + 1]
-    return ControlNetModel.from_unet(
+    controlnet = ControlNetModel.from_unet(
         unet, conditioning_embedding_out_channels=channels, conditioning_channels=conditioning_channels
     )
+    return cut(controlnet, blocks) if blocks else controlnet
+
+
+def check_architecture(theirs: Mapping, base: Mapping) -> None:
+    """Raise InputError unless a ControlNet's configuration is that of a copy of the base's."""
+    for name in ("block_out_channels", "cross_attention_dim", "in_channels"):
+        own, wanted = (tuple(each) if isinstance(each, list) else each for each in (theirs[name], base[name]))
+        if own != wanted:
+            raise InputError(f"the ControlNet's {name} is {own}, the base's {wanted}; they do not belong together")
 
 
 def check_fit(controlnet: ControlNetModel, unet: UNet2DConditionModel, vae_factor: int, channels: int) -> None:
     """Raise InputError unless a ControlNet that is given is of the base's architecture and takes these conditions."""
-    theirs, base = controlnet.config, unet.config
-    for name in ("block_out_channels", "cross_attention_dim", "in_channels"):
-        if getattr(theirs, name) != getattr(base, name):
-            raise InputError(
-                f"the ControlNet's {name} is {getattr(theirs, name)}, the base's {getattr(base, name)}; they do not belong together"
-            )
+    theirs = controlnet.config
+    check_architecture(theirs, unet.config)
     if 2 ** (len(theirs.conditioning_embedding_out_channels) - 1) != vae_factor:
         raise InputError(
             f"the ControlNet's hint network has {theirs.conditioning_embedding_out_channels}; this base needs a factor of {vae_factor}"

@@ -17,7 +17,7 @@ from diffusers import (
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import randomness
 from .errors import InputError
@@ -144,6 +144,25 @@ class StableDiffusionXLEncoders(StableDiffusionEncoders):
             hidden.append(output.hidden_states[-2])
         states, pooled = torch.cat(hidden, dim=-1), output.text_embeds
         return torch.cat([states, F.pad(pooled, (0, states.shape[2] - self.pooled_width))[:, None]], dim=1)
+
+
+def load_tokenizer(name: str, folder: str) -> CLIPTokenizer:
+    """Return another tokenizer for the base in `folder`.
+
+    Raises InputError if it cannot be read, knows more tokens than the text encoder, or the base is SDXL.
+    """
+    if is_sdxl(folder):
+        raise InputError(
+            "--tokenizer_name: SDXL has two tokenizers, which its two text encoders were trained with; leave it out"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--tokenizer_name {name}: {error}") from error
+    known = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder").vocab_size
+    if len(tokenizer) > known:
+        raise InputError(f"--tokenizer_name {name}: {len(tokenizer)} tokens, but the base's text encoder knows {known}")
+    return tokenizer
 
 
 def encoders_of(

@@ -35,6 +35,7 @@ from .data.buckets import BucketBatches
 from .data.stream import Stream
 from .errors import InputError
 from .objectives import Objective
+from .optimizers import adamw, check_optimizer
 from .options import as_dict
 from .randomness import MicroBatches, step_seed
 from .run_folder import Metrics, check_run_folder, write_options
@@ -62,6 +63,7 @@ def check(options: Any) -> None:
             )
     if options.checkpoints_total_limit is not None and options.checkpoints_total_limit < 1:
         raise InputError(f"--checkpoints_total_limit must be at least 1, got {options.checkpoints_total_limit}")
+    check_optimizer(options)
     check_run_folder(options)
     if options.resume_from_checkpoint != "latest":
         checkpoints.find(options.resume_from_checkpoint, Path(options.output_dir))
@@ -76,6 +78,7 @@ def start(options: Any) -> Accelerator:
     return Accelerator(
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         mixed_precision=options.mixed_precision,
+        dynamo_backend="inductor" if options.torch_compile else None,  # else what accelerate was launched with
         log_with=None if options.report_to in (None, "none") else options.report_to,
         project_config=ProjectConfiguration(options.output_dir, str(Path(options.output_dir) / options.logging_dir)),
     )
@@ -138,7 +141,7 @@ def train(
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
                 optimizer.step()
-                optimizer.zero_grad()
+                optimizer.zero_grad(set_to_none=options.set_grads_to_none)
             metrics.gather(parts)
         metrics.close_step(step, optimizer.param_groups[0]["lr"], norm)
         schedule.step()
@@ -175,19 +178,6 @@ def restore(
     schedule.last_epoch = step
     for group, values, base, shape in zip(optimizer.param_groups, given, schedule.base_lrs, schedule.lr_lambdas):
         group.update({**values, "lr": base * shape(step)})
-
-
-def adamw(parameters: list[torch.nn.Parameter], options: Any, ranks: int) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused; matrices decay, vectors (norms and biases) do not."""
-    rate = options.learning_rate
-    if options.scale_lr:
-        rate *= options.gradient_accumulation_steps * options.train_batch_size * ranks
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.adam_weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    betas = (options.adam_beta1, options.adam_beta2)
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=options.adam_epsilon, fused=True)
 
 
 def lr_schedule(optimizer: torch.optim.Optimizer, options: Any, stop: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -255,14 +245,15 @@ def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[s
 def plan(options: Any, samples: int, models: dict[str, torch.nn.Module]) -> str:
     """Say what a run would do: what `--dry_run` prints.
 
-    Memory counts a trained parameter's weight, gradient and AdamW's two moments (16 bytes, 20 with an average) and a
-    frozen one's weight; activations come on top.
+    Memory counts a trained parameter's weight, gradient and AdamW's two moments (16 bytes, 10 in 8 bits; an average and
+    initial weights 4 more each) and a frozen one's weight; activations come on top.
     """
     ranks = PartialState().num_processes
     trained = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}
     count = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    frozen = sum(p.nbytes for model in models.values() for p in model.parameters() if not p.requires_grad)
-    memory = (20 if options.use_ema else 16) * sum(trained.values()) + frozen
+    frozen = sum(p.nbytes for p in {p for model in models.values() for p in model.parameters()} if not p.requires_grad)
+    each = (10 if options.use_8bit_adam else 16) + 4 * options.use_ema + 4 * options.decay_to_initial
+    memory = each * sum(trained.values()) + frozen
     batch = options.train_batch_size * options.gradient_accumulation_steps * ranks
     lines = ["options", *(f"  {name}: {value}" for name, value in as_dict(options).items()), "models"]
     lines += [f"  {name}: {count[name]:,} parameters, {trained[name]:,} trained" for name in models]

@@ -56,6 +56,10 @@ class RunOptions:
     mixed_precision: str | None = option(
         None, "precision of the forward pass; else what accelerate was launched with", ("no", "fp16", "bf16")
     )
+    torch_compile: bool = option(
+        False,
+        "compile the forward and backward pass; the first steps take minutes; accelerate's --dynamo_backend does too",
+    )
     allow_tf32: bool = option(False, "let CUDA matrix products round to TF32: faster on Ampere and later")
     logging_steps: int = option(10, "write metrics every so many steps; every step's own row is kept")
     validation_steps: int = option(100, "draw samples and measure every so many steps")
@@ -78,7 +82,7 @@ class RunOptions:
 @group("optimiser")
 @dataclass
 class OptimizerOptions:
-    """AdamW and its schedule."""
+    """AdamW and its schedule; `optimizers` and `loop.lr_schedule` read them."""
 
     learning_rate: float = option(5e-6, "after warm-up, before decay")
     scale_lr: bool = option(False, "multiply learning_rate by processes x accumulation x batch size")
@@ -90,6 +94,11 @@ class OptimizerOptions:
     adam_beta2: float = option(0.999, "decay of AdamW's second moment")
     adam_weight_decay: float = option(1e-2, "decoupled weight decay; norms and biases are never decayed")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
+    use_8bit_adam: bool = option(False, "keep AdamW's moments in 8 bits: a quarter of their memory; needs bitsandbytes")
+    decay_to_initial: bool = option(
+        False, "decay towards the weights a run starts from, instead of towards zero; 4 bytes more a weight"
+    )
+    set_grads_to_none: bool = option(True, "free gradients after each step; --no-set_grads_to_none keeps zeros instead")
     max_grad_norm: float = option(1.0, "clip the gradient to this norm")
     use_ema: bool = option(False, "keep an exponential moving average of the weights and save that")
     ema_decay: float = option(0.9999, "its decay; it warms up from 0")

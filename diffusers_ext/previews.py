@@ -48,17 +48,20 @@ def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
             raise InputError("--validation_prompt needs --validation_image: name the condition images to draw from")
         shown = range(min(ROWS_SHOWN, len(dataset)))
         return [ValidationPair(dataset.condition(index), dataset.rows[index].text) for index in shown]
-    prompts = options.validation_prompt or []
+    images, prompts = options.validation_image, options.validation_prompt or []
+    if len(images) == 1:
+        images = images * max(1, len(prompts))
     if len(prompts) == 1:
-        prompts = prompts * len(options.validation_image)
-    if len(prompts) != len(options.validation_image):
+        prompts = prompts * len(images)
+    if len(prompts) != len(images):
         raise InputError(
-            f"{len(options.validation_image)} --validation_image but {len(prompts)} --validation_prompt; give one prompt each, or one for all"
+            f"{len(images)} --validation_image but {len(prompts)} --validation_prompt; give one prompt each, or one for all"
         )
-    files = [Path(name) for name in options.validation_image]
+    files = [Path(name) for name in images]
     rows = [Row(file, (prompt,), file, f"--validation_image {file}") for file, prompt in zip(files, prompts)]
     computed = dataset.compute if options.label_maps else None  # label maps are given uncoloured, like the data's
-    given = Pairs(rows, options.resolution, options.seed, label_maps=options.label_maps, condition=computed)
+    geometry = {"label_maps": options.label_maps, "interpolation": dataset.interpolation}
+    given = Pairs(rows, options.resolution, options.seed, condition=computed, **geometry)
     return [ValidationPair(given.condition(index), prompt) for index, prompt in enumerate(prompts)]
 
 

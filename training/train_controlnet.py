@@ -23,8 +23,11 @@ The run folder is itself the model: ControlNetModel.from_pretrained("runs/circle
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers_ext.control_options import AttentionOptions, VariantOptions
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, group, option, run
+
+INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 @group("model")
@@ -41,14 +44,11 @@ class ModelOptions:
     )
     revision: str | None = option(None, "branch, tag or commit of the base on the Hub")
     variant: str | None = option(None, "weight files of the base, such as fp16")
+    tokenizer_name: str | None = option(None, "folder or Hub name of another tokenizer than the base's")
     hint_init: str = option("data", "initialisation of a new ControlNet's hint network", ("data", "kaiming", "default"))
     transfer_from: str | None = option(
         None,
         "base that controlnet_model_name_or_path was trained on: moves it to this base by the difference of weights",
-    )
-    only_mid_control: bool = option(False, "train the middle connection only: faster, for global conditions")
-    unlock_decoder: bool = option(
-        False, "train the U-Net's decoder too and save it as unet/; use a lower learning rate"
     )
     gradient_checkpointing: bool = option(
         False, "recompute activations of both networks in the backward pass: less memory, slower"
@@ -93,6 +93,15 @@ class DataOptions:
     aspect_buckets: bool = option(False, "keep pictures' shapes: cut to the nearest of many sizes of the square's area")
     random_crop: bool = option(False, "cut another part each time, instead of the middle")
     random_flip: bool = option(False, "mirror half of the samples, picture and condition together")
+    image_interpolation_mode: str | None = option(
+        None,
+        "how pictures and conditions are scaled; default: lanczos down, bicubic up, label maps nearest",
+        INTERPOLATIONS,
+    )
+    crops_coords_top_left_h: int | None = option(
+        None, "tell SDXL that all pictures were cut this far from the top; default: the true place of each cut"
+    )
+    crops_coords_top_left_w: int | None = option(None, "the same from the left")
     label_maps: bool = option(False, "conditions are label maps: scale them without mixing colours")
     encoder_cache_dir: str | None = option(
         None, "encode each picture and caption once and keep them here, for all runs; without it, at each step"
@@ -114,7 +123,16 @@ class ValidationOptions:
 
 
 @dataclass
-class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions, DataOptions, ModelOptions):
+class Options(
+    ValidationOptions,
+    OptimizerOptions,
+    RunOptions,
+    DiffusionOptions,
+    DataOptions,
+    VariantOptions,
+    AttentionOptions,
+    ModelOptions,
+):
     output_dir: str = option("runs/controlnet", "the run folder: model, card, options, metrics, samples, checkpoints")
 
 
@@ -144,12 +162,13 @@ def main(options: Options) -> None:
     forward = loop.frozen_dtype(accelerator)
     dtype = torch.float32 if options.unlock_decoder else forward
     other_vae = options.pretrained_vae_model_name_or_path
-    base = BaseModel.find(base_of(options), other_vae, forward, dtype, options.revision, options.variant)
+    hub = {"revision": options.revision, "variant": options.variant, "tokenizer_name": options.tokenizer_name}
+    base = BaseModel.find(base_of(options), other_vae, forward, dtype, **hub)
     cached = options.encoder_cache_dir is not None and not options.dry_run
     pipe = base.load_without_encoders() if cached else base.load()
     controlnet = make_controlnet(options, accelerator, base, pipe.unet, shown)
     diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
-    switches = (options.only_mid_control, options.unlock_decoder)
+    switches = (options.only_mid_control, options.unlock_decoder, options.controlnet_blocks)
     objective = ControlObjective(controlnet, pipe.unet, base.encoders(pipe), diffusion, *switches)
     if options.dry_run:
         parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
@@ -185,9 +204,12 @@ def base_of(options: Options) -> str:
 
 def check_options(options: Options) -> None:
     """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
+    from diffusers_ext.control_options import check_attention, check_variants
     from diffusers_ext.data.encoded import check_fixed
     from diffusers_ext.encoders import check_stable_diffusion, check_vae
 
+    check_variants(options)
+    check_attention(options)
     check_stable_diffusion(base_of(options))
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
@@ -264,9 +286,12 @@ def make_pairs(options: Options, rows: list, aside: list):
     from diffusers_ext.conditions import resolve
     from diffusers_ext.data.pairs import Pairs
 
+    corner = (options.crops_coords_top_left_h, options.crops_coords_top_left_w)
     geometry = {
         "condition": resolve(options.condition) if options.condition else None,
         "label_maps": options.label_maps,
+        "interpolation": options.image_interpolation_mode,
+        "told_corner": None if corner == (None, None) else tuple(side or 0 for side in corner),
     }
     varied = {"random_crop": options.random_crop, "flip": 0.5 if options.random_flip else 0.0}
     dropped = options.proportion_empty_prompts
@@ -297,14 +322,21 @@ def make_controlnet(options: Options, accelerator, base, unet, dataset):
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
+    from diffusers_ext.control_blocks import check_unused
     from diffusers_ext.control_init import check_fit, init_hint, new_controlnet, transfer
+    from diffusers_ext.control_lora import add_lora
+    from diffusers_ext.control_options import set_attention
     from diffusers_ext.encoders import check_resolution, vae_scale_factor
 
     check_resolution(options.resolution, base.vae, unet.config)
     factor = vae_scale_factor(base.vae)
+    if dataset.told_corner and unet.config.addition_embed_type != "text_time":
+        raise InputError(
+            "--crops_coords_top_left_h, --crops_coords_top_left_w: only SDXL is told of cuts; leave them out"
+        )
     conditions = dataset.sample_conditions(64)
     source = unet  # what learns starts from weights that were never rounded to half precision
-    if unet.dtype != torch.float32:
+    if unet.dtype != torch.float32 and not options.lora_rank:
         source = UNet2DConditionModel.from_pretrained(base.folder, subfolder="unet", variant=options.variant)
     if options.controlnet_model_name_or_path:
         controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
@@ -312,13 +344,18 @@ def make_controlnet(options: Options, accelerator, base, unet, dataset):
         if options.transfer_from:
             old = UNet2DConditionModel.from_pretrained(options.transfer_from, subfolder="unet")
             transfer(controlnet, old, source)
+        if options.controlnet_blocks:
+            check_unused(controlnet, options.controlnet_blocks)
     else:
         torch.manual_seed(options.seed)
-        controlnet = new_controlnet(source, factor, conditions.shape[1])
+        controlnet = new_controlnet(source, factor, conditions.shape[1], options.controlnet_blocks)
         ratio = init_hint(controlnet, options.hint_init, conditions, options.seed)
         accelerator.print(
             f"hint network ({options.hint_init}): its signal varies with the condition by {ratio:.2g} of its size"
         )
+    if options.lora_rank:
+        add_lora(controlnet, unet, options.lora_rank, options.lora_alpha, options.lora_target_modules)
+    set_attention(options, controlnet, unet)
     if options.gradient_checkpointing:
         controlnet.enable_gradient_checkpointing()
         unet.enable_gradient_checkpointing()
@@ -333,7 +370,11 @@ def encode(options: Options, accelerator, base, dataset, held_out):
         return base.encoders(base.load(unet=None)).to(accelerator.device)
 
     # What the values depend on beside weights and content.
-    computed = {"autocast": accelerator.mixed_precision, "variant": options.variant}
+    computed = {
+        "autocast": accelerator.mixed_precision,
+        "variant": options.variant,
+        "tokenizer": options.tokenizer_name,
+    }
     show = accelerator.is_main_process
     cache = EncoderCache(
         options.encoder_cache_dir,
@@ -347,7 +388,7 @@ def encode(options: Options, accelerator, base, dataset, held_out):
         vae_dtype=base.vae_dtype,
     )
     # All that a picture's tensor depends on beside its file: change this with the geometry, or stale values are served.
-    transform = {"fit": "cover", "resolution": options.resolution}
+    transform = {"fit": "cover", "resolution": options.resolution, "interpolation": options.image_interpolation_mode}
     texts = cache.texts([*dataset.captions(), *held_out.captions()])
 
     def encoded(pairs) -> Encoded:

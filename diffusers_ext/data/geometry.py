@@ -21,19 +21,25 @@ STRETCH = 2  # a bucket's sides lie between resolution / 2 and resolution · 2
 
 @dataclass(frozen=True)
 class Frame:
-    """Scale a picture of size `original` to `scaled`, cut `size` out of it at `offset` (left, top), mirror it."""
+    """Scale a picture of size `original` to `scaled`, cut `size` out of it at `offset` (left, top), mirror it.
+
+    interpolation: how it is scaled, by the names of torchvision's modes; None is Lanczos down, bicubic up.
+    told_corner: (top, left) that SDXL is told in place of the true one.
+    """
 
     original: Size
     scaled: Size
     offset: tuple[int, int]
     size: Size
     flip: bool = False
+    interpolation: str | None = None
+    told_corner: tuple[int, int] | None = None
 
     def apply(self, picture: np.ndarray, nearest: bool = False) -> np.ndarray:
         """(H, W, C) uint8, or float32 in [0, 1] with -1 as a mark -> (height, width, C) of the same type.
 
         The picture may be at another scale than `original`, as long as it shows the same. nearest keeps the values
-        of label maps; otherwise Lanczos down, bicubic up, and marks spread to no neighbour.
+        of label maps; otherwise `interpolation`, and marks, which are averaged bilinearly, spread to no neighbour.
         """
         if nearest:
             cut = self._resize(picture, Image.Resampling.NEAREST)
@@ -51,9 +57,12 @@ class Frame:
         top and left count in the mirrored picture, where it is mirrored: in what the network would see around the cut.
         """
         left = self.scaled[0] - self.size[0] - self.offset[0] if self.flip else self.offset[0]
-        return torch.tensor([*self.original[::-1], self.offset[1], left, *self.size[::-1]], dtype=torch.float32)
+        corner = self.told_corner or (self.offset[1], left)
+        return torch.tensor([*self.original[::-1], *corner, *self.size[::-1]], dtype=torch.float32)
 
     def _smooth(self, picture: np.ndarray) -> Image.Resampling:
+        if self.interpolation:
+            return Image.Resampling[self.interpolation.removesuffix("_exact").upper()]  # PIL's nearest is the exact one
         down = self.scaled[0] < picture.shape[1]
         return Image.Resampling.LANCZOS if down else Image.Resampling.BICUBIC
 

@@ -3,6 +3,7 @@
 Shapes: H, W the sample's size, resolution² or its bucket's; C the condition's channels.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ class Pairs(Dataset):
     one, such as a label map, otherwise from the picture. label_maps: condition files are scaled without mixing values.
     A row's mask marks the condition with -1 where it is white, after that.
     random_crop, flip (a probability): drawn anew for each (epoch, row). buckets: each row's (width, height), where
-    they are not all squares; batches must then come from `buckets.BucketBatches`.
+    they are not all squares; batches must then come from `buckets.BucketBatches`. interpolation, told_corner: see
+    `geometry.Frame`.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class Pairs(Dataset):
         random_crop: bool = False,
         flip: float = 0.0,
         buckets: Sequence[Size] | None = None,
+        interpolation: str | None = None,
+        told_corner: tuple[int, int] | None = None,
     ):
         assert buckets is None or len(buckets) == len(rows)
         self.rows, self.resolution, self.seed, self.drop = list(rows), resolution, seed, proportion_empty_prompts
         self.compute, self.label_maps = condition, label_maps
         self.random_crop, self.flip, self.buckets = random_crop, flip, buckets
+        self.interpolation, self.told_corner = interpolation, told_corner
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,7 +79,8 @@ class Pairs(Dataset):
         """The geometry of a row in an epoch; original: the size of its picture, where it is known already."""
         original = original or self._read(size_of, self.rows[key[1]].image, key)
         size = self.buckets[key[1]] if self.buckets else (self.resolution, self.resolution)
-        return frame(original, size, self.seed, key, self.random_crop, self.flip)
+        drawn = frame(original, size, self.seed, key, self.random_crop, self.flip)
+        return dataclasses.replace(drawn, interpolation=self.interpolation, told_corner=self.told_corner)
 
     def picture(self, index: int, epoch: int = 0) -> torch.Tensor:
         """The picture of a row, (3, H, W) in [-1, 1]."""

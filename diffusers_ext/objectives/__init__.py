@@ -11,7 +11,7 @@ WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors", "model{suffix}.safetens
 class Objective(nn.Module):
     """What `loop.train` drives: `forward(batch) -> {"loss": scalar, ...}`, other entries scalars that are only logged.
 
-    `trainable` names the modules that learn; each has `save_pretrained`, so every checkpoint loads as a model.
+    `trainable` names the modules that learn as wholes; each has `save_pretrained`, so every checkpoint loads as a model.
     """
 
     trainable: dict[str, nn.Module]

@@ -5,14 +5,20 @@ from pathlib import Path
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
+from ..control_blocks import behind, front
+from ..control_lora import has_lora, merged, restore_lora, save_lora
 from ..encoders import StableDiffusionEncoders
 from . import Objective
 from .diffusion import Diffusion
 
 
 def save(objective: "ControlObjective", folder: Path) -> None:
-    """Write what learned: the ControlNet into `folder` itself, an unlocked U-Net into its unet/."""
-    objective.controlnet.save_pretrained(folder)
+    """Write the ControlNet into `folder` itself, merged where it has adapters; its small part into lora/, an unlocked U-Net into unet/."""
+    if has_lora(objective.controlnet):
+        merged(objective.controlnet).save_pretrained(folder)
+        save_lora(objective.controlnet, folder / "lora")
+    else:
+        objective.controlnet.save_pretrained(folder)
     if "unet" in objective.trainable:
         objective.unet.save_pretrained(folder / "unet")
 
@@ -23,8 +29,10 @@ class ControlObjective(Objective):
     The frozen U-Net's encoder sees nothing that needs a gradient, so autograd records its decoder only.
 
     Args:
+        controlnet: with adapters (`control_lora.add_lora`) only these, the hint network and the zero convolutions learn.
         only_mid_control: only the middle residual learns; the others' zero convolutions stay zero, in any pipeline.
         unlock_decoder: the U-Net's decoder learns too (the paper's code: sd_locked=False). For data far from the base's.
+        blocks: only the first so many down blocks run and learn; see `control_blocks`.
     """
 
     def __init__(
@@ -35,16 +43,32 @@ class ControlObjective(Objective):
         diffusion: Diffusion,
         only_mid_control: bool = False,
         unlock_decoder: bool = False,
+        blocks: int | None = None,
     ):
         super().__init__()
         self.controlnet, self.encoders, self.diffusion = controlnet, encoders, diffusion
         self.unet = unet.requires_grad_(False)
-        self.trainable = {"controlnet": controlnet}
+        self.trainable = {} if has_lora(controlnet) else {"controlnet": controlnet}
         controlnet.controlnet_down_blocks.requires_grad_(not only_mid_control)
+        self.front = controlnet  # the part that runs
+        if blocks:
+            behind(controlnet, blocks).requires_grad_(False)
+            self.front = front(controlnet, blocks)
         if unlock_decoder:
             for part in (unet.up_blocks, unet.conv_norm_out, unet.conv_out):
                 part.requires_grad_(True)
             self.trainable["unet"] = unet
+
+    def save(self, folder: Path) -> None:
+        """Write each trainable module to a folder of its name; of a ControlNet with adapters its small part."""
+        super().save(folder)
+        if has_lora(self.controlnet):
+            save_lora(self.controlnet, folder / "controlnet")
+
+    def load(self, folder: Path) -> None:
+        super().load(folder)
+        if has_lora(self.controlnet):
+            restore_lora(self.controlnet, folder / "controlnet")
 
     @property
     def device(self) -> torch.device:
@@ -57,6 +81,7 @@ class ControlObjective(Objective):
         prediction = self.predict(noisy, timesteps, text, batch["conditioning_pixel_values"])
         return {"loss": self.diffusion.loss(prediction, target, timesteps)}
 
+    @torch.compiler.disable
     @torch.no_grad()
     def encode(self, batch: dict) -> tuple[torch.Tensor, dict]:
         """Return latents and c_text, the arguments of `StableDiffusionEncoders.conditioning`; batch: as both take it."""
@@ -66,6 +91,10 @@ class ControlObjective(Objective):
         self, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict, condition: torch.Tensor
     ) -> torch.Tensor:
         """Return ε_θ(z_t, t, c_text, c_f), or what the scheduler's prediction type names; text: of `encode`."""
-        down, middle = self.controlnet(noisy, timesteps, **text, controlnet_cond=condition, return_dict=False)
+        down, middle = self.front(noisy, timesteps, **text, controlnet_cond=condition, return_dict=False)
+        if self.front is not self.controlnet:
+            nothing = noisy.new_zeros(())
+            missing = len(self.controlnet.controlnet_down_blocks) - len(down)
+            down, middle = [*down, *[nothing] * missing], nothing
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return self.unet(noisy, timesteps, **text, **residuals).sample

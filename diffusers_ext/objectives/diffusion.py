@@ -77,6 +77,7 @@ class Diffusion:
                 raise ValueError(f"the scheduler's prediction_type {other!r} is not epsilon, v_prediction or sample")
         return noisy, timesteps, target
 
+    @torch.compiler.disable
     def noise(self, latents: torch.Tensor, keys: list[Key]) -> torch.Tensor:
         """ε ~ N(0, 1), plus a constant per picture and channel of deviation noise_offset (Guttenberg 2023)."""
         noise = randomness.normal(self.seed, "noise", keys, latents.shape[1:])
@@ -84,6 +85,7 @@ class Diffusion:
             noise += self.noise_offset * randomness.normal(self.seed, "offset", keys, (latents.shape[1], 1, 1))
         return noise.to(latents)
 
+    @torch.compiler.disable
     def timesteps(self, keys: list[Key]) -> torch.Tensor:
         """Draw (B,) timesteps of [timestep_min, timestep_max).
 
