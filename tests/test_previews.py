@@ -130,9 +130,10 @@ def test_pictures_of_any_size_with_equal_prompts_reach_the_tracker_apart(untrain
     call(*arguments(untrained, circles, run, *short(*given)))
     read = accumulator.EventAccumulator(str(run / "logs" / "diffusers_ext"), {"images": 0})
     read.Reload()
-    tags = sorted(tag for tag in read.Tags()["images"])
-    assert len({tag.rsplit("/", 1)[0] for tag in tags}) == 3
-    assert len(tags) == 3 * 4  # condition, no control, no prompt, ours
+    tags = sorted(read.Tags()["images"])
+    assert tags == [f"samples/{number}: red circle" for number in range(3)]
+    # Each is a strip of condition, no control, no prompt, ours.
+    assert all((image.width, image.height) == (4 * 32, 32) for tag in tags for image in read.Images(tag))
 
 
 class Broken:

@@ -120,9 +120,15 @@ class ValidationOptions:
 @dataclass
 class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions, DataOptions, ModelOptions):
     output_dir: str = option("runs/controlnet", "the run folder: model, card, options, metrics, samples, checkpoints")
+    self_test: bool = option(False, "check that training works on this machine: a minute on a CPU; goes alone")
 
 
 def main(options: Options) -> None:
+    if options.self_test:
+        from diffusers_ext.self_test import self_test
+
+        raise SystemExit(min(1, self_test(lambda **settings: main(Options(**settings)))))
+
     import torch
     from diffusers import DDPMScheduler
 
