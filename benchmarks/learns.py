@@ -98,11 +98,14 @@ def train(options: Options, run_folder: Path, data: Path, seed: int) -> None:
         "num_validation_images": 1,
         "resume_from_checkpoint": "latest",
     }
-    words = [[f"--{name}", str(value)] for part in (launcher, settings) for name, value in part.items()]
-    script = [str(ROOT / "training" / "train_controlnet.py")]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *sum(words[: len(launcher)], []), *script]
+    script = str(ROOT / "training" / "train_controlnet.py")
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags(launcher), script, *flags(settings)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *sum(words[len(launcher) :], [])], check=True, env=environment, stdout=sys.stderr)
+    subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
+
+
+def flags(settings: dict) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
 def gap(run_folder: Path, step: int) -> float:
