@@ -3,7 +3,7 @@
     python benchmarks/learns.py --output_dir runs/learns
 
 Trains training/train_controlnet.py on 2,000 of fill50k's circles with the embedded model and prints, for each seed and step,
-the gap on held-out pairs, the circles' IoU on 64 outlines of the test split, and the colours' CIEDE2000; first the same
+the gap on held-out pairs, the circles' IoU on outlines of the test split, and the colours' CIEDE2000; first the same
 for the base without control. --shuffle gives every picture another one's condition: what a run looks like that
 cannot learn. Some seven minutes of one core a seed; runs that are there already are only measured.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from diffusers_ext.options import option, run
 
 ROOT = Path(__file__).parents[1]
-SIDE, DRAWN = 64, 64
+SIDE = 64
 HEAD = (
     "| run | step | gap | IoU | share of IoU > 0.7 | circle ΔE2000 | background ΔE2000 |\n|---|---|---|---|---|---|---|"
 )
@@ -29,6 +29,7 @@ class Options:
     output_dir: str = option("runs/learns", "folder of the data and of a run folder per seed")
     seeds: list[int] = option([0, 1, 2], "one run each")
     steps: list[int] = option([200, 400, 800], "where to measure; the last one ends the run")
+    pictures: int = option(64, "outlines of the test split to draw at each measurement")
     train_batch_size: int = option(8, "samples per step")
     learning_rate: float = option(1e-3, "learning rate")
     hint_init: str = option("data", "initialisation of the hint network", ("data", "kaiming", "default"))
@@ -43,13 +44,13 @@ def main(options: Options) -> None:
     data = make_data(folder, options.shuffle)
     pipe = load_stable_diffusion(embedded_model())
     print(HEAD)
-    print(f"| no control | | | {measure(pipe)} |", flush=True)
+    print(f"| no control | | | {measure(pipe, options.pictures)} |", flush=True)
     for seed in options.seeds:
         name = "-".join(["shuffled"] * options.shuffle + [options.hint_init, f"seed-{seed}"])
         train(options, folder / name, data, seed)
         for step in options.steps:
             print(
-                f"| {name} | {step} | {gap(folder / name, step):.3f} | {measure(pipe, folder / name, step)} |",
+                f"| {name} | {step} | {gap(folder / name, step):.3f} | {measure(pipe, options.pictures, folder / name, step)} |",
                 flush=True,
             )
 
@@ -114,7 +115,7 @@ def gap(run_folder: Path, step: int) -> float:
     return next(row["gap"] for row in read_metrics(run_folder) if "gap" in row and row["step"] == step)
 
 
-def measure(pipe, run_folder: Path | None = None, step: int = 0) -> str:
+def measure(pipe, pictures: int, run_folder: Path | None = None, step: int = 0) -> str:
     """Draw the test split's first outlines and return the table's cells, at a checkpoint or without control."""
     import torch
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
@@ -124,7 +125,7 @@ def measure(pipe, run_folder: Path | None = None, step: int = 0) -> str:
     from diffusers_ext.data import fill50k
     from diffusers_ext.sampling import draw
 
-    scenes = [fill50k.scene(index, split="test") for index in range(DRAWN)]
+    scenes = [fill50k.scene(index, split="test") for index in range(pictures)]
     conditions = torch.stack([as_tensor(fill50k.draw_condition(scene, SIDE)) for scene in scenes])
     prompts, drawing = [scene.prompt for scene in scenes], {"num_inference_steps": 20, "guidance_scale": 2.0}
     if run_folder is None:
