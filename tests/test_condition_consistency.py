@@ -7,7 +7,12 @@ from PIL import Image
 
 from diffusers_ext.conditions import CONDITIONS, as_tensor
 from diffusers_ext.data import fill50k
-from diffusers_ext.metrics.condition_consistency import condition_consistency, edge_agreement, value_agreement
+from diffusers_ext.metrics.condition_consistency import (
+    agreement,
+    condition_consistency,
+    edge_agreement,
+    value_agreement,
+)
 from diffusers_ext.randomness import generator
 
 KEYS = [(0, index) for index in range(6)]
@@ -95,6 +100,13 @@ def test_marked_pixels_do_not_count():
     masked[:, :4] = -1
     hidden[:, :4] = 0.3
     assert value_agreement(hidden, masked) == 1 and value_agreement(hidden, x) < 1
+
+
+def test_edges_that_a_mask_hides_do_not_count():
+    wanted = np.repeat(line(10)[None].astype(np.float32), 3, axis=0)
+    wanted[:, :, 40:] = -1
+    found = np.repeat((line(10) | line(50))[None].astype(np.float32), 3, axis=0)
+    assert agreement(found, wanted) == 1 and agreement(found, np.maximum(wanted, 0)) == pytest.approx(2 / 3)
 
 
 def test_several_masks_are_not_one_edge_map():

@@ -73,7 +73,7 @@ def write_array(path, channels: int, marked: bool = False) -> str:
 def pairs_of(untrained, data, tmp_path, *more):
     script = runpy.run_path(str(SCRIPT))
     given = arguments(untrained, data, tmp_path / "run", *more)
-    return script["read_data"](parse(script["Options"], list(map(str, given))))[2]
+    return script["read_data"](parse(script["Options"], list(map(str, given))))[3]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from .. import randomness
-from ..conditions import as_tensor
+from ..conditions import MASKED, as_tensor
 from .fill50k import as_uint8
 
 TOLERANCE = 0.0075  # of the diagonal: the distance at which BSDS still matches two edges (Martin et al. 2004)
@@ -59,9 +59,12 @@ def condition_consistency(
 
 
 def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Compare two conditions (C, H, W), by edges where `wanted` is a grey map of zeros and ones, else by values."""
-    if np.isin(wanted, (0, 1)).all() and (wanted == wanted[:1]).all():
-        return edge_agreement((found > 0.5).any(0), (wanted > 0.5).any(0))
+    """Compare two conditions (C, H, W), by edges where `wanted` is a grey map of zeros and ones, else by values.
+
+    What `wanted` marks with -1 does not count.
+    """
+    if np.isin(wanted, (0, 1, MASKED)).all() and (wanted == wanted[:1]).all():
+        return edge_agreement((found > 0.5).any(0) & (wanted[0] != MASKED), wanted[0] == 1)
     return value_agreement(found, wanted)
 
 
