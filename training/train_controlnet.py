@@ -120,7 +120,7 @@ class ValidationOptions:
 @dataclass
 class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions, DataOptions, ModelOptions):
     output_dir: str = option("runs/controlnet", "the run folder: model, card, options, metrics, samples, checkpoints")
-    self_test: bool = option(False, "check that training works on this machine: a minute on a CPU; goes alone")
+    self_test: bool = option(False, "check that training works on this machine: a minute of CPU time; goes alone")
 
 
 def main(options: Options) -> None:
