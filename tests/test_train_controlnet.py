@@ -232,13 +232,14 @@ def test_resuming_takes_the_options_given_now(untrained, circles, tmp_path):
 
 def test_a_copy_of_a_rounded_base_is_not_rounded(untrained, circles, tmp_path):
     """The frozen U-Net may be kept in bfloat16; what learns starts from the weights as they are on disk."""
-    from diffusers_ext.encoders import load_stable_diffusion, vae_config
+    from diffusers_ext.base_model import BaseModel
+    from diffusers_ext.encoders import load_stable_diffusion
 
     script, printed = runpy.run_path(str(SCRIPT)), SimpleNamespace(print=lambda text: None)
     options = parse(script["Options"], arguments(untrained, circles, tmp_path / "out"))
     half, whole = (load_stable_diffusion(str(untrained), dtype).unet for dtype in (torch.bfloat16, torch.float32))
     dataset = script["read_data"](options)[0]
-    learns = script["make_controlnet"](options, printed, str(untrained), half, vae_config(str(untrained)), dataset)
+    learns = script["make_controlnet"](options, printed, BaseModel.find(str(untrained)), half, dataset)
     expected, found = whole.state_dict(), learns.state_dict()
     copied = [name for name in found if name in expected]
     assert len(copied) > 50 and all(torch.equal(found[name], expected[name]) for name in copied)

@@ -38,7 +38,7 @@ class Recording(ControlObjective):
     def predict(self, noisy, timesteps, text, condition):
         if len(self.seen) == self.stop:
             raise Interrupted
-        self.seen.append(digest([noisy, timesteps, text, condition]))
+        self.seen.append(digest([noisy, timesteps, text["encoder_hidden_states"], condition]))
         return super().predict(noisy, timesteps, text, condition)
 
 
