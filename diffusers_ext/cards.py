@@ -15,7 +15,13 @@ from .run_folder import OPTIONS, read_metrics
 
 MEASURES = {  # what the columns of metrics.jsonl mean
     "gap": "gap: held-out loss with a wrong condition over that with the right one, minus 1",
+    "consistency": "agreement of the condition extracted from the pictures with the given one, 1 is full",
+    "consistency_no_prompt": "the same, drawn without prompt",
+    "consistency_no_control": "the same, the base without control",
+    "consistency_true": "the same, the true pictures",
     "iou": "IoU of the drawn circle with the outlined disc, mean",
+    "iou_no_prompt": "the same, drawn without prompt",
+    "iou_no_control": "the same, the base without control",
     "circle_error": "colour error of the circle, CIEDE2000, median",
     "background_error": "colour error of the background, CIEDE2000, median",
 }
@@ -39,7 +45,8 @@ def write_controlnet_card(run: Path, base: str, samples: int, held_out: int, dig
 
 {_picture(run)}
 
-Columns: the condition, the base model without control, and this ControlNet at {options["num_validation_images"]} seeds.
+Columns: the condition, the base model without control, this ControlNet without prompt, and with it at
+{options["num_validation_images"]} seeds.
 
 ## Use
 

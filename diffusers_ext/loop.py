@@ -41,7 +41,7 @@ from .randomness import MicroBatches, step_seed
 from .run_folder import Metrics, check_run_folder, write_options
 
 COUNTS = ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "validation_steps", "checkpointing_steps")
-Preview = Callable[[int], dict[str, float]]  # draws samples of the current weights at a step, returns measures
+Preview = Callable[[int], dict[str, Any]]  # draws the current weights' samples at a step; see Metrics.note
 
 
 def check(options: Any) -> None:
@@ -162,8 +162,7 @@ def train(
     if average:
         average.copy_to(parameters)
     accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    metrics.finish()
 
 
 def restore(
@@ -230,7 +229,7 @@ def averaged(average: EMAModel | None, parameters: list[torch.nn.Parameter]) -> 
         average.restore(parameters)
 
 
-def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[str, float]:
+def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[str, Any]:
     """Draw samples on the main process; a failure is printed and never ends the run."""
     if not accelerator.is_main_process:
         return {}

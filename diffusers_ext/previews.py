@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,22 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffus
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from .data.files import Row
+from . import randomness
+from .conditions import Condition, as_tensor, resolve
+from .data.files import load_condition
 from .data.fill50k import is_prompt
+from .data.geometry import frame
 from .data.pairs import Pairs
 from .errors import InputError
 from .grids import captioned_grid, labelled_grid
+from .metrics.condition_consistency import condition_consistency
 from .metrics.condition_gap import ConditionGap
 from .metrics.fill50k import colour_error, condition_following
 from .objectives.control import ControlObjective, save
 from .run_folder import read_metrics, save_sample
 from .sampling import draw
 
-SCORES = ("iou", "gap")  # what says which step was best, the first that is measured
+SCORES = ("iou", "consistency", "gap")  # what says which step was best, the first that is measured
 STEPS = 20  # of the sampler
 SHOWN = 32  # pictures in the grid of a text-to-image model
 ROWS_SHOWN = 4  # rows drawn where no --validation_image is given
@@ -32,37 +36,88 @@ ROWS_SHOWN = 4  # rows drawn where no --validation_image is given
 
 @dataclass(frozen=True)
 class ValidationPair:
-    """A condition, (C, H, W) in [0, 1] or -1 where marked, and its prompt."""
+    """A condition, (C, H, W) in [0, 1] or -1 where marked, and its prompt.
+
+    picture: the true one, (3, H, W) in [-1, 1], where it is known. key: what the condition was drawn under.
+    """
 
     condition: torch.Tensor
     prompt: str
+    picture: torch.Tensor | None = None
+    key: randomness.Key = (0, 0)
 
 
 def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
     """Read --validation_image with --validation_prompt, or take the first of `dataset`.
 
-    Raises InputError, naming the file, if an image cannot be read or the numbers of images and prompts do not match.
+    Raises InputError, naming the file, if an image cannot be read, the numbers of images and prompts do not match, or
+    what is extracted from a picture cannot be compared with the conditions.
     """
     if not options.validation_image:
         if options.validation_prompt:
             raise InputError("--validation_prompt needs --validation_image: name the condition images to draw from")
-        shown = range(min(ROWS_SHOWN, len(dataset)))
-        return [ValidationPair(dataset.condition(index), dataset.rows[index].text) for index in shown]
-    images, prompts = options.validation_image, options.validation_prompt or []
-    if len(images) == 1:
-        images = images * max(1, len(prompts))
-    if len(prompts) == 1:
-        prompts = prompts * len(images)
-    if len(prompts) != len(images):
+        pairs = [
+            ValidationPair(dataset.condition(index), dataset.rows[index].text, dataset.picture(index), (0, index))
+            for index in range(min(ROWS_SHOWN, len(dataset)))
+        ]
+    else:
+        images, prompts = options.validation_image, options.validation_prompt or []
+        if len(images) == 1:
+            images = images * max(1, len(prompts))
+        if len(prompts) == 1:
+            prompts = prompts * len(images)
+        if len(prompts) != len(images):
+            raise InputError(
+                f"{len(images)} --validation_image but {len(prompts)} --validation_prompt; give one prompt each, or one for all"
+            )
+        files = map(Path, images)
+        pairs = [ValidationPair(given_condition(file, options, dataset), text) for file, text in zip(files, prompts)]
+    check_extractor(options, pairs, dataset)
+    return pairs
+
+
+def given_condition(file: Path, options: Any, dataset: Pairs) -> torch.Tensor:
+    """Read a --validation_image of any size as the data's conditions are read: every channel, every level, marks.
+
+    Raises InputError, naming the file, if it cannot be read or has other channels than the data's.
+    """
+    try:
+        values = load_condition(file)
+    except Exception as error:  # whatever a decoder raises, the file is the fault
+        raise InputError(f"--validation_image {file}: cannot be read ({error})") from error
+    square = frame(values.shape[1::-1], (options.resolution, options.resolution))
+    square = replace(square, interpolation=dataset.interpolation)
+    cut = square.apply(values, nearest=options.label_maps)
+    if dataset.compute and options.label_maps:  # label maps are given uncoloured, like the data's
+        cut = dataset.compute(np.ascontiguousarray(cut), randomness.generator(options.seed, "condition", 0, 0))
+    condition, wanted = as_tensor(cut), dataset.condition(0)
+    if len(condition) != len(wanted):
         raise InputError(
-            f"{len(images)} --validation_image but {len(prompts)} --validation_prompt; give one prompt each, or one for all"
+            f"--validation_image {file}: {len(condition)} channels, but the data's conditions have {len(wanted)}"
         )
-    files = [Path(name) for name in images]
-    rows = [Row(file, (prompt,), file, f"--validation_image {file}") for file, prompt in zip(files, prompts)]
-    computed = dataset.compute if options.label_maps else None  # label maps are given uncoloured, like the data's
-    geometry = {"label_maps": options.label_maps, "interpolation": dataset.interpolation}
-    given = Pairs(rows, options.resolution, options.seed, condition=computed, **geometry)
-    return [ValidationPair(given.condition(index), prompt) for index, prompt in enumerate(prompts)]
+    return condition
+
+
+def extractor_of(options: Any) -> Condition | None:
+    """Return what extracts a condition from a drawn picture, None where that is not known.
+
+    Without --validation_extractor it is what --condition computes, unless that only colours label maps. Raises
+    InputError for a name that means nothing.
+    """
+    name = options.validation_extractor or (None if options.label_maps else options.condition)
+    return resolve(name) if name else None
+
+
+def check_extractor(options: Any, pairs: list[ValidationPair], dataset: Pairs) -> None:
+    """Raise InputError unless what is extracted from a picture can be compared with the conditions."""
+    extractor = extractor_of(options)
+    if not extractor:
+        return
+    try:
+        condition_consistency(dataset.picture(0)[None] / 2 + 0.5, [pairs[0].condition], extractor)
+    except ValueError as error:
+        name = options.validation_extractor or options.condition
+        raise InputError(f"{name} of a picture cannot be compared with the conditions: {error}") from error
 
 
 class TextToImagePreview:
@@ -82,9 +137,13 @@ class TextToImagePreview:
 
 
 class ControlPreview:
-    """A `loop.Preview`: draws condition, base without control, and ours; measures; keeps the best weights in `best/`.
+    """A `loop.Preview`: draws condition, base without control, ControlNet without prompt, and ours; measures; keeps the
+    best weights in `best/`.
 
-    The score is the circles' IoU where the prompts are fill50k's, else the gap (see `metrics.condition_gap`).
+    The score is the circles' IoU where prompts and outlines are fill50k's, else how well the condition that is extracted
+    from the pictures agrees with the given one (see `metrics.condition_consistency`) where that can be extracted, else the
+    gap (see `metrics.condition_gap`). Pictures without control and without prompt are measured too, as what to compare
+    with. Whatever is measured is averaged over all pictures of its kind.
 
     load returns the base's pipeline; it is called at the first preview, which a cached run may be the first to need the
     VAE and the text encoder for.
@@ -101,6 +160,9 @@ class ControlPreview:
         self.load, self.objective, self.pairs, self.gap, self.options = load, objective, pairs, gap, options
         self.uncontrolled: list[Image.Image] | None = None
         self.folder = Path(options.output_dir)
+        self.extractor = extractor_of(options)
+        fill50k = all(is_prompt(pair.prompt) and len(pair.condition) == 3 for pair in pairs)
+        self.outlines = fill50k and not options.condition  # what is computed may be anything but an outline
 
     @functools.cached_property
     def pipe(self) -> DiffusionPipeline:
@@ -111,37 +173,72 @@ class ControlPreview:
         """The ControlNet pipeline of the base's kind, around the same parts."""
         return AutoPipelineForText2Image.from_pipe(self.pipe, controlnet=self.objective.controlnet)
 
-    def __call__(self, step: int) -> dict[str, float]:
+    def __call__(self, step: int) -> dict[str, Any]:
+        """Return measures, numbers by name, and for the trackers what was drawn, lists of pictures by tag."""
         measures = self.gap() if self.gap else {}
-        measures |= self._draw(step)
+        drawn = self._draw()
+        rows = self._rows(drawn)
+        columns = ["condition", "no control", "no prompt"]
+        columns += [f"ours, draw {number}" for number in range(self.options.num_validation_images)]
+        prompts = [pair.prompt for pair in self.pairs]
+        save_sample(self.folder, step, labelled_grid(rows, columns, prompts, title=f"step {step}"))
+        measures |= self._measure(drawn)
         self._keep_best(measures)
-        return measures
+        # Numbered, since prompts may be alike.
+        return {**measures, **{f"samples/{at}: {prompts[at]}": row for at, row in enumerate(rows)}}
 
-    def _draw(self, step: int) -> dict[str, float]:
+    def _draw(self) -> dict[str, list[Image.Image]]:
+        """Draw all pictures: num_validation_images of each pair, and one without prompt from the first one's noise."""
         options, count = self.options, self.options.num_validation_images
         arguments = {
-            "seed": options.seed,
             "batch_size": options.train_batch_size,  # a size whose training fits fits here too
             "num_inference_steps": STEPS,
             "guidance_scale": options.validation_guidance_scale,
             "height": options.resolution,
             "width": options.resolution,
         }
-        prompts = [pair.prompt for pair in self.pairs for _ in range(count)]
-        conditions = [pair.condition for pair in self.pairs for _ in range(count)]
+        several = [pair for pair in self.pairs for _ in range(count)]
+        prompts, conditions = [pair.prompt for pair in several], [pair.condition for pair in several]
+        seeds = [options.seed + number for number in range(len(several))]
         if self.uncontrolled is None or options.unlock_decoder:  # a frozen base's pictures do not change
-            self.uncontrolled = draw(self.pipe, prompts, **arguments)
-        images = draw(self.controlled, prompts, image=conditions, **arguments)
-        rows = [
-            [as_picture(pair.condition), self.uncontrolled[first], *images[first : first + count]]
-            for pair, first in zip(self.pairs, range(0, len(images), count))
+            self.uncontrolled = draw(self.pipe, prompts, seeds, **arguments)
+        ours = draw(self.controlled, prompts, seeds, image=conditions, **arguments)
+        silent = [""] * len(self.pairs)
+        promptless = draw(self.controlled, silent, seeds[::count], image=conditions[::count], **arguments)
+        return {"": ours, "_no_control": self.uncontrolled, "_no_prompt": promptless}
+
+    def _rows(self, drawn: dict[str, list[Image.Image]]) -> list[list[Image.Image]]:
+        """Return the grid's rows: condition, no control, no prompt, ours."""
+        count = self.options.num_validation_images
+        return [
+            [
+                as_picture(pair.condition),
+                drawn["_no_control"][at * count],
+                drawn["_no_prompt"][at],
+                *drawn[""][at * count : (at + 1) * count],
+            ]
+            for at, pair in enumerate(self.pairs)
         ]
-        columns = ["condition", "no control", *(f"ours, draw {number}" for number in range(count))]
-        grid = labelled_grid(rows, columns, [pair.prompt for pair in self.pairs], title=f"step {step}")
-        save_sample(self.folder, step, grid)
-        if not all(map(is_prompt, prompts)):
-            return {}
-        return condition_following(images, torch.stack(conditions), prompts).summary()
+
+    def _measure(self, drawn: dict[str, list[Image.Image]]) -> dict[str, float]:
+        measures: dict[str, float] = {}
+        for kind, images in drawn.items():
+            pairs = [pair for pair in self.pairs for _ in range(len(images) // len(self.pairs))]
+            if self.outlines:
+                prompts = [pair.prompt for pair in pairs] if kind == "" else None
+                found = condition_following(images, torch.stack([pair.condition for pair in pairs]), prompts).summary()
+                measures |= {f"{name}{kind}": value for name, value in found.items()}
+            if self.extractor:
+                measures[f"consistency{kind}"] = self._consistency(images, pairs)
+        known = [pair for pair in self.pairs if pair.picture is not None]
+        if self.extractor and known:  # the oracle: 1 where conditions were computed, less where they were given
+            pictures = torch.stack([pair.picture for pair in known]) / 2 + 0.5
+            measures["consistency_true"] = self._consistency(pictures, known)
+        return measures
+
+    def _consistency(self, images: Sequence[Image.Image] | torch.Tensor, pairs: list[ValidationPair]) -> float:
+        conditions, keys = [pair.condition for pair in pairs], [pair.key for pair in pairs]
+        return float(condition_consistency(images, conditions, self.extractor, keys, self.options.seed).mean())
 
     def _keep_best(self, measures: dict[str, float]) -> None:
         score = next((name for name in SCORES if name in measures), None)

@@ -7,12 +7,15 @@
 import json
 import math
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from .errors import InputError
@@ -70,15 +73,17 @@ def read_metrics(output_dir: Path) -> list[dict]:
 
 
 class Metrics:
-    """metrics.jsonl: a row per step, the mean over accumulation and ranks.
+    """metrics.jsonl: a row per step, the mean over accumulation and ranks; and the same in the trackers, where there are.
 
-    Values stay on the device until `flush`, so that logging does not stall the GPU; a NaN ends the run there.
+    Values stay on the device until `flush`, so that logging does not stall the GPU; a NaN ends the run there. A tracker
+    that fails never does: what it raised is printed, once for each kind of call.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, options: Any, first: int):
         self.accelerator, self.path = accelerator, output_dir / METRICS
         self.micro: list[dict[str, torch.Tensor]] = []
         self.rows: list[tuple[dict, torch.Tensor]] = []
+        self.told: set[str] = set()
         if accelerator.is_main_process:
             kept = [row for row in read_metrics(output_dir) if row["step"] <= first]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -86,7 +91,7 @@ class Metrics:
             plain = {
                 name: value for name, value in as_dict(options).items() if isinstance(value, (int, float, str, bool))
             }
-            accelerator.init_trackers(options.tracker_project_name, config=plain)
+            self._guarded("start", lambda: accelerator.init_trackers(options.tracker_project_name, config=plain))
 
     def gather(self, parts: dict[str, torch.Tensor]) -> None:
         self.micro.append({name: value.detach().float() for name, value in parts.items()})
@@ -116,13 +121,45 @@ class Metrics:
                 )
         return {"loss": f"{rows[-1]['loss']:.4f}", "lr": f"{rows[-1]['lr']:.1e}"}
 
-    def note(self, step: int, measures: dict[str, float]) -> None:
-        """Write what a preview measured."""
+    def note(self, step: int, seen: dict[str, Any]) -> None:
+        """Write what a preview measured, and show its pictures to the trackers: numbers, and lists of pictures by tag."""
+        pictures = {tag: images for tag, images in seen.items() if isinstance(images, list)}
+        measures = {name: value for name, value in seen.items() if name not in pictures}
         if measures:
             self._write({"step": step, **measures})
+        self._each_tracker("log_images", lambda tracker: log_pictures(tracker, step, pictures))
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        self._each_tracker("finish", lambda tracker: tracker.finish())
+        self.accelerator.trackers.clear()  # Accelerator.end_training would close them again
 
     def _write(self, row: dict) -> None:
         if self.accelerator.is_main_process:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        values = {name: value for name, value in row.items() if name != "step"}
+        self._each_tracker("log", lambda tracker: tracker.log(values, step=row["step"]))
+
+    def _each_tracker(self, name: str, act: Callable[[GeneralTracker], None]) -> None:
+        for tracker in self.accelerator.trackers:  # none but on the main process
+            self._guarded(f"{tracker.name}.{name}", lambda tracker=tracker: act(tracker))
+
+    def _guarded(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:
+            if name not in self.told:
+                self.accelerator.print(
+                    f"tracker: {name} failed ({type(error).__name__}: {error}); training goes on, {self.path} has every number"
+                )
+            self.told.add(name)
+
+
+def log_pictures(tracker: GeneralTracker, step: int, pictures: dict[str, list[Image.Image]]) -> None:
+    """Show lists of pictures of one size to a tracker, each list under its tag; trackers of numbers only are left alone."""
+    if not pictures or not hasattr(tracker, "log_images"):
+        return
+    values = {tag: np.stack([np.asarray(image.convert("RGB")) for image in images]) for tag, images in pictures.items()}
+    layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+    tracker.log_images(values, step=step, **layout)

@@ -10,20 +10,21 @@ from PIL import Image
 def draw(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 16,
     image: Sequence | None = None,
     **arguments,
 ) -> list[Image.Image]:
-    """Return one picture per prompt; picture i starts from seed + i, whatever the batch.
+    """Return one picture per prompt; picture i starts from seed + i, or from seed[i] of several, whatever the batch.
 
     image: the conditions of a ControlNet pipeline, one per prompt: pictures, or tensors (C, H, W) in [0, 1]. Other arguments go to the pipeline.
     """
     pipe.set_progress_bar_config(disable=True)
+    seeds = [seed + number for number in range(len(prompts))] if isinstance(seed, int) else seed
     pictures: list[Image.Image] = []
     for first in range(0, len(prompts), batch_size):
         chunk = slice(first, first + batch_size)
-        generators = [torch.Generator().manual_seed(seed + first + offset) for offset in range(len(prompts[chunk]))]
+        generators = [torch.Generator().manual_seed(each) for each in seeds[chunk]]
         conditions = {}
         if image is not None:
             several = list(image[chunk])

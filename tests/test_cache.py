@@ -23,6 +23,7 @@ from diffusers_ext.cache import Digests, Store, digest_of, fingerprint
 from diffusers_ext.control_init import init_hint, new_controlnet
 from diffusers_ext.data import fill50k
 from diffusers_ext.data.encoded import CachedMoments, Encoded, EncoderCache, check_fixed, encode_in_memory
+from diffusers_ext.data.files import Row
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
 from diffusers_ext.encoders import StableDiffusionEncoders, load_stable_diffusion, vae_config
@@ -383,6 +384,28 @@ def test_dropping_stays_live(circles, untrained, encoders, tmp_path):
     assert dropped.mean() == pytest.approx(0.5, abs=0.05)
 
 
+def test_dropping_stays_live_over_200_pairs():
+    """Each caption seen and dropped within 20 epochs, where one draw for all of them leaves half unseen."""
+    rows = [Row(Path(f"{index}.png"), (f"caption {index}",), None, "") for index in range(200)]
+    texts = {"": torch.zeros(1), **{row.text: torch.ones(1) for row in rows}}
+    cached = Encoded(Pairs(rows, 64, 0, 0.5), [torch.zeros(2, 1, 1, 1)] * 200, texts)
+    seen = torch.cat(
+        [torch.stack([cached[epoch, at]["text_embeddings"] for at in range(200)]).T for epoch in range(20)]
+    )
+    assert seen.shape == (20, 200) and seen.any(0).all() and not seen.all(0).any()
+    assert 0.47 <= 1 - seen.mean() <= 0.53
+
+
+def test_what_values_were_computed_under_is_part_of_their_key(circles, untrained, encoders, tmp_path):
+    """A run under another autocast, or from another variant's weights, must not be given these."""
+    caption = ["red circle"]
+    for about, computed in (({"autocast": "no"}, 2), ({"autocast": "bf16"}, 2), ({"autocast": "no"}, 0)):
+        for variant in (None, "fp16"):
+            cache = EncoderCache(tmp_path, untrained, torch.float32, lambda: encoders, {**about, "variant": variant})
+            cache.texts(caption)
+            assert cache.computed["texts"] == computed, (about, variant)
+
+
 def test_captions_alone_can_be_cached(circles, untrained, encoders, tmp_path):
     """For pictures cut anew in every epoch."""
     cached, _ = make_cached(circles, untrained, tmp_path, lambda: encoders)
@@ -489,6 +512,9 @@ def test_the_script_trains_the_same_from_a_cache(untrained, circles, tmp_path, m
 
     uncached, cold = go("uncached", *common), go("cold", *with_cache)
     assert "moments: 44 of 0.5 KiB" in capsys.readouterr().out
+    specs = [json.loads(path.read_text()) for path in folder.glob("*/spec.json")]
+    assert {spec["value"] for spec in specs} == {"moments", "texts"}
+    assert all(spec["autocast"] == "no" and "variant" in spec for spec in specs)
     samples = [tmp_path / name / "samples" / "step-000008.png" for name in ("uncached", "cold")]
     assert samples[0].read_bytes() == samples[1].read_bytes()  # drawn with parts loaded for that
 

@@ -36,6 +36,24 @@ def test_a_network_that_uses_its_condition_has_one(objective, batch):
     assert gap() == gap()
 
 
+def test_the_gap_does_not_depend_on_how_many_pairs_fit_in_memory(objective, batch, monkeypatch):
+    torch.manual_seed(0)
+    for convolution in (
+        objective.controlnet.controlnet_mid_block,
+        objective.controlnet.controlnet_cond_embedding.conv_out,
+    ):
+        torch.nn.init.normal_(convolution.weight, std=0.5)  # so that the condition matters
+    with torch.no_grad():
+        together, sizes = ConditionGap(objective, batch, 8)(), []
+        predict = objective.predict
+        monkeypatch.setattr(
+            objective, "predict", lambda noisy, *rest: sizes.append(len(noisy)) or predict(noisy, *rest)
+        )
+        apart = ConditionGap(objective, batch, 3)()
+    assert sizes == [3] * 6 + [2] * 3
+    assert together["gap"] != 0 and apart == pytest.approx(together, rel=1e-4, abs=1e-6)
+
+
 def test_one_pair_is_not_enough(objective, pairs):
     with pytest.raises(ValueError, match="at least two"):
         ConditionGap(objective, collate([pairs[0, 0]]))

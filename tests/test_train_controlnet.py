@@ -6,11 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 
 from diffusers_ext.errors import InputError
+from diffusers_ext.loop import restore
 from diffusers_ext.options import parse
 from diffusers_ext.run_folder import read_metrics
 
@@ -224,6 +228,31 @@ def test_resuming_takes_the_options_given_now(untrained, circles, tmp_path):
     slower = ["--max_train_steps", 6, "--learning_rate", 1e-5, "--resume_from_checkpoint", "latest"]
     call(*arguments(untrained, circles, run, *split, *slower))
     assert [row["lr"] for row in read_metrics(run) if "lr" in row] == [1e-3] * 4 + [1e-5] * 2
+
+
+def test_a_copy_of_a_rounded_base_is_not_rounded(untrained, circles, tmp_path):
+    """The frozen U-Net may be kept in bfloat16; what learns starts from the weights as they are on disk."""
+    from diffusers_ext.base_model import BaseModel
+    from diffusers_ext.encoders import load_stable_diffusion
+
+    script, printed = runpy.run_path(str(SCRIPT)), SimpleNamespace(print=lambda text: None)
+    options = parse(script["Options"], arguments(untrained, circles, tmp_path / "out"))
+    half, whole = (load_stable_diffusion(str(untrained), dtype).unet for dtype in (torch.bfloat16, torch.float32))
+    dataset = script["read_data"](options)[0]
+    learns = script["make_controlnet"](options, printed, BaseModel.find(str(untrained)), half, dataset)
+    expected, found = whole.state_dict(), learns.state_dict()
+    copied = [name for name in found if name in expected]
+    assert len(copied) > 50 and all(torch.equal(found[name], expected[name]) for name in copied)
+    assert any(not torch.equal(half.state_dict()[name].float(), expected[name]) for name in copied)
+
+
+def test_a_resumed_average_lies_where_the_weights_do():
+    """A checkpoint's average is read to the CPU; "meta" stands for a GPU here."""
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    optimizer, average = torch.optim.AdamW(weights), EMAModel(weights)
+    accelerator = SimpleNamespace(device=torch.device("meta"), load_state=lambda folder: None)
+    restore(accelerator, Path("checkpoint-5"), 5, optimizer, get_scheduler("constant", optimizer), average)
+    assert [each.device.type for each in average.shadow_params] == ["meta"]
 
 
 def test_an_unlocked_decoder_keeps_learning_from_a_cache(untrained, circles, tmp_path):

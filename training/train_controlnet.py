@@ -116,6 +116,10 @@ class DataOptions:
 class ValidationOptions:
     validation_image: list[str] | None = option(None, "condition images to draw from; default: the first held-out rows")
     validation_prompt: list[str] | None = option(None, "their prompts, one each or one for all")
+    validation_extractor: str | None = option(
+        None,
+        "what makes such a condition of a picture, to see whether drawn pictures obey: canny, ... or module:callable; default: --condition",
+    )
     num_validation_images: int = option(4, "pictures drawn for each condition")
     validation_guidance_scale: float = option(
         2.0, "classifier-free guidance of the drawn samples; 7.5 is usual for SD 1.5, 5 for SDXL"
@@ -134,9 +138,15 @@ class Options(
     ModelOptions,
 ):
     output_dir: str = option("runs/controlnet", "the run folder: model, card, options, metrics, samples, checkpoints")
+    self_test: bool = option(False, "check that training works on this machine: a minute of CPU time; goes alone")
 
 
 def main(options: Options) -> None:
+    if options.self_test:
+        from diffusers_ext.self_test import self_test
+
+        raise SystemExit(min(1, self_test(lambda **settings: main(Options(**settings)))))
+
     import torch
     from diffusers import DDPMScheduler
 
@@ -181,7 +191,8 @@ def main(options: Options) -> None:
     if cached:
         dataset, held_out = encode(options, accelerator, base, dataset, held_out)
     several = len(held_out) > 1
-    gap = ConditionGap(objective, loop.collate([held_out[0, at] for at in range(len(held_out))])) if several else None
+    measured = loop.collate([held_out[0, at] for at in range(len(held_out))]) if several else None
+    gap = ConditionGap(objective, measured, options.train_batch_size) if several else None
     load_drawer = (lambda: base.load(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
     loop.train(accelerator, objective, dataset, options, ControlPreview(load_drawer, objective, pairs, gap, options))
 
@@ -207,10 +218,12 @@ def check_options(options: Options) -> None:
     from diffusers_ext.control_options import check_attention, check_variants
     from diffusers_ext.data.encoded import check_fixed
     from diffusers_ext.encoders import check_stable_diffusion, check_vae
+    from diffusers_ext.previews import extractor_of
 
     check_variants(options)
     check_attention(options)
     check_stable_diffusion(base_of(options))
+    extractor_of(options)
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
     if options.transfer_from:

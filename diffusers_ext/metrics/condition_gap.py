@@ -20,31 +20,37 @@ class ConditionGap:
     """Held-out losses of a ControlNet under right, zero and wrong conditions: three forward passes.
 
     batch: a collated batch of held-out pairs, at least two, as `ControlObjective.forward` takes it. The wrong condition
-    is the next pair's.
+    is the next pair's. batch_size: pairs on the device at once; the losses are means over all of them.
     """
 
-    def __init__(self, objective: ControlObjective, batch: dict):
+    def __init__(self, objective: ControlObjective, batch: dict, batch_size: int = 16):
         if len(batch["key"]) < 2:
             raise ValueError("a wrong condition needs another pair: give at least two")
-        self.objective, self.batch = objective, batch
+        self.objective, self.batch, self.batch_size = objective, batch, batch_size
+        self.wrong = batch["conditioning_pixel_values"].roll(1, dims=0)
 
     def __call__(self) -> dict[str, float]:
         """Return {"held_out_loss", "held_out_loss_zero", "held_out_loss_wrong", "gap"}; gap = (wrong − right) / right."""
-        objective, right = self.objective, self.batch["conditioning_pixel_values"].to(self.objective.device)
-        batch = {
-            name: value.to(objective.device) if torch.is_tensor(value) else value for name, value in self.batch.items()
-        }
+        count = len(self.batch["key"])
+        sums = sum(self._losses(slice(first, first + self.batch_size)) for first in range(0, count, self.batch_size))
+        right, zero, wrong = (sums / count).tolist()
+        losses = {"held_out_loss": right, "held_out_loss_zero": zero, "held_out_loss_wrong": wrong}
+        return {**losses, "gap": wrong / right - 1}
+
+    def _losses(self, chunk: slice) -> torch.Tensor:
+        """Return the summed losses of some pairs under the right, no and a wrong condition: (3,) float64."""
+        objective, device = self.objective, self.objective.device
+        batch = {name: values[chunk] for name, values in self.batch.items()}
+        batch = {name: values.to(device) if torch.is_tensor(values) else values for name, values in batch.items()}
         latents, text = objective.encode(batch)
         timesteps = torch.full((len(latents),), TIMESTEP, device=latents.device)
         noisy, timesteps, target = objective.diffusion.diffuse(latents, batch["key"], timesteps)
-        conditions = {"": right, "_zero": torch.zeros_like(right), "_wrong": right.roll(1, dims=0)}
-        losses = {
-            f"held_out_loss{name}": F.mse_loss(
-                objective.predict(noisy, timesteps, text, condition).float(), target
-            ).item()
-            for name, condition in conditions.items()
-        }
-        return {**losses, "gap": losses["held_out_loss_wrong"] / losses["held_out_loss"] - 1}
+        right = batch["conditioning_pixel_values"]
+        losses = [
+            F.mse_loss(objective.predict(noisy, timesteps, text, condition).float(), target)
+            for condition in (right, torch.zeros_like(right), self.wrong[chunk].to(device))
+        ]
+        return torch.stack(losses).cpu().double() * len(latents)
 
 
 def snap(rows: Sequence[dict]) -> int | None:

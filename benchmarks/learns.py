@@ -1,0 +1,146 @@
+"""Does a ControlNet learn to obey, how soon, and with every seed?
+
+    python benchmarks/learns.py --output_dir runs/learns
+
+Trains training/train_controlnet.py on 2,000 of fill50k's circles with the embedded model and prints, for each seed and step,
+the gap on held-out pairs, the circles' IoU on outlines of the test split, and the colours' CIEDE2000; first the same
+for the base without control. --shuffle gives every picture another one's condition: what a run looks like that
+cannot learn. Some seven minutes of one core a seed; runs that are there already are only measured.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers_ext.options import option, run
+
+ROOT = Path(__file__).parents[1]
+SIDE = 64
+HEAD = (
+    "| run | step | gap | IoU | share of IoU > 0.7 | circle ΔE2000 | background ΔE2000 |\n|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass
+class Options:
+    output_dir: str = option("runs/learns", "folder of the data and of a run folder per seed")
+    seeds: list[int] = option([0, 1, 2], "one run each")
+    steps: list[int] = option([200, 400, 800], "where to measure; the last one ends the run")
+    pictures: int = option(64, "outlines of the test split to draw at each measurement")
+    train_batch_size: int = option(8, "samples per step")
+    learning_rate: float = option(1e-3, "learning rate")
+    hint_init: str = option("data", "initialisation of the hint network", ("data", "kaiming", "default"))
+    shuffle: bool = option(False, "train on conditions that belong to other pictures")
+
+
+def main(options: Options) -> None:
+    from diffusers_ext import embedded_model
+    from diffusers_ext.encoders import load_stable_diffusion
+
+    folder = Path(options.output_dir)
+    data = make_data(folder, options.shuffle)
+    pipe = load_stable_diffusion(embedded_model())
+    print(HEAD)
+    print(f"| no control | | | {measure(pipe, options.pictures)} |", flush=True)
+    for seed in options.seeds:
+        name = "-".join(["shuffled"] * options.shuffle + [options.hint_init, f"seed-{seed}"])
+        train(options, folder / name, data, seed)
+        for step in options.steps:
+            print(
+                f"| {name} | {step} | {gap(folder / name, step):.3f} | {measure(pipe, options.pictures, folder / name, step)} |",
+                flush=True,
+            )
+
+
+def make_data(folder: Path, shuffle: bool) -> Path:
+    """Write the circles, and beside their metadata.jsonl one in which each picture has the next one's condition."""
+    from diffusers_ext.data import fill50k
+
+    data = folder / "circles"
+    if not (data / "metadata.jsonl").exists():
+        fill50k.write(data, count=2000, size=SIDE)
+    if not shuffle:
+        return data
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    table = [
+        {
+            "image": row["file_name"],
+            "conditioning_image": following["conditioning_image_file_name"],
+            "text": row["text"],
+        }
+        for row, following in zip(rows, rows[1:] + rows[:1])
+    ]
+    (data / "shuffled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
+    return data / "shuffled.jsonl"
+
+
+def train(options: Options, run_folder: Path, data: Path, seed: int) -> None:
+    """Run the training script as a user would, or finish a run that was interrupted."""
+    from diffusers_ext.data import fill50k
+
+    launcher = {"num_processes": 1, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
+    settings = {
+        "train_data_dir": data,
+        "output_dir": run_folder,
+        "resolution": SIDE,
+        "seed": seed,
+        "max_train_steps": options.steps[-1],
+        "train_batch_size": options.train_batch_size,
+        "learning_rate": options.learning_rate,
+        "hint_init": options.hint_init,
+        "encoder_cache_dir": run_folder.parent / "cache",
+        "validation_steps": options.steps[0],
+        "checkpointing_steps": options.steps[0],
+        "validation_image": run_folder.parent / "circles/conditions/000000.png",
+        "validation_prompt": fill50k.scene(0).prompt,
+        "num_validation_images": 1,
+        "resume_from_checkpoint": "latest",
+    }
+    script = str(ROOT / "training" / "train_controlnet.py")
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags(launcher), script, *flags(settings)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
+
+
+def flags(settings: dict) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def gap(run_folder: Path, step: int) -> float:
+    from diffusers_ext.run_folder import read_metrics
+
+    return next(row["gap"] for row in read_metrics(run_folder) if "gap" in row and row["step"] == step)
+
+
+def measure(pipe, pictures: int, run_folder: Path | None = None, step: int = 0) -> str:
+    """Draw the test split's first outlines and return the table's cells, at a checkpoint or without control."""
+    import torch
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    from diffusers_ext import condition_following
+    from diffusers_ext.conditions import as_tensor
+    from diffusers_ext.data import fill50k
+    from diffusers_ext.sampling import draw
+
+    scenes = [fill50k.scene(index, split="test") for index in range(pictures)]
+    conditions = torch.stack([as_tensor(fill50k.draw_condition(scene, SIDE)) for scene in scenes])
+    prompts, drawing = [scene.prompt for scene in scenes], {"num_inference_steps": 20, "guidance_scale": 2.0}
+    if run_folder is None:
+        images = draw(pipe, prompts, **drawing)
+    else:
+        controlnet = ControlNetModel.from_pretrained(run_folder / f"checkpoint-{step}", subfolder="controlnet")
+        ours = StableDiffusionControlNetPipeline(
+            **pipe.components, controlnet=controlnet, requires_safety_checker=False
+        )
+        images = draw(ours, prompts, image=list(conditions), **drawing)
+    found = condition_following(images, conditions, prompts)
+    values = found.summary()
+    share = (found.iou > 0.7).mean()
+    return f"{values['iou']:.3f} | {share:.2f} | {values['circle_error']:.1f} | {values['background_error']:.1f}"
+
+
+if __name__ == "__main__":
+    run(main, Options)
