@@ -51,7 +51,7 @@ SETTINGS = {"embedded": Setting(64, 4, 200, 10, 10, True), "sd15": Setting(256, 
 class Options:
     reference: str | None = option(None, "path of diffusers' examples/controlnet/train_controlnet.py")
     model: str = option("embedded", "the base: the embedded model, or SD 1.5's architecture", tuple(SETTINGS))
-    steps: int | None = option(None, "optimiser steps timed in a round, after a turn of warm-up; default: 100, sd15 3")
+    steps: int | None = option(None, "optimiser steps timed in a round, after the first; default: 100, sd15 3")
     repeats: int = option(3, "rounds; each starts all three scripts once")
     train_batch_size: int | None = option(None, "samples per step; default: 4, sd15 1")
     scratch: str | None = option(None, "folder for data, models and runs; default: a temporary one, removed afterwards")
@@ -75,13 +75,12 @@ def main(options: Options) -> None:
 
 
 def measure(options: Options, setting: Setting, scratch: Path) -> dict[str, list[dict]]:
-    """Return each kind's rounds, as `round` does; all are started once before, to fill caches."""
+    """Return each kind's rounds, as `take_turns` does, after a start that fills the cache."""
     words = commands(options, setting, scratch, *prepare(options.model, setting, scratch))
     turns = options.steps // setting.window if options.steps else setting.turns
     groups = [KINDS] if setting.together else [(kind,) for kind in KINDS]
     records: dict[str, list[dict]] = {kind: [] for kind in KINDS}
-    for kind in KINDS:
-        Timed(words[kind], 1, scratch / f"{kind}.log").end()
+    Timed(words["warm cache"], 1, scratch / "filling the cache.log").end()
     for number in range(options.repeats):
         for group in groups if number % 2 == 0 else groups[::-1]:
             for kind, record in take_turns(
@@ -96,13 +95,13 @@ def take_turns(words: dict[str, list[str]], turns: int, window: int, scratch: Pa
     """Return, by kind, "steps", CPU milliseconds a step in each turn, "cpu" and "wall", seconds to the first, "peak" MiB."""
     runs = {kind: Timed(call, window, scratch / f"{kind}.log") for kind, call in words.items()}
     seconds: dict[str, list[float]] = {kind: [] for kind in runs}
-    for turn in range(turns + 1):
-        for kind in list(runs) if turn % 2 else list(runs)[::-1]:
+    for turn in range(turns):
+        for kind in list(runs)[:: 1 if turn % 2 == 0 else -1]:
             seconds[kind].append(runs[kind].turn())
     records = {}
     for kind, timed in runs.items():
         timed.end()
-        steps = [second / window * 1000 for second in seconds[kind][1:]]  # the first is the warm-up
+        steps = [second / window * 1000 for second in seconds[kind]]
         records[kind] = {"steps": steps, "cpu": timed.cpu, "wall": timed.wall, "peak": timed.peak}
     return records
 
