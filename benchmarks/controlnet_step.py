@@ -8,7 +8,7 @@ same base, same ControlNet to start from, same batch, float32 on one thread, bot
 table of CPU time per step, its ratio to the reference's in the same turn, start-up and peak memory.
 
 A turn is ten steps, as metrics are written every ten. --model sd15, the architecture of Stable Diffusion 1.5 with random
-weights at 256 px, needs 11 GB of memory a process and 8 GB of disk: there the processes run one after the other, and
+weights at 256 px, needs 12 GB of memory a process and 6 GB of disk: there the processes run one after the other, and
 a turn is one step. Neither script saves or draws while it is timed. The reference is not part of this repository.
 """
 
@@ -64,6 +64,8 @@ def main(options: Options) -> None:
         raise InputError(
             f"--reference {options.reference}: no such file; give the path of diffusers' train_controlnet.py"
         )
+    if options.steps is not None and options.steps < SETTINGS[options.model].window:
+        raise InputError(f"--steps {options.steps}: a turn has {SETTINGS[options.model].window}")
     scratch = Path(options.scratch or tempfile.mkdtemp(prefix="controlnet-step-"))
     try:
         records = measure(options, SETTINGS[options.model], scratch)
@@ -77,23 +79,24 @@ def main(options: Options) -> None:
 def measure(options: Options, setting: Setting, scratch: Path) -> dict[str, list[dict]]:
     """Return each kind's rounds, as `take_turns` does, after a start that fills the cache."""
     words = commands(options, setting, scratch, *prepare(options.model, setting, scratch))
-    turns = options.steps // setting.window if options.steps else setting.turns
+    turns = setting.turns if options.steps is None else options.steps // setting.window
     groups = [KINDS] if setting.together else [(kind,) for kind in KINDS]
     records: dict[str, list[dict]] = {kind: [] for kind in KINDS}
     Timed(words["warm cache"], 1, scratch / "filling the cache.log").end()
     for number in range(options.repeats):
         for group in groups if number % 2 == 0 else groups[::-1]:
-            for kind, record in take_turns(
-                {kind: words[kind] for kind in group}, turns, setting.window, scratch
-            ).items():
+            for kind, record in take_turns(words, group, turns, setting.window, scratch).items():
                 records[kind].append(record)
-        print(table(records), file=sys.stderr, flush=True)
+                steps = ", ".join(f"{step:.1f}" for step in record["steps"])
+                print(f"round {number + 1}, {kind}: {steps} ms a step", file=sys.stderr, flush=True)
     return records
 
 
-def take_turns(words: dict[str, list[str]], turns: int, window: int, scratch: Path) -> dict[str, dict]:
+def take_turns(
+    words: dict[str, list[str]], group: Sequence[str], turns: int, window: int, scratch: Path
+) -> dict[str, dict]:
     """Return, by kind, "steps", CPU milliseconds a step in each turn, "cpu" and "wall", seconds to the first, "peak" MiB."""
-    runs = {kind: Timed(call, window, scratch / f"{kind}.log") for kind, call in words.items()}
+    runs = {kind: Timed(words[kind], window, scratch / f"{kind}.log") for kind in group}
     seconds: dict[str, list[float]] = {kind: [] for kind in runs}
     for turn in range(turns):
         for kind in list(runs)[:: 1 if turn % 2 == 0 else -1]:
