@@ -11,8 +11,10 @@ turns a collated batch into {"loss": ...}. All randomness hangs on those keys (s
 is its weights, its optimiser and its step.
 """
 
+import ctypes
 import importlib.util
 import math
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +43,7 @@ from .randomness import MicroBatches, step_seed
 from .run_folder import Metrics, check_run_folder, write_options
 
 COUNTS = ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "validation_steps", "checkpointing_steps")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 Preview = Callable[[int], dict[str, Any]]  # draws the current weights' samples at a step; see Metrics.note
 
 
@@ -75,13 +78,27 @@ def start(options: Any) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = True
     diffusers_logging.disable_progress_bar()  # one bar is enough: the training's
     transformers_logging.disable_progress_bar()
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         mixed_precision=options.mixed_precision,
         dynamo_backend="inductor" if options.torch_compile else None,  # else what accelerate was launched with
         log_with=None if options.report_to in (None, "none") else options.report_to,
         project_config=ProjectConfiguration(options.output_dir, str(Path(options.output_dir) / options.logging_dir)),
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free for the next ones; elsewhere do nothing.
+
+    By default it returns them to the kernel, which hands the pages out again one by one, each filled with zeros.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it accepts
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def claim(accelerator: Accelerator, options: Any) -> None:
