@@ -1,4 +1,4 @@
-"""Options of the kinds of ControlNet and of its attention, and the combinations that cannot be."""
+"""What training/train_controlnet.py asks for: model, variant, data, validation; and the combinations that cannot be."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -6,6 +6,104 @@ from typing import Any
 
 from .errors import InputError
 from .options import group, option
+
+INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+@group("model")
+@dataclass
+class ModelOptions:
+    pretrained_model_name_or_path: str | None = option(
+        None, "diffusers folder or Hub name of the base; default: the embedded model"
+    )
+    pretrained_vae_model_name_or_path: str | None = option(
+        None, "another VAE than the base's: its folder or Hub name, such as one of SDXL's mended for fp16"
+    )
+    controlnet_model_name_or_path: str | None = option(
+        None, "start from this ControlNet instead of a copy of the base's encoder"
+    )
+    revision: str | None = option(None, "branch, tag or commit of the base on the Hub")
+    variant: str | None = option(None, "weight files of the base, such as fp16")
+    tokenizer_name: str | None = option(None, "folder or Hub name of another tokenizer than the base's")
+    hint_init: str = option("data", "initialisation of a new ControlNet's hint network", ("data", "kaiming", "default"))
+    transfer_from: str | None = option(
+        None,
+        "base that controlnet_model_name_or_path was trained on: moves it to this base by the difference of weights",
+    )
+    gradient_checkpointing: bool = option(
+        False, "recompute activations of both networks in the backward pass: less memory, slower"
+    )
+
+
+@group("data")
+@dataclass
+class DataOptions:
+    train_data_dir: str | None = option(
+        None,
+        "image folder, two folders, .jsonl, .csv, .parquet or .tar files, or fill50k: see diffusers_ext/data/rows.py",
+    )
+    dataset_name: str | None = option(None, "data set on the Hub, instead of train_data_dir; needs the extra 'data'")
+    dataset_config_name: str | None = option(None, "its configuration, where it has several")
+    cache_dir: str | None = option(None, "where Hub data sets are kept")
+    image_column: str = option("image", "column of the target picture")
+    conditioning_image_column: str = option("conditioning_image", "column of the condition")
+    mask_column: str | None = option(
+        None, "column of masks, white where the condition is to be marked as missing (-1): inpainting"
+    )
+    caption_column: str = option(
+        "text", "column of the caption, or of a list of captions of which one is drawn each time"
+    )
+    max_train_samples: int | None = option(None, "use only the first so many rows")
+    streaming: bool = option(
+        False,
+        "read a Hub data set, or .parquet files, row by row while training, without a copy or a check of all rows",
+    )
+    shuffle_buffer: int = option(1000, "rows that streaming keeps undecoded to draw from")
+    on_bad_sample: str = option("error", "what to do with rows that cannot be used", ("error", "skip"))
+    held_out_samples: int = option(
+        16, "rows drawn by the seed and kept from training to measure on, at most a tenth of all"
+    )
+    condition: str | None = option(
+        None,
+        "compute conditions from the pictures, after the cut: canny, scribble, ... (diffusers_ext/conditions.py), or module:callable",
+    )
+    resolution: int = option(
+        512, "side of the square training images, in pixels, a multiple of the model's factor; 1024 is usual for SDXL"
+    )
+    aspect_buckets: bool = option(False, "keep pictures' shapes: cut to the nearest of many sizes of the square's area")
+    random_crop: bool = option(False, "cut another part each time, instead of the middle")
+    random_flip: bool = option(False, "mirror half of the samples, picture and condition together")
+    image_interpolation_mode: str | None = option(
+        None,
+        "how pictures and conditions are scaled; default: lanczos down, bicubic up, label maps nearest",
+        INTERPOLATIONS,
+    )
+    crops_coords_top_left_h: int | None = option(
+        None, "tell SDXL that all pictures were cut this far from the top; default: the true place of each cut"
+    )
+    crops_coords_top_left_w: int | None = option(None, "the same from the left")
+    label_maps: bool = option(False, "conditions are label maps: scale them without mixing colours")
+    encoder_cache_dir: str | None = option(
+        None, "encode each picture and caption once and keep them here, for all runs; without it, at each step"
+    )
+    proportion_empty_prompts: float = option(
+        0.0, "share of prompts replaced by the empty one, drawn anew each epoch; the paper uses 0.5"
+    )
+
+
+@group("validation")
+@dataclass
+class ValidationOptions:
+    validation_image: list[str] | None = option(None, "condition images to draw from; default: the first held-out rows")
+    validation_prompt: list[str] | None = option(None, "their prompts, one each or one for all")
+    validation_extractor: str | None = option(
+        None,
+        "what makes such a condition of a picture, to see whether drawn pictures obey: canny, ... or module:callable; default: --condition",
+    )
+    num_validation_images: int = option(4, "pictures drawn for each condition")
+    validation_guidance_scale: float = option(
+        2.0, "classifier-free guidance of the drawn samples; 7.5 is usual for SD 1.5, 5 for SDXL"
+    )
 
 
 @group("variant")
@@ -37,6 +135,43 @@ class AttentionOptions:
 
     enable_xformers_memory_efficient_attention: bool = option(False, "attention by xformers; needs it, and a GPU")
     enable_npu_flash_attention: bool = option(False, "attention by Ascend's kernels; needs torch_npu")
+
+
+def base_of(options: Any) -> str:
+    from .embedded import embedded_model
+
+    return options.pretrained_model_name_or_path or embedded_model()
+
+
+def check_options(options: Any) -> None:
+    """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
+    from .data.encoded import check_fixed
+    from .encoders import check_stable_diffusion, check_vae
+    from .previews import extractor_of
+
+    check_variants(options)
+    check_attention(options)
+    check_stable_diffusion(base_of(options))
+    extractor_of(options)
+    if options.pretrained_vae_model_name_or_path:
+        check_vae(options.pretrained_vae_model_name_or_path)
+    if options.transfer_from:
+        check_stable_diffusion(options.transfer_from)
+        if not options.controlnet_model_name_or_path:
+            raise InputError("--transfer_from needs --controlnet_model_name_or_path: the trained ControlNet to move")
+    if options.encoder_cache_dir:
+        check_fixed(
+            random_crop=options.random_crop,
+            random_flip=options.random_flip,
+            streaming=options.streaming,
+        )
+    if options.streaming:
+        if options.max_train_steps is None:
+            raise InputError("--streaming needs --max_train_steps: the length of a stream is not known")
+        if options.aspect_buckets or options.max_train_samples:
+            raise InputError("--streaming cannot look ahead; leave out --aspect_buckets and --max_train_samples")
+    if options.mask_column and options.condition == "inpaint":
+        raise InputError("--condition inpaint draws masks of its own; with --mask_column give --condition identity")
 
 
 def check_variants(options: Any) -> None:

@@ -13,6 +13,8 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
+from diffusers_ext.control_data import hold_out, read_data
+from diffusers_ext.control_start import start_controlnet
 from diffusers_ext.errors import InputError
 from diffusers_ext.loop import restore
 from diffusers_ext.options import parse
@@ -171,13 +173,11 @@ def test_an_existing_folder_is_never_overwritten(untrained, circles, tmp_path):
 
 
 def test_held_out_rows_are_drawn_by_the_seed():
-    script = runpy.run_path(str(SCRIPT))
-    split = lambda count, **options: script["hold_out"](count, script["Options"](**options))  # noqa: E731
-    rows, aside = split(1000)
+    rows, aside = hold_out(1000, 16, seed=0)
     assert len(aside) == 16 and sorted(rows + aside) == list(range(1000)) and rows == sorted(rows)
     assert max(aside) - min(aside) > 300  # not a block: files are often sorted
-    assert split(1000) == (rows, aside) != split(1000, seed=1)
-    assert len(split(40)[1]) == 4 and split(9)[1] == [] and split(1000, held_out_samples=0)[1] == []
+    assert hold_out(1000, 16, seed=0) == (rows, aside) != hold_out(1000, 16, seed=1)
+    assert [len(hold_out(*given, seed=0)[1]) for given in ((40, 16), (9, 16), (1000, 0))] == [4, 0, 0]
 
 
 def test_a_mistake_ends_the_program_with_one_line(circles, tmp_path):
@@ -235,11 +235,9 @@ def test_a_copy_of_a_rounded_base_is_not_rounded(untrained, circles, tmp_path):
     from diffusers_ext.base_model import BaseModel
     from diffusers_ext.encoders import load_stable_diffusion
 
-    script, printed = runpy.run_path(str(SCRIPT)), SimpleNamespace(print=lambda text: None)
-    options = parse(script["Options"], arguments(untrained, circles, tmp_path / "out"))
+    options = parse(runpy.run_path(str(SCRIPT))["Options"], arguments(untrained, circles, tmp_path / "out"))
     half, whole = (load_stable_diffusion(str(untrained), dtype).unet for dtype in (torch.bfloat16, torch.float32))
-    dataset = script["read_data"](options)[0]
-    learns = script["make_controlnet"](options, printed, BaseModel.find(str(untrained)), half, dataset)
+    learns = start_controlnet(options, BaseModel.find(str(untrained)), half, read_data(options).shown)
     expected, found = whole.state_dict(), learns.state_dict()
     copied = [name for name in found if name in expected]
     assert len(copied) > 50 and all(torch.equal(found[name], expected[name]) for name in copied)

@@ -21,6 +21,7 @@ from .. import randomness
 from ..cache import Digests, Store, digest_of, digest_of_file, fingerprint
 from ..encoders import StableDiffusionEncoders, parts_of
 from ..errors import InputError
+from .files import Size
 
 
 class Encoded(Dataset):
@@ -29,8 +30,6 @@ class Encoded(Dataset):
     moments None leaves the pictures to be encoded at each step, texts None the captions. `conditions` says whether the
     samples carry their condition and "time_ids", as those of `Pairs` do.
     """
-
-    buckets = None  # all of one size
 
     def __init__(
         self,
@@ -43,6 +42,10 @@ class Encoded(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def buckets(self) -> Sequence[Size] | None:
+        return self.dataset.buckets
 
     def __getitem__(self, key: randomness.Key) -> dict:
         sample = self.dataset[key] if self.moments is None else self._without_picture(key)
@@ -90,20 +93,33 @@ class EncoderCache:
         self.computed = {"moments": 0, "texts": 0}  # by this process
 
     def moments(
-        self, files: Sequence[Path], picture: Callable[[int], torch.Tensor], transform: dict
+        self,
+        files: Sequence[Path],
+        picture: Callable[[int], torch.Tensor],
+        transform: dict,
+        sizes: Sequence[Size] | None = None,
     ) -> "CachedMoments":
         """Return the moments of pictures, computing what is missing.
 
         picture(i) is files[i] as the network sees it, (3, H, W) in [-1, 1]; transform names everything that this depends
-        on beside the file, which must be the same in every epoch (see `check_fixed`).
+        on beside the file, which must be the same in every epoch (see `check_fixed`), and sizes each one's (width, height)
+        where they differ.
         """
         weights = fingerprint(self.vae.parent, [self.vae.name], self.digests)
-        store = self._store("moments", weights, {"transform": transform})
         keys = (
             self.digests.of(files) if all(isinstance(file, Path) for file in files) else [*map(digest_of_file, files)]
         )
-        self._fill(store, keys, lambda index: self.load().moments(picture(index)[None])[0])
-        return CachedMoments(store, keys)
+        members: dict[Size | None, list[int]] = {}
+        for index, size in enumerate(sizes or [None] * len(files)):
+            members.setdefault(size, []).append(index)
+        places: list[tuple[Store, str]] = [None] * len(files)
+        for size, indices in members.items():
+            store = self._store("moments", weights, {"transform": transform | ({"size": size} if size else {})})
+            seen = [keys[index] for index in indices]
+            self._fill(store, seen, lambda at, own=indices: self.load().moments(picture(own[at])[None])[0])
+            for index in indices:
+                places[index] = store, keys[index]
+        return CachedMoments(places)
 
     def texts(self, captions: Iterable[str]) -> "CachedTexts":
         """Return the embeddings of captions and of the empty one, computing what is missing."""
@@ -136,16 +152,17 @@ class EncoderCache:
 
 
 class CachedMoments:
-    """Moments by sample index."""
+    """Moments by sample index, each from the store of its size."""
 
-    def __init__(self, store: Store, keys: list[str]):
-        self.store, self.keys = store, keys
+    def __init__(self, places: list[tuple[Store, str]]):
+        self.places = places
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.store[self.keys[index]]
+        store, key = self.places[index]
+        return store[key]
 
 
 class CachedTexts:
@@ -162,11 +179,11 @@ class CachedTexts:
 
 
 def check_fixed(**drawn: bool) -> None:
-    """Raise InputError if an option is on under which pictures change from epoch to epoch, or in size."""
+    """Raise InputError if an option is on under which pictures change from epoch to epoch."""
     on = [f"--{name}" for name, value in drawn.items() if value]
     if on:
         raise InputError(
-            f"--encoder_cache_dir keeps pictures of one geometry; leave it out, or leave out {' and '.join(on)}"
+            f"--encoder_cache_dir keeps each picture in one geometry; leave it out, or leave out {' and '.join(on)}"
         )
 
 

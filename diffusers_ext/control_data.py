@@ -1,0 +1,129 @@
+"""The data of a ControlNet's training: rows to learn from, rows kept aside to measure on, pairs to draw.
+
+options: of `control_options`, with seed and max_train_steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate import Accelerator
+
+from .base_model import BaseModel
+from .conditions import resolve
+from .data.encoded import Encoded, EncoderCache
+from .data.files import Columns, Row
+from .data.geometry import assign_buckets
+from .data.pairs import Pairs
+from .data.preflight import Report, check
+from .data.rows import read_rows
+from .data.stream import Stream
+from .errors import InputError
+from .previews import ValidationPair, validation_pairs
+from .randomness import generator
+
+
+@dataclass(frozen=True)
+class ControlData:
+    """dataset: to learn from. held_out: to measure on. shown: what can be looked at before, the data set itself or a stream's
+    first rows. pairs: to draw. report: of the check."""
+
+    dataset: Pairs | Stream | Encoded
+    held_out: Pairs | Encoded
+    shown: Pairs
+    pairs: list[ValidationPair]
+    report: Report
+
+
+def read_data(options: Any) -> ControlData:
+    """Read the data that options name and check them; InputError lists what is wrong."""
+    source = options.train_data_dir or options.dataset_name
+    if source is None:
+        raise InputError(
+            "--train_data_dir is missing: name an image folder; python -m diffusers_ext.data.fill50k makes one"
+        )
+    return _read_stream(source, options) if options.streaming else _read_rows(source, options)
+
+
+def _read_rows(source: str, options: Any) -> ControlData:
+    image, caption, condition, mask = _columns(options)
+    hub = (options.dataset_config_name, options.cache_dir)
+    found = read_rows(source, image, caption, condition, options.max_train_samples, *hub, mask)
+    report = check(found, options.on_bad_sample)
+    learnt, aside = hold_out(len(report.rows), options.held_out_samples, options.seed)
+    dataset, held_out = _pairs(options, [report.rows[at] for at in learnt], [report.rows[at] for at in aside])
+    if options.aspect_buckets:
+        dataset.buckets = assign_buckets([report.sizes[at] for at in learnt], options.resolution)
+    return ControlData(dataset, held_out, dataset, _to_draw(options, held_out, report.rows), report)
+
+
+def _read_stream(source: str, options: Any) -> ControlData:
+    """Rows that are read while training: only the first ones are checked before."""
+    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
+    drawing = (options.seed, options.shuffle_buffer, options.on_bad_sample)
+    stream = Stream(source, _columns(options), options.held_out_samples, *drawing, **hub)
+    report = check(stream.head, options.on_bad_sample)
+    aside = check(stream.held_out, options.on_bad_sample).rows if stream.held_out else []
+    stream.pairs, held_out = _pairs(options, report.rows, aside)
+    return ControlData(stream, held_out, stream.pairs, _to_draw(options, held_out, report.rows), report)
+
+
+def _columns(options: Any) -> Columns:
+    """A computed condition comes from the picture; only label maps are read, to be coloured."""
+    condition = None if options.condition and not options.label_maps else options.conditioning_image_column
+    return Columns(options.image_column, options.caption_column, condition, options.mask_column)
+
+
+def _pairs(options: Any, rows: Sequence[Row], aside: Sequence[Row]) -> tuple[Pairs, Pairs]:
+    """Rows to learn from, with what varies from epoch to epoch, and rows kept aside, without."""
+    corner = (options.crops_coords_top_left_h, options.crops_coords_top_left_w)
+    geometry = {
+        "condition": resolve(options.condition) if options.condition else None,
+        "label_maps": options.label_maps,
+        "interpolation": options.image_interpolation_mode,
+        "told_corner": None if corner == (None, None) else tuple(side or 0 for side in corner),
+    }
+    varied = {"random_crop": options.random_crop, "flip": 0.5 if options.random_flip else 0.0}
+    dropped = options.proportion_empty_prompts
+    return (
+        Pairs(rows, options.resolution, options.seed, dropped, **geometry, **varied),
+        Pairs(aside, options.resolution, options.seed, **geometry),
+    )
+
+
+def _to_draw(options: Any, held_out: Pairs, rows: Sequence[Row]) -> list[ValidationPair]:
+    """The first held-out pairs, unless others are given."""
+    return validation_pairs(options, held_out if len(held_out) else _pairs(options, [], rows)[1])
+
+
+def hold_out(count: int, wanted: int, seed: int) -> tuple[list[int], list[int]]:
+    """Split row numbers into those to learn from, in order, and at most a tenth kept aside, drawn: files are often sorted."""
+    order = generator(seed, "held_out").permutation(count)
+    aside = min(wanted, count // 10)
+    return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
+
+
+def encode(data: ControlData, base: BaseModel, options: Any, accelerator: Accelerator) -> ControlData:
+    """Put what --encoder_cache_dir holds in place of pictures and captions; encoders are loaded for what is missing."""
+    cache = EncoderCache(
+        options.encoder_cache_dir,
+        base.folder,
+        base.dtype,
+        lambda: base.encoders(base.load(unet=None)).to(accelerator.device),
+        # What the values depend on beside weights and content.
+        {"autocast": accelerator.mixed_precision, "variant": options.variant, "tokenizer": options.tokenizer_name},
+        accelerator.autocast,
+        accelerator.is_main_process,
+        vae=base.vae_folder,
+        vae_dtype=base.vae_dtype,
+    )
+    texts = cache.texts([*data.dataset.captions(), *data.held_out.captions()])
+    # All that a picture's tensor depends on beside its file and bucket: change this with the geometry, or stale values are served.
+    transform = {"fit": "cover", "resolution": options.resolution, "interpolation": options.image_interpolation_mode}
+
+    def encoded(pairs: Pairs) -> Encoded:
+        files = [row.image for row in pairs.rows]
+        moments = cache.moments(files, pairs.picture, transform, pairs.buckets) if files else []
+        return Encoded(pairs, moments, texts, conditions=True)
+
+    return replace(data, dataset=encoded(data.dataset), held_out=encoded(data.held_out))
