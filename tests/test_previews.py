@@ -71,9 +71,10 @@ def write_array(path, channels: int, marked: bool = False) -> str:
 
 
 def pairs_of(untrained, data, tmp_path, *more):
-    script = runpy.run_path(str(SCRIPT))
+    from diffusers_ext.control_data import read_data
+
     given = arguments(untrained, data, tmp_path / "run", *more)
-    return script["read_data"](parse(script["Options"], list(map(str, given))))[3]
+    return read_data(parse(runpy.run_path(str(SCRIPT))["Options"], list(map(str, given)))).pairs
 
 
 @pytest.fixture

@@ -52,8 +52,6 @@ Options = runpy.run_path(str(SCRIPT))["Options"]
 
 @pytest.mark.parametrize("name", [*SWITCHES, *VALUES, *LISTS])
 def test_every_flag_of_the_reference_parses(name):
-    if name == "pretrained_vae_model_name_or_path" and name not in {each.name for each in dataclasses.fields(Options)}:
-        pytest.skip("comes with SDXL")
     if name in SWITCHES:
         assert getattr(parse(Options, [f"--{name}"]), name) is True
     elif name in VALUES:
