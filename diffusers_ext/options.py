@@ -23,9 +23,9 @@ T = TypeVar("T")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
-def option(default: Any, help: str, choices: tuple | None = None) -> Any:
-    """Declare one option: its default, the sentence `--help` prints, and the values allowed."""
-    metadata = {"help": help, "choices": choices}
+def option(default: Any, help: str, choices: tuple | None = None, positional: bool = False) -> Any:
+    """Declare one option: its default, the sentence `--help` prints, the values allowed, and whether it has no flag."""
+    metadata = {"help": help, "choices": choices, "positional": positional}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -161,12 +161,16 @@ def _add_argument(parser: Any, field: dataclasses.Field, hint: Any) -> None:
     kind, _, many = _unpack(hint)
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
     shown = "" if default is None or default == [] else f" (default: {default})"
+    help = (field.metadata["help"] + shown).replace("%", "%%")
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, type=kind, nargs="?", default=argparse.SUPPRESS, help=help)
+        return
     names = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
     # argparse.SUPPRESS: only what the user typed is returned, so that a config file can sit between it and the defaults.
     settings: dict[str, Any] = {
         "dest": field.name,
         "default": argparse.SUPPRESS,
-        "help": (field.metadata["help"] + shown).replace("%", "%%"),
+        "help": help,
     }
     if kind is bool:
         parser.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)

@@ -1,0 +1,353 @@
+// The page: what is shown now, what a key or a click does to it, and the way to the server and back.
+//
+// A judgement is kept in the browser with every change (a draft), so that a reload or a crash loses nothing, and is
+// gone from there only once the server has said that it is on the disk.
+
+import { makeDraggable } from "./drag.js";
+import * as J from "./judgement.js";
+import { actionOf, buildHelp } from "./keys.js";
+import { renderReport } from "./report.js";
+import { build, byId, describe, render, showView } from "./view.js";
+
+const GONE = "The server was started again: open the address that it printed. What you entered here is kept.";
+const AWAY = "The server does not answer. What you entered is kept here; try again.";
+const state = { annotator: "", todo: [], total: 0, position: 0, item: null, view: "login", busy: false };
+
+async function call(path, body) {
+  const request = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  let response;
+  try {
+    response = await fetch(path, request);
+  } catch {
+    throw Object.assign(new Error(AWAY), { status: 0 });
+  }
+  if (response.status === 403) throw Object.assign(new Error(GONE), { status: 403 });
+  const answer = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+  if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status, answer });
+  return answer;
+}
+
+// ---- which prompt
+
+async function begin(annotator) {
+  const progress = await call(`/api/progress?annotator=${encodeURIComponent(annotator)}`);
+  state.annotator = progress.annotator;
+  history.replaceState(null, "", `?annotator=${encodeURIComponent(state.annotator)}${location.hash}`);
+  document.title = `Annotate: ${state.annotator}`;
+  byId("who").textContent = state.annotator;
+  count(progress);
+  const asked = /^#(\d+)$/.exec(location.hash);
+  if (asked && asked[1] >= 1 && asked[1] <= state.total) await show(Number(asked[1]) - 1);
+  else await next();
+}
+
+function count({ todo, total, judged }) {
+  Object.assign(state, { todo, total });
+  byId("bar").max = total;
+  byId("bar").value = judged;
+  byId("count").textContent = `${judged} of ${total}`;
+}
+
+// The first prompt after this one that is not judged, or from the start again.
+async function next(after = -1) {
+  const position = state.todo.find((each) => each > after) ?? state.todo[0];
+  if (position === undefined) finish();
+  else await show(position);
+}
+
+function finish() {
+  state.view = "done";
+  state.position = state.total;
+  history.replaceState(null, "", location.href.split("#")[0]);
+  showView("done");
+}
+
+const fetchItem = (position) =>
+  call(`/api/item?annotator=${encodeURIComponent(state.annotator)}&position=${position}`);
+
+async function show(position) {
+  const item = await fetchItem(position);
+  const { shown } = item.display;
+  Object.assign(state, { position, item, urls: shown.map((number) => item.urls[number]), past: [], future: [] });
+  Object.assign(state, readDraft(item) ?? {
+    judgement: item.judgement ? J.fromRecord(item.judgement, shown) : J.empty(shown.length),
+    changed: false,
+    nonce: newNonce(),
+    seconds: 0,
+  });
+  Object.assign(state, { selected: 0, axis: J.AXES[0], view: "work", since: performance.now() });
+  history.replaceState(null, "", `#${position + 1}`);
+  byId("show-newer").hidden = true;
+  showView("work");
+  build(state, act);
+  focusSelected();
+  say(state.changed ? "What you had entered here is back; it is not saved yet." : item.judgement ? "Judged before; a change is saved as a correction." : "");
+  preload();
+}
+
+// The next prompt's images, so that they stand there at once.
+async function preload() {
+  const position = state.todo.find((each) => each > state.position);
+  if (position === undefined) return;
+  const { urls } = await fetchItem(position).catch(() => ({ urls: [] }));
+  for (const url of urls) new Image().src = url;
+}
+
+// ---- drafts
+
+const draftName = (item) => `annotate/${state.annotator}/${item.id}`;
+
+function writeDraft() {
+  const { item, judgement, changed, nonce } = state;
+  const draft = { judgement, changed, nonce, seconds: secondsSoFar(), revision: item.revision, images: item.images, display: item.display };
+  try {
+    localStorage.setItem(draftName(item), JSON.stringify(draft));
+  } catch { /* storage full or forbidden: then a reload loses what is not saved */ }
+}
+
+// A draft counts only for the same images in the same order on the page, begun from the same revision.
+function readDraft(item) {
+  try {
+    const { revision, images, display, ...draft } = JSON.parse(localStorage.getItem(draftName(item)));
+    const same = JSON.stringify([revision, images, display]) === JSON.stringify([item.revision, item.images, item.display]);
+    return same ? draft : null;
+  } catch {
+    return null;
+  }
+}
+
+function newNonce() {
+  return [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// Seconds with this prompt in view; the clock stands still while the page is hidden.
+function secondsSoFar() {
+  return state.seconds + (document.hidden || state.view !== "work" ? 0 : (performance.now() - state.since) / 1000);
+}
+
+function pauseClock() {
+  if (state.item && document.hidden) state.seconds += (performance.now() - state.since) / 1000;
+  state.since = performance.now();
+}
+
+// ---- changes
+
+function change(judgement) {
+  if (JSON.stringify(judgement) === JSON.stringify(state.judgement)) return;
+  state.past.push(state.judgement);
+  state.future = [];
+  become(judgement);
+}
+
+// The nonce names this content: a save repeated with it is known to be the same one.
+function become(judgement) {
+  Object.assign(state, { judgement, changed: true, nonce: newNonce() });
+  writeDraft();
+  render(state);
+}
+
+function back(from, to, nothing) {
+  if (!from.length) return say(nothing);
+  to.push(state.judgement);
+  become(from.pop());
+}
+
+function select(image) {
+  if (image === state.selected || image < 0 || image >= state.urls.length) return;
+  Object.assign(state, { selected: image, axis: J.AXES.find((axis) => state.judgement.ratings[image][axis] === null) ?? J.AXES[0] });
+  render(state);
+  focusSelected();
+}
+
+function focusSelected() {
+  const card = document.querySelector(`.card[data-image="${state.selected}"]`);
+  if (byId("zoom").open || card.contains(document.activeElement)) return;
+  card.focus({ preventScroll: true });
+  card.scrollIntoView({ block: "nearest" });
+}
+
+function rate(image, axis, value) {
+  state.selected = image;
+  state.axis = axis;
+  change(J.rate(state.judgement, image, axis, value));
+  say(`${J.letter(image)}: ${axis} ${value ?? "taken back"}`);
+}
+
+// After a number key: the next rating that is missing, in this image and then in those after it.
+function rateAndGoOn(value) {
+  const image = state.selected;
+  rate(image, state.axis, value);
+  if (value === null) return;
+  const open = J.missing(state.judgement).filter((each) => each.axis);
+  const to = open.find((each) => each.image >= image) ?? open[0];
+  if (!to) return;
+  Object.assign(state, { selected: to.image, axis: to.axis });
+  render(state);
+  focusSelected();
+}
+
+function drop(image, { slot, gap, tray }) {
+  const { judgement } = state;
+  const own = J.rankOf(judgement, image);
+  if (slot !== undefined && slot !== own) change(J.place(judgement, image, slot, true));
+  if (gap !== undefined) change(J.place(judgement, image, gap, false));
+  if (tray) change(J.unrank(judgement, image));
+  sayRank(image);
+}
+
+const sayRank = (image) => say(`${J.letter(image)}: ${describe(state.judgement, image).split(", overall")[0]}`);
+
+function ranked(judgement) {
+  change(judgement);
+  sayRank(state.selected);
+}
+
+// ---- saving
+
+async function save() {
+  const missing = J.missing(state.judgement);
+  if (missing.length) return lead(missing);
+  if (!state.changed && state.item.judgement) return next(state.position);
+  const body = {
+    annotator: state.annotator, id: state.item.id, images: state.item.images, display: state.item.display,
+    nonce: state.nonce, replaces: state.item.revision, time_s: Math.round(10 * secondsSoFar()) / 10,
+    ...J.toRecord(state.judgement, state.item.display.shown),
+  };
+  say("Saving …");
+  const answer = await call("/api/judgement", body).catch(notSaved);
+  if (!answer) return;
+  localStorage.removeItem(draftName(state.item));
+  count(answer);
+  await next(state.position);
+  say("Saved.");
+}
+
+function lead(missing) {
+  const { image, axis } = missing[0];
+  select(image);
+  if (axis) state.axis = axis;
+  render(state);
+  const texts = missing.slice(0, 4).map((each) => `${each.axis ?? "rank"} of ${J.letter(each.image)}`);
+  say(`Still to do: ${texts.join(", ")}${missing.length > 4 ? ` and ${missing.length - 4} more` : ""}.`, true);
+}
+
+function notSaved(error) {
+  if (error.status !== 409) return say(`Not saved. ${error.message}`, true);
+  // A second Enter says that this one shall stand; the other stays in the file.
+  state.item.revision = error.answer.newer.revision;
+  writeDraft();
+  byId("show-newer").hidden = false;
+  say("This prompt was judged in another window meanwhile. Enter replaces that judgement with this one.", true);
+}
+
+async function showNewer() {
+  localStorage.removeItem(draftName(state.item));
+  await show(state.position);
+}
+
+// ---- the other pages
+
+async function report() {
+  renderReport(await call("/api/report"));
+  state.view = "report";
+  showView("report");
+  byId("from-report").focus();
+}
+
+async function leaveReport() {
+  if (state.position < state.total) await show(state.position);
+  else finish();
+}
+
+function zoom() {
+  const dialog = byId("zoom");
+  if (dialog.open) dialog.close();
+  else dialog.showModal();
+}
+
+// A fault stays until the next message; it is what the person must not overlook.
+function say(text, fault = false) {
+  byId("message").textContent = text;
+  byId("message").classList.toggle("fault", fault);
+}
+
+// ---- keys and clicks
+
+const ACTIONS = {
+  select, rate, drop,
+  rateKey: rateAndGoOn,
+  axis: (axis) => { state.axis = axis; render(state); },
+  step: (by) => select(state.selected + by),
+  letter: select,
+  move: (step) => ranked(J.move(state.judgement, state.selected, step)),
+  tie: () => ranked(J.toggleTie(state.judgement, state.selected)),
+  byRating: () => { change(J.rankByOverall(state.judgement)); say("Ranked by overall rating."); },
+  issue: (image, issue) => { state.selected = image; change(J.toggleIssue(state.judgement, image, issue)); },
+  promptFlag: (flag) => change(J.togglePromptFlag(state.judgement, flag)),
+  undo: () => back(state.past, state.future, "Nothing to undo; B goes back to the prompt before."),
+  redo: () => back(state.future, state.past, "Nothing to redo."),
+  go: (by) => (state.position + by >= 0 && state.position + by < state.total ? show(state.position + by) : say("There is none.")),
+  zoom, save, report, showNewer, leaveReport,
+  help: () => byId("help").showModal(),
+};
+const ANYWHERE = new Set(["go", "report", "help", "leaveReport"]);
+
+// One thing at a time: while the server is asked, keys wait for nobody and are not taken.
+async function act(name, ...given) {
+  if (state.busy || (state.view !== "work" && !ANYWHERE.has(name))) return;
+  try {
+    const waiting = ACTIONS[name](...given);
+    if (!(waiting instanceof Promise)) return;
+    state.busy = true;
+    await waiting;
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    state.busy = false;
+  }
+}
+
+document.addEventListener("keydown", (event) => {
+  const onButton = event.target.closest("button, input, a") && ["Enter", " "].includes(event.key);
+  const asked = actionOf(event);
+  if (state.view === "login" || byId("help").open || onButton) return;
+  if (event.key === "Escape" && state.view === "report") act("leaveReport");
+  if (!asked || (event.repeat && ["save", "rate"].includes(asked[0]))) return;
+  event.preventDefault();
+  const [name, argument] = asked;
+  if (name === "rate") act("rateKey", argument);
+  else if (name === "issue") act("issue", state.selected, argument);
+  else if (name === "save" && byId("zoom").open) zoom();
+  else act(name, argument);
+});
+
+function listen() {
+  const clicks = { save: "save", undo: "undo", "by-rating": "byRating", "to-report": "report", "to-help": "help",
+    "from-report": "leaveReport", "show-newer": "showNewer" };
+  for (const [id, name] of Object.entries(clicks)) byId(id).addEventListener("click", () => act(name));
+  byId("back").addEventListener("click", () => act("go", -1));
+  byId("close-help").addEventListener("click", () => byId("help").close());
+  byId("cards").addEventListener("dblclick", (event) => event.target.closest(".picture") && act("zoom"));
+  byId("zoom").addEventListener("click", zoom);
+  byId("zoom").addEventListener("close", () => state.view === "work" && focusSelected());
+  // A click leaves the focus on the card, so that Enter saves and does not press that button again.
+  byId("work").addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault());
+  document.addEventListener("visibilitychange", pauseClock);
+  makeDraggable((image, target) => act("drop", image, target));
+  byId("name-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    begin(byId("name").value).catch((error) => { byId("name-error").textContent = error.message; });
+  });
+}
+
+buildHelp();
+listen();
+const asked = new URLSearchParams(location.search).get("annotator");
+history.replaceState(null, "", `${asked ? `?annotator=${encodeURIComponent(asked)}` : "/"}${location.hash}`); // without the token
+showView("login");
+if (asked) {
+  begin(asked).catch((error) => {
+    byId("name").value = asked;
+    byId("name-error").textContent = error.message;
+  });
+}
