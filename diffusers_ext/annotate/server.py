@@ -85,7 +85,10 @@ def make_app(session: Session, token: str, hosts: list[str]) -> Starlette:
             Route("/image/{place:int}/{number:int}", image),
             Mount("/page", StaticFiles(directory=PAGE)),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False), Middleware(Guard, token=token)],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            Middleware(Guard, token=token),
+        ],
         exception_handlers={InputError: _bad_input, Conflict: _conflict, OSError: _disk},
     )
 
@@ -103,7 +106,11 @@ class Guard:
         request = Request(scope)
         cookie = f"annotate_{request.url.port or 80}"  # cookies do not tell ports apart
         given = request.query_params.get("token")
-        entering = request.url.path == "/" and given is not None and secrets.compare_digest(given.encode(), self.token.encode())
+        entering = (
+            request.url.path == "/"
+            and given is not None
+            and secrets.compare_digest(given.encode(), self.token.encode())
+        )
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":

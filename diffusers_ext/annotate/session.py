@@ -16,7 +16,7 @@ from ..data.rankings import ISSUES, RATINGS, RankedPrompt, Ranking, from_record,
 from ..errors import InputError
 from ..metrics.preference import agreement, rank_correlation
 from ..randomness import generator
-from .store import FOLDER, Judgements, annotator_name, annotators
+from .store import FOLDER, Judgements, annotators
 
 PROMPT_FLAGS = ("ambiguous", "harmful")  # of the prompt itself; ISSUES are of an image
 
@@ -41,7 +41,7 @@ class Session:
 
     def everyone(self) -> dict[str, Judgements]:
         """Return the judgements of all who have a file, whoever wrote it."""
-        return {name: self.of(name) for name in annotators(self.folder) if name == annotator_name(name)}
+        return {name: self.of(name) for name in annotators(self.folder)}
 
     def order(self, annotator: str) -> list[int]:
         """Return the places in `items` in the order in which this person meets them."""
@@ -113,7 +113,10 @@ class Session:
     def judged(self) -> list[RankedPrompt]:
         """Return the items with everybody's last ranking, and the prompt flags that anybody gave."""
         people = {name: self._current(name) for name in self.everyone()}
-        return [self._with_rankings(item, [done[item.id] for done in people.values() if item.id in done]) for item in self.items]
+        return [
+            self._with_rankings(item, [done[item.id] for done in people.values() if item.id in done])
+            for item in self.items
+        ]
 
     def _with_rankings(self, item: RankedPrompt, records: list[dict]) -> RankedPrompt:
         given = [from_record(record, self.folder, f"{record['id']} of {self.folder}") for record in records]

@@ -21,6 +21,8 @@ from filelock import FileLock
 from ..errors import InputError
 
 FOLDER = "annotations"
+NAME = r"[^\W_][\w-]{0,39}"
+WAIT = 30  # seconds for another process to finish writing
 log = logging.getLogger(__name__)
 
 
@@ -38,14 +40,14 @@ def annotator_name(text: str) -> str:
     Raises InputError unless it is one to forty letters, digits, - or _, the first neither - nor _.
     """
     name = unicodedata.normalize("NFC", text.strip().casefold())
-    if not re.fullmatch(r"[^\W_][\w-]{0,39}", name):
+    if not re.fullmatch(NAME, name):
         raise InputError(f"annotator {text[:60]!r}: give a name of letters, digits, - and _, at most forty")
     return name
 
 
 def annotators(folder: Path) -> list[str]:
     """Return the names of those who have a file in the folder of annotations."""
-    return sorted(path.stem for path in folder.glob("*.jsonl"))
+    return sorted(path.stem for path in folder.glob("*.jsonl") if re.fullmatch(NAME, path.stem))
 
 
 class Judgements:
@@ -55,7 +57,7 @@ class Judgements:
         """Read the file, if there is one, and mend its end; raises InputError where a line in it is damaged."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{annotator}.jsonl"
-        self._lock = FileLock(folder / f".{annotator}.lock")
+        self._lock = FileLock(folder / f".{annotator}.lock", timeout=WAIT)
         self._latest: dict[str, dict] = {}
         self._end = self._lines = 0  # bytes and lines read so far
         with self._lock:

@@ -26,7 +26,9 @@ class Options:
     folder: str = option(".", "DIR: pictures and their table", positional=True)
     annotator: str | None = option(None, "who judges; default: the page asks")
     port: int = option(7861, "where the page is served; 0 takes any free port")
-    host: str = option("127.0.0.1", "address to listen on; other than loopback, everybody on the network may try the token")
+    host: str = option(
+        "127.0.0.1", "address to listen on; other than loopback, everybody on the network may try the token"
+    )
     seed: int = option(0, "of the orders in which people meet prompts and images")
     export: str | None = option(None, "write everybody's last judgements to this rankings file, and stop")
 
@@ -53,7 +55,9 @@ def export(session, path: str) -> None:
     if not judged:
         raise InputError(f"{session.folder}: holds no judgements of these prompts yet")
     write(path, judged)
-    print(f"{path}: {len(judged)} of {len(session.items)} prompts, {sum(len(item.rankings) for item in judged)} rankings")
+    print(
+        f"{path}: {len(judged)} of {len(session.items)} prompts, {sum(len(item.rankings) for item in judged)} rankings"
+    )
 
 
 def serve(session, host: str, port: int, annotator: str | None) -> None:
@@ -71,7 +75,9 @@ def serve(session, host: str, port: int, annotator: str | None) -> None:
     hosts = ["localhost", "127.0.0.1", "[::1]"]
     if not _is_loopback(host):
         hosts = ["*"]
-        print(f"warning: {host} is reached from other machines: whoever has the address below can judge", file=sys.stderr)
+        print(
+            f"warning: {host} is reached from other machines: whoever has the address below can judge", file=sys.stderr
+        )
     token, query = secrets.token_urlsafe(24), {"annotator": annotator} if annotator else {}
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/?{urlencode({'token': token, **query})}"

@@ -1,11 +1,11 @@
-// Dragging images into ranks with mouse, pen or finger. `drop(image, target)` is told where one was let go:
-// {slot} ties it with that rank, {gap} gives it a rank of its own, {tray} takes it out.
+// Dragging images into ranks with mouse, pen or finger. `grab(image)` is told what was taken, `drop(image, target)` where
+// it was let go: {slot} ties it with that rank, {gap} gives it a rank of its own, {tray} takes it out.
 
 import { byId } from "./view.js";
 
 const START = 4; // pixels of movement that tell a drag from a click
 
-export function makeDraggable(drop) {
+export function makeDraggable(grab, drop) {
   const work = byId("work");
   let held = null;
 
@@ -15,6 +15,7 @@ export function makeDraggable(drop) {
     if (!source || event.button || scrolls) return;
     const image = source.dataset.thumb ?? source.closest(".card").dataset.image;
     held = { image: Number(image), x: event.clientX, y: event.clientY, ghost: null };
+    grab(held.image);
     source.setPointerCapture(event.pointerId);
     event.preventDefault();
   });

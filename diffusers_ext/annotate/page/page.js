@@ -333,7 +333,7 @@ function listen() {
   // A click leaves the focus on the card, so that Enter saves and does not press that button again.
   byId("work").addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault());
   document.addEventListener("visibilitychange", pauseClock);
-  makeDraggable((image, target) => act("drop", image, target));
+  makeDraggable((image) => act("select", image), (image, target) => act("drop", image, target));
   byId("name-form").addEventListener("submit", (event) => {
     event.preventDefault();
     begin(byId("name").value).catch((error) => { byId("name-error").textContent = error.message; });

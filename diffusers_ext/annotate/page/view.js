@@ -14,6 +14,7 @@ export function element(tag, attributes = {}, ...children) {
 
 export function showView(name) {
   for (const each of VIEWS) byId(each).hidden = each !== name;
+  byId("top").hidden = name === "login";
 }
 
 // Build the cards of a new prompt. act(name, ...) is what a click on a button does.
@@ -21,20 +22,30 @@ export function build(state, act) {
   byId("prompt").textContent = state.item.prompt;
   byId("category").textContent = state.item.category ?? "";
   byId("prompt-flags").replaceChildren(...J.PROMPT_FLAGS.map((flag) => chip(flag, KEY_OF[flag], () => act("promptFlag", flag))));
+  byId("cards").style.setProperty("--columns", columns(state.urls.length));
   byId("cards").replaceChildren(...state.urls.map((url, image) => card(url, image, act)));
   byId("tray").replaceChildren(...state.urls.map((url, image) => thumbnail(url, image)));
   byId("ranks").replaceChildren();
   render(state);
 }
 
+// Up to four in one row; more in two rows, as far as five fit beside each other.
+const columns = (count) => (count <= 4 ? count : Math.min(Math.ceil(count / 2), 5));
+
 export const KEY_OF = {
   overall: "O", alignment: "A", fidelity: "F",
   conflict: "C", limbs: "L", unclear: "U", toxic: "X", sex: "S", violence: "V",
-  ambiguous: "Y", harmful: "H",
+  ambiguous: "M", harmful: "H",
 };
 
+// A word with the letter of its key underlined.
+function keyed(word, key) {
+  const at = word.toUpperCase().indexOf(key);
+  return [word.slice(0, at), element("u", {}, word[at]), word.slice(at + 1)];
+}
+
 function chip(word, key, onClick) {
-  const made = element("button", { type: "button", class: "chip", "data-word": word, title: key, tabindex: "-1" }, word);
+  const made = element("button", { type: "button", class: "chip", "data-word": word, title: `${word} (${key})`, tabindex: "-1" }, ...keyed(word, key));
   made.addEventListener("click", onClick);
   return made;
 }
@@ -53,7 +64,6 @@ function card(url, image, act) {
     element("b", { class: "letter" }, J.letter(image)), element("span", { class: "rank" }));
   const made = element("article", { class: "card", role: "group", tabindex: "-1", "data-image": image }, top, ...rows, flags);
   made.addEventListener("focusin", () => act("select", image));
-  made.addEventListener("pointerdown", () => act("select", image));
   return made;
 }
 
@@ -64,7 +74,7 @@ function ratingRow(image, axis, act) {
     made.addEventListener("click", () => act("rate", image, axis, value));
     return made;
   });
-  const label = element("span", { class: "axis" }, J.AXIS_TITLES[axis]);
+  const label = element("span", { class: "axis" }, ...keyed(J.AXIS_TITLES[axis], KEY_OF[axis]));
   const strip = element("span", { class: "strip", role: "radiogroup", "aria-label": J.AXIS_TITLES[axis] }, ...buttons);
   return element("div", { class: "rating", "data-axis": axis }, label, strip);
 }
