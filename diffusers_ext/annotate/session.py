@@ -14,7 +14,6 @@ import numpy as np
 
 from ..data.rankings import ISSUES, RATINGS, RankedPrompt, Ranking, from_record, to_record
 from ..errors import InputError
-from ..metrics.preference import agreement, rank_correlation
 from ..randomness import generator
 from .store import FOLDER, Judgements, annotators
 
@@ -126,6 +125,8 @@ class Session:
 
     def report(self) -> dict:
         """Return everybody's progress and, for each two people, how far they agree on what both have judged."""
+        from ..metrics.preference import agreement  # here, as it imports scipy, and people wait for the page
+
         judged = self.judged()
         found = agreement(judged)
         shares, names = found.of_each(), found.annotators
@@ -183,6 +184,8 @@ def _check_display(display: Any, count: int) -> dict:
 
 def _kendall(judged: list[RankedPrompt], one: str, other: str) -> float:
     """Return Kendall's τ-b between two people's rankings, averaged over the prompts that both have judged."""
+    from ..metrics.preference import rank_correlation
+
     both = []
     for item in judged:
         rankings = {ranking.annotator: ranking for ranking in item.rankings}

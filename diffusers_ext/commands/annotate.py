@@ -79,7 +79,7 @@ def serve(session, host: str, port: int, annotator: str | None) -> None:
             f"warning: {host} is reached from other machines: whoever has the address below can judge", file=sys.stderr
         )
     token, query = secrets.token_urlsafe(24), {"annotator": annotator} if annotator else {}
-    shown = f"[{host}]" if ":" in host else host
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/?{urlencode({'token': token, **query})}"
     print(f"{len(session.items)} prompts. Open {address}\nCtrl-C stops; what was saved is kept.", flush=True)
     config = uvicorn.Config(make_app(session, token, hosts), log_level="warning", access_log=False)
