@@ -11,7 +11,7 @@ import { build, byId, describe, render, showView } from "./view.js";
 
 const GONE = "The server was started again: open the address that it printed. What you entered here is kept.";
 const AWAY = "The server does not answer. What you entered is kept here; try again.";
-const state = { annotator: "", todo: [], total: 0, position: 0, item: null, view: "login", busy: false };
+const state = { annotator: "", todo: [], total: 0, position: 0, item: null, view: "login", busy: false, pending: [], large: false };
 
 async function call(path, body) {
   const request = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
@@ -232,12 +232,12 @@ function lead(missing) {
 }
 
 function notSaved(error) {
-  if (error.status !== 409) return say(`Not saved. ${error.message}`, true);
+  if (error.status !== 409) return fail(`Not saved. ${error.message}`);
   // A second Enter says that this one shall stand; the other stays in the file.
   state.item.revision = error.answer.newer.revision;
   writeDraft();
   byId("show-newer").hidden = false;
-  say("This prompt was judged in another window meanwhile. Enter replaces that judgement with this one.", true);
+  fail("This prompt was judged in another window meanwhile. Enter replaces that judgement with this one.");
 }
 
 async function showNewer() {
@@ -248,6 +248,7 @@ async function showNewer() {
 // ---- the other pages
 
 async function report() {
+  say("Counting …");
   renderReport(await call("/api/report"));
   state.view = "report";
   showView("report");
@@ -259,22 +260,30 @@ async function leaveReport() {
   else finish();
 }
 
+// Closing gives the focus back to the card that had it before, which then must not count as selecting that image.
 function zoom() {
   const dialog = byId("zoom");
+  state.large = true;
   if (dialog.open) dialog.close();
   else dialog.showModal();
 }
 
-// A fault stays until the next message; it is what the person must not overlook.
 function say(text, fault = false) {
   byId("message").textContent = text;
   byId("message").classList.toggle("fault", fault);
 }
 
+// What was pressed in the belief that all went well is not done.
+function fail(text) {
+  state.pending = [];
+  say(text, true);
+}
+
 // ---- keys and clicks
 
 const ACTIONS = {
-  select, rate, drop,
+  rate, drop,
+  select: (image) => { if (!state.large) select(image); },
   rateKey: rateAndGoOn,
   axis: (axis) => { state.axis = axis; render(state); },
   step: (by) => select(state.selected + by),
@@ -292,19 +301,20 @@ const ACTIONS = {
 };
 const ANYWHERE = new Set(["go", "report", "help", "leaveReport"]);
 
-// One thing at a time: while the server is asked, keys wait for nobody and are not taken.
+// One thing at a time: what is pressed while the server is asked waits, so that fast fingers lose nothing.
 async function act(name, ...given) {
-  if (state.busy || (state.view !== "work" && !ANYWHERE.has(name))) return;
+  if (state.busy) return void (name === "select" || state.pending.push([name, ...given]));
+  if (state.view !== "work" && !ANYWHERE.has(name)) return;
   try {
     const waiting = ACTIONS[name](...given);
     if (!(waiting instanceof Promise)) return;
     state.busy = true;
     await waiting;
   } catch (error) {
-    say(error.message, true);
-  } finally {
-    state.busy = false;
+    fail(error.message);
   }
+  state.busy = false;
+  while (state.pending.length && !state.busy) act(...state.pending.shift());
 }
 
 document.addEventListener("keydown", (event) => {
@@ -329,7 +339,10 @@ function listen() {
   byId("close-help").addEventListener("click", () => byId("help").close());
   byId("cards").addEventListener("dblclick", (event) => event.target.closest(".picture") && act("zoom"));
   byId("zoom").addEventListener("click", zoom);
-  byId("zoom").addEventListener("close", () => state.view === "work" && focusSelected());
+  byId("zoom").addEventListener("close", () => {
+    state.large = false;
+    focusSelected();
+  });
   // A click leaves the focus on the card, so that Enter saves and does not press that button again.
   byId("work").addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault());
   document.addEventListener("visibilitychange", pauseClock);
