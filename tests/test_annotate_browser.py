@@ -170,6 +170,15 @@ def test_images_are_dragged_into_ranks_and_ties(visit, address):
     expect(page.locator("#message")).to_contain_text("Still to do: overall of A")
 
 
+def test_fast_fingers_are_not_lost_while_the_server_is_asked(visit, address):
+    page = enter(visit(address), "fast")
+    page.route("**/api/*", lambda route: (page.wait_for_timeout(300), route.continue_()))
+    press(page, "4 4 4  4 4 4  4 4 4  r Enter 7 6 5")
+    expect(page.locator("#count")).to_have_text("1 of 3")
+    expect(page.locator(".card.selected")).to_have_attribute("data-image", "1")
+    assert page.locator('.card[data-image="0"] [aria-checked="true"]').all_inner_texts() == ["7", "6", "5"]
+
+
 def test_enter_says_what_is_missing_and_leads_there(visit, address):
     page = enter(visit(address), "missing")
     press(page, "4 4 4  4 4 4  4 4  r Shift+A Enter")
@@ -223,7 +232,7 @@ def test_two_people_at_once_and_their_agreement(visit, folder, address):
     assert len(lines_of(folder, "ada")) == len(lines_of(folder, "bob")) == 3
     press(bob, "g")
     row = bob.get_by_role("row", name="ada and bob")
-    expect(row).to_be_visible()
+    expect(row).to_be_visible(timeout=60_000)  # the first report waits for scipy to load
     # Prompts meet in different orders, so bob's odd one is some prompt: 9 pairs, of which that prompt turns two round.
     assert row.get_by_role("cell").all_inner_texts() == ["ada and bob", "9", "78 %", "0.56"]
     expect(bob.get_by_role("row", name="ada 3 of 3")).to_be_visible()

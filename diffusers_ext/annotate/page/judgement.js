@@ -75,9 +75,10 @@ export function move(judgement, image, step) {
 // Out of its tie, just below; or into a tie with the next better one, the best with the next worse.
 export function toggleTie(judgement, image) {
   const at = rankOf(judgement, image);
-  if (at < 0) return judgement.ranks.length ? place(judgement, image, judgement.ranks.length - 1, true) : move(judgement, image, 1);
+  const last = judgement.ranks.length - 1;
+  if (at < 0) return place(judgement, image, Math.max(last, 0), last >= 0); // not ranked yet: with the worst
   if (judgement.ranks[at].length > 1) return place(judgement, image, at + 1, false);
-  if (judgement.ranks.length < 2) return judgement;
+  if (!last) return judgement;
   return place(judgement, image, at ? at - 1 : 1, true);
 }
 

@@ -3,29 +3,19 @@
 // A judgement is kept in the browser with every change (a draft), so that a reload or a crash loses nothing, and is
 // gone from there only once the server has said that it is on the disk.
 
+import { dropDraft, newNonce, readDraft, writeDraft } from "./drafts.js";
 import { makeDraggable } from "./drag.js";
 import * as J from "./judgement.js";
 import { actionOf, buildHelp } from "./keys.js";
 import { renderReport } from "./report.js";
 import { build, byId, describe, render, showView } from "./view.js";
+import { call } from "./wire.js";
 
-const GONE = "The server was started again: open the address that it printed. What you entered here is kept.";
-const AWAY = "The server does not answer. What you entered is kept here; try again.";
-const state = { annotator: "", todo: [], total: 0, position: 0, item: null, view: "login", busy: false, pending: [], large: false };
-
-async function call(path, body) {
-  const request = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  let response;
-  try {
-    response = await fetch(path, request);
-  } catch {
-    throw Object.assign(new Error(AWAY), { status: 0 });
-  }
-  if (response.status === 403) throw Object.assign(new Error(GONE), { status: 403 });
-  const answer = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
-  if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status, answer });
-  return answer;
-}
+const state = {
+  annotator: "", todo: [], total: 0, judged: 0, // todo: positions not judged yet
+  view: "login", position: 0, item: null, // and, of the item shown: judgement, past, future, selected, axis ...
+  busy: false, pending: [], large: false,
+};
 
 // ---- which prompt
 
@@ -42,10 +32,7 @@ async function begin(annotator) {
 }
 
 function count({ todo, total, judged }) {
-  Object.assign(state, { todo, total });
-  byId("bar").max = total;
-  byId("bar").value = judged;
-  byId("count").textContent = `${judged} of ${total}`;
+  Object.assign(state, { todo, total, judged });
 }
 
 // The first prompt after this one that is not judged, or from the start again.
@@ -59,7 +46,7 @@ function finish() {
   state.view = "done";
   state.position = state.total;
   history.replaceState(null, "", location.href.split("#")[0]);
-  showView("done");
+  showView("done", state);
 }
 
 const fetchItem = (position) =>
@@ -69,7 +56,7 @@ async function show(position) {
   const item = await fetchItem(position);
   const { shown } = item.display;
   Object.assign(state, { position, item, urls: shown.map((number) => item.urls[number]), past: [], future: [] });
-  Object.assign(state, readDraft(item) ?? {
+  Object.assign(state, readDraft(state.annotator, item) ?? {
     judgement: item.judgement ? J.fromRecord(item.judgement, shown) : J.empty(shown.length),
     changed: false,
     nonce: newNonce(),
@@ -78,10 +65,11 @@ async function show(position) {
   Object.assign(state, { selected: 0, axis: J.AXES[0], view: "work", since: performance.now() });
   history.replaceState(null, "", `#${position + 1}`);
   byId("show-newer").hidden = true;
-  showView("work");
+  showView("work", state);
   build(state, act);
   focusSelected();
-  say(state.changed ? "What you had entered here is back; it is not saved yet." : item.judgement ? "Judged before; a change is saved as a correction." : "");
+  if (state.changed) say("What you had entered here is back; it is not saved yet.");
+  else say(item.judgement ? "Judged before; a change is saved as a correction." : "");
   preload();
 }
 
@@ -93,32 +81,7 @@ async function preload() {
   for (const url of urls) new Image().src = url;
 }
 
-// ---- drafts
-
-const draftName = (item) => `annotate/${state.annotator}/${item.id}`;
-
-function writeDraft() {
-  const { item, judgement, changed, nonce } = state;
-  const draft = { judgement, changed, nonce, seconds: secondsSoFar(), revision: item.revision, images: item.images, display: item.display };
-  try {
-    localStorage.setItem(draftName(item), JSON.stringify(draft));
-  } catch { /* storage full or forbidden: then a reload loses what is not saved */ }
-}
-
-// A draft counts only for the same images in the same order on the page, begun from the same revision.
-function readDraft(item) {
-  try {
-    const { revision, images, display, ...draft } = JSON.parse(localStorage.getItem(draftName(item)));
-    const same = JSON.stringify([revision, images, display]) === JSON.stringify([item.revision, item.images, item.display]);
-    return same ? draft : null;
-  } catch {
-    return null;
-  }
-}
-
-function newNonce() {
-  return [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
+// ---- the clock
 
 // Seconds with this prompt in view; the clock stands still while the page is hidden.
 function secondsSoFar() {
@@ -142,8 +105,13 @@ function change(judgement) {
 // The nonce names this content: a save repeated with it is known to be the same one.
 function become(judgement) {
   Object.assign(state, { judgement, changed: true, nonce: newNonce() });
-  writeDraft();
+  keepDraft();
   render(state);
+}
+
+function keepDraft() {
+  const { annotator, item, judgement, changed, nonce } = state;
+  writeDraft(annotator, item, { judgement, changed, nonce, seconds: secondsSoFar() });
 }
 
 function back(from, to, nothing) {
@@ -154,7 +122,8 @@ function back(from, to, nothing) {
 
 function select(image) {
   if (image === state.selected || image < 0 || image >= state.urls.length) return;
-  Object.assign(state, { selected: image, axis: J.AXES.find((axis) => state.judgement.ratings[image][axis] === null) ?? J.AXES[0] });
+  const axis = J.AXES.find((each) => state.judgement.ratings[image][each] === null) ?? J.AXES[0];
+  Object.assign(state, { selected: image, axis });
   render(state);
   focusSelected();
 }
@@ -216,7 +185,7 @@ async function save() {
   say("Saving …");
   const answer = await call("/api/judgement", body).catch(notSaved);
   if (!answer) return;
-  localStorage.removeItem(draftName(state.item));
+  dropDraft(state.annotator, state.item);
   count(answer);
   await next(state.position);
   say("Saved.");
@@ -235,13 +204,13 @@ function notSaved(error) {
   if (error.status !== 409) return fail(`Not saved. ${error.message}`);
   // A second Enter says that this one shall stand; the other stays in the file.
   state.item.revision = error.answer.newer.revision;
-  writeDraft();
+  keepDraft();
   byId("show-newer").hidden = false;
   fail("This prompt was judged in another window meanwhile. Enter replaces that judgement with this one.");
 }
 
 async function showNewer() {
-  localStorage.removeItem(draftName(state.item));
+  dropDraft(state.annotator, state.item);
   await show(state.position);
 }
 
@@ -251,7 +220,7 @@ async function report() {
   say("Counting …");
   renderReport(await call("/api/report"));
   state.view = "report";
-  showView("report");
+  showView("report", state);
   byId("from-report").focus();
 }
 
@@ -295,7 +264,10 @@ const ACTIONS = {
   promptFlag: (flag) => change(J.togglePromptFlag(state.judgement, flag)),
   undo: () => back(state.past, state.future, "Nothing to undo; B goes back to the prompt before."),
   redo: () => back(state.future, state.past, "Nothing to redo."),
-  go: (by) => (state.position + by >= 0 && state.position + by < state.total ? show(state.position + by) : say("There is none.")),
+  go: (by) => {
+    const position = state.position + by;
+    return position >= 0 && position < state.total ? show(position) : say("There is none.");
+  },
   zoom, save, report, showNewer, leaveReport,
   help: () => byId("help").showModal(),
 };
@@ -356,8 +328,9 @@ function listen() {
 buildHelp();
 listen();
 const asked = new URLSearchParams(location.search).get("annotator");
-history.replaceState(null, "", `${asked ? `?annotator=${encodeURIComponent(asked)}` : "/"}${location.hash}`); // without the token
-showView("login");
+const clean = asked ? `?annotator=${encodeURIComponent(asked)}` : "/"; // the token is not for the history
+history.replaceState(null, "", clean + location.hash);
+showView("login", state);
 if (asked) {
   begin(asked).catch((error) => {
     byId("name").value = asked;

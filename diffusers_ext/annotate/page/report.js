@@ -8,7 +8,8 @@ const number = (value) => (value === null ? "–" : value.toFixed(2));
 export function renderReport(report) {
   byId("report-summary").textContent = report.agreement === null
     ? "No two people have judged the same images yet."
-    : `Of all pairs of images that two people ordered, ${percent(report.agreement)} are ordered the same way. Ties are left out.`;
+    : `Of all pairs of images that two people ordered, ${percent(report.agreement)} are ordered the same way. ` +
+      "Ties are left out.";
   byId("report-tables").replaceChildren(people(report), pairs(report));
 }
 
@@ -30,7 +31,8 @@ function people({ people, total }) {
 }
 
 function pairs({ pairs }) {
-  const rows = pairs.map((each) => [each.people.join(" and "), `${each.count}`, percent(each.agreement), number(each.kendall)]);
+  const rows = pairs.map(({ people, count, agreement, kendall }) =>
+    [people.join(" and "), `${count}`, percent(agreement), number(kendall)]);
   return rows.length
     ? table("Each two", ["People", "Pairs both ordered", "Agreement", "Kendall's τ-b"], rows)
     : element("p", {}, "");

@@ -12,16 +12,20 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-export function showView(name) {
+export function showView(name, { judged, total }) {
   for (const each of VIEWS) byId(each).hidden = each !== name;
   byId("top").hidden = name === "login";
+  byId("bar").max = total || 1;
+  byId("bar").value = judged;
+  byId("count").textContent = `${judged} of ${total}`;
 }
 
 // Build the cards of a new prompt. act(name, ...) is what a click on a button does.
 export function build(state, act) {
   byId("prompt").textContent = state.item.prompt;
   byId("category").textContent = state.item.category ?? "";
-  byId("prompt-flags").replaceChildren(...J.PROMPT_FLAGS.map((flag) => chip(flag, KEY_OF[flag], () => act("promptFlag", flag))));
+  const flags = J.PROMPT_FLAGS.map((flag) => chip(flag, () => act("promptFlag", flag)));
+  byId("prompt-flags").replaceChildren(...flags);
   byId("cards").style.setProperty("--columns", columns(state.urls.length));
   byId("cards").replaceChildren(...state.urls.map((url, image) => card(url, image, act)));
   byId("tray").replaceChildren(...state.urls.map((url, image) => thumbnail(url, image)));
@@ -39,13 +43,14 @@ export const KEY_OF = {
 };
 
 // A word with the letter of its key underlined.
-function keyed(word, key) {
-  const at = word.toUpperCase().indexOf(key);
+function keyed(word) {
+  const at = word.toUpperCase().indexOf(KEY_OF[word.toLowerCase()]);
   return [word.slice(0, at), element("u", {}, word[at]), word.slice(at + 1)];
 }
 
-function chip(word, key, onClick) {
-  const made = element("button", { type: "button", class: "chip", "data-word": word, title: `${word} (${key})`, tabindex: "-1" }, ...keyed(word, key));
+function chip(word, onClick) {
+  const title = `key ${KEY_OF[word]}`;
+  const made = element("button", { type: "button", class: "chip", "data-word": word, title, tabindex: "-1" }, ...keyed(word));
   made.addEventListener("click", onClick);
   return made;
 }
@@ -59,10 +64,11 @@ function picture(url, image) {
 function card(url, image, act) {
   const rows = J.AXES.map((axis) => ratingRow(image, axis, act));
   const flags = element("div", { class: "flags", role: "group", "aria-label": "issues" },
-    ...J.ISSUES.map((issue) => chip(issue, KEY_OF[issue], () => act("issue", image, issue))));
+    ...J.ISSUES.map((issue) => chip(issue, () => act("issue", image, issue))));
   const top = element("div", { class: "picture" }, picture(url, image),
     element("b", { class: "letter" }, J.letter(image)), element("span", { class: "rank" }));
-  const made = element("article", { class: "card", role: "group", tabindex: "-1", "data-image": image }, top, ...rows, flags);
+  const made = element("article", { class: "card", role: "group", tabindex: "-1", "data-image": image });
+  made.append(top, ...rows, flags);
   made.addEventListener("focusin", () => act("select", image));
   return made;
 }
@@ -70,17 +76,18 @@ function card(url, image, act) {
 function ratingRow(image, axis, act) {
   const buttons = [1, 2, 3, 4, 5, 6, 7].map((value) => {
     const label = `${J.AXIS_TITLES[axis]} ${value}`;
-    const made = element("button", { type: "button", role: "radio", "aria-label": label, "data-value": value, tabindex: "-1" }, `${value}`);
+    const made = element("button",
+      { type: "button", role: "radio", "aria-label": label, "data-value": value, tabindex: "-1" }, `${value}`);
     made.addEventListener("click", () => act("rate", image, axis, value));
     return made;
   });
-  const label = element("span", { class: "axis" }, ...keyed(J.AXIS_TITLES[axis], KEY_OF[axis]));
+  const label = element("span", { class: "axis" }, ...keyed(J.AXIS_TITLES[axis]));
   const strip = element("span", { class: "strip", role: "radiogroup", "aria-label": J.AXIS_TITLES[axis] }, ...buttons);
   return element("div", { class: "rating", "data-axis": axis }, label, strip);
 }
 
 function thumbnail(url, image) {
-  return element("div", { class: "thumb", "data-thumb": image, title: J.letter(image) }, picture(url, image), element("b", {}, J.letter(image)));
+  return element("div", { class: "thumb", "data-thumb": image }, picture(url, image), element("b", {}, J.letter(image)));
 }
 
 export function render(state) {
@@ -91,13 +98,20 @@ export function render(state) {
   byId("undo").disabled = !state.past.length;
   byId("back").disabled = state.position === 0;
   byId("save").classList.toggle("ready", !J.missing(judgement).length);
-  const wrong = J.contradictions(judgement).slice(0, 3).map(([better, worse]) =>
-    `${J.letter(better)} is ranked above ${J.letter(worse)}, but rated lower overall ` +
-    `(${judgement.ratings[better].overall} and ${judgement.ratings[worse].overall})`);
-  setText(byId("warnings"), wrong.length ? `Is this meant? ${wrong.join("; ")}.` : "");
+  setText(byId("warnings"), warning(judgement));
   byId("zoomed").src = state.urls[selected];
   byId("zoomed").alt = `image ${J.letter(selected)}`;
   setText(byId("zoom-caption"), `${J.letter(selected)}: ${describe(judgement, selected)}; now rating ${axis}`);
+}
+
+function warning(judgement) {
+  const [first, ...more] = J.contradictions(judgement);
+  if (!first) return "";
+  const [better, worse] = first;
+  const [above, below] = first.map((image) => judgement.ratings[image].overall);
+  const rest = more.length ? `; and ${more.length} more` : "";
+  return `Is this meant? ${J.letter(better)} is ranked above ${J.letter(worse)}, ` +
+    `but rated lower overall (${above} and ${below})${rest}.`;
 }
 
 // Setting the same text again would make screen readers say it again.
@@ -142,7 +156,8 @@ export function describe(judgement, image) {
 
 // Gaps between ranks are targets of their own: dropped there, an image gets a rank to itself.
 function renderLadder({ judgement, selected }) {
-  const thumbs = new Map([...document.querySelectorAll(".thumb:not(.ghost)")].map((each) => [Number(each.dataset.thumb), each]));
+  const all = [...document.querySelectorAll(".thumb:not(.ghost)")];
+  const thumbs = new Map(all.map((each) => [Number(each.dataset.thumb), each]));
   for (const [image, each] of thumbs) each.classList.toggle("selected", image === selected);
   const rows = judgement.ranks.flatMap((tied, at) => [
     element("li", { class: "gap", "data-gap": at, "aria-hidden": "true" }),
@@ -152,5 +167,6 @@ function renderLadder({ judgement, selected }) {
   const free = [...thumbs.keys()].filter((image) => J.rankOf(judgement, image) < 0);
   byId("tray").replaceChildren(...free.map((image) => thumbs.get(image)));
   byId("tray").classList.toggle("empty", !free.length);
-  byId("ranks").replaceChildren(...rows, element("li", { class: "gap last", "data-gap": judgement.ranks.length, "aria-hidden": "true" }));
+  const last = element("li", { class: "gap last", "data-gap": judgement.ranks.length, "aria-hidden": "true" });
+  byId("ranks").replaceChildren(...rows, last);
 }
