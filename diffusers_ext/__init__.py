@@ -8,6 +8,7 @@ _HOMES = {
     "condition_following": "metrics.fill50k",
     "ImageRewardModel": "rewards.modeling_image_reward",
     "embedded_model": "embedded",
+    "select_prompts": "prompts",
 }
 __all__ = sorted(_HOMES)
 

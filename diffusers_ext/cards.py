@@ -23,8 +23,9 @@ MEASURES = {  # what the columns of metrics.jsonl mean
 HELD_OUT = {"held_out_loss": "held out, right condition", "held_out_loss_wrong": "held out, wrong condition"}
 
 
-def write_controlnet_card(run: Path, base: str, samples: int, held_out: int, digest: str) -> Path:
-    """Write README.md of a ControlNet's run folder."""
+def write_controlnet_card(run: Path, base: str, samples: int, held_out: int, digest: str, sdxl: bool = False) -> Path:
+    """Write README.md of a ControlNet's run folder; sdxl: whether its base is of that kind."""
+    pipeline = f"StableDiffusion{'XL' if sdxl else ''}ControlNetPipeline"
     options = _record(run)["options"]
     data = ModelCardData(
         library_name="diffusers",
@@ -43,16 +44,16 @@ Columns: the condition, the base model without control, and this ControlNet at {
 ## Use
 
 ```python
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline{", UNet2DConditionModel" if _unlocked(run) else ""}{_import_for(base)}
+from diffusers import {_classes(run, pipeline)}{_import_for(base)}
 
 controlnet = ControlNetModel.from_pretrained("{run.name}")
-pipe = StableDiffusionControlNetPipeline.from_pretrained({_load_argument(base)}, {_parts(run)})
+pipe = {pipeline}.from_pretrained({_load_argument(base)}, {_parts(run)})
 ```
 
 ## Training
 
 A trainable copy of the base's encoder, joined by zero convolutions (Zhang & Agrawala 2023). The base is frozen{" but for its decoder, which is in unet/" if _unlocked(run) else ""}; the hint network was
-initialised by `{options["hint_init"]}`. {samples:,} pairs at {options["resolution"]} px{_conditions(options)}; digest of the data
+initialised by `{options["hint_init"]}`. {_data(options, samples)} at {options["resolution"]} px{_conditions(options)}; digest of {"its first rows" if options["streaming"] else "the data"}
 `{digest[:16]}…`.
 
 {_training(run)}
@@ -183,6 +184,11 @@ def _validation_origin(options: dict, held_out: int) -> str:
     return "the first held-out conditions" if held_out else "the first conditions of the training set"
 
 
+def _data(options: dict, samples: int) -> str:
+    streamed = f"Pairs streamed from {options['train_data_dir'] or options['dataset_name']}"
+    return streamed if options["streaming"] else f"{samples:,} pairs"
+
+
 def _conditions(options: dict) -> str:
     return f", conditions computed from the pictures ({options['condition']})" if options["condition"] else ""
 
@@ -213,7 +219,18 @@ def _unlocked(run: Path) -> bool:
 def _parts(run: Path) -> str:
     """The pipeline's arguments beside the base: what was trained."""
     unet = f', unet=UNet2DConditionModel.from_pretrained("{run.name}", subfolder="unet")' if _unlocked(run) else ""
-    return f"controlnet=controlnet{unet}"
+    vae = f", vae=AutoencoderKL.from_pretrained({json.dumps(_title(_other_vae(run)))})" if _other_vae(run) else ""
+    return f"controlnet=controlnet{unet}{vae}"
+
+
+def _classes(run: Path, pipeline: str) -> str:
+    """What the example imports from diffusers."""
+    more = [("UNet2DConditionModel", _unlocked(run)), ("AutoencoderKL", _other_vae(run))]
+    return ", ".join(sorted(["ControlNetModel", pipeline, *(name for name, needed in more if needed)]))
+
+
+def _other_vae(run: Path) -> str | None:
+    return _record(run)["options"].get("pretrained_vae_model_name_or_path")
 
 
 def _import_for(base: str) -> str:

@@ -119,6 +119,11 @@ def grayscale(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return _rgb(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
 
 
+def identity(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """The picture itself; nothing is drawn. With masks of its own, a data set trains an inpainting ControlNet by it."""
+    return image.copy()
+
+
 def inpaint(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """The picture as float32 in [0, 1] with one to four boxes or brush strokes set to -1."""
     mask = np.zeros(image.shape[:2], np.uint8)
@@ -166,6 +171,7 @@ CONDITIONS: dict[str, Condition] = {
     "palette_colours": palette_colours,
     "blur": blur,
     "grayscale": grayscale,
+    "identity": identity,
     "inpaint": inpaint,
     "segmentation": segmentation,
     "shuffle": shuffle,
@@ -266,9 +272,10 @@ def contact_sheet(picture: np.ndarray, seed: int) -> Image.Image:
     # A picture has no labels; its quantised colours show how a label map is coloured.
     sources = {name: np.array(_quantize(picture, 12)) if name == "segmentation" else picture for name in CONDITIONS}
     columns = {"picture": [Image.fromarray(picture)] * 2}
-    for name, condition in CONDITIONS.items():
+    del sources["identity"]  # the first column
+    for name, source in sources.items():
         draws = [
-            as_tensor(condition(sources[name], randomness.generator(seed, "condition", epoch, 0))) for epoch in (0, 1)
+            as_tensor(CONDITIONS[name](source, randomness.generator(seed, "condition", epoch, 0))) for epoch in (0, 1)
         ]
         columns[name] = [Image.fromarray(_bytes(drawn.permute(1, 2, 0).numpy())) for drawn in draws]
     names = list(columns)

@@ -1,4 +1,4 @@
-"""The frozen Stable Diffusion encoders: pictures to latents, captions to embeddings; and the check of a model folder.
+"""The frozen encoders of Stable Diffusion 1.x, 2.x and XL: pictures to latents, captions to embeddings; the check of a model.
 
 Shapes: B samples, images (B, 3, H, W), latents (B, c, H/f, W/f), text embeddings (B, tokens, width).
 """
@@ -8,28 +8,33 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import randomness
 from .errors import InputError
 
-STABLE_DIFFUSION_PARTS = {
+SD_PARTS = {
     "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel",
     "tokenizer": "CLIPTokenizer",
     "unet": "UNet2DConditionModel",
 }
-
-ENCODERLESS = {"vae": None, "text_encoder": None, "tokenizer": None}
+SDXL_PARTS = {**SD_PARTS, "text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
 
 
 class StableDiffusionEncoders(nn.Module):
     """VAE encoder and CLIP text encoder of a Stable Diffusion 1.x or 2.x model.
 
-    Where batches bring moments and text embeddings, all three parts may be None, and scaling_factor stands for the VAE's.
+    Where batches bring moments and text embeddings, all three parts may be None, and vae_config stands for the VAE's.
     """
 
     def __init__(
@@ -37,16 +42,16 @@ class StableDiffusionEncoders(nn.Module):
         vae: AutoencoderKL | None,
         text_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer | None,
-        scaling_factor: float | None = None,
+        vae_config: FrozenDict | None = None,
     ):
         super().__init__()
         self.vae, self.text_encoder, self.tokenizer = vae, text_encoder, tokenizer
-        self._scaling_factor = scaling_factor
+        self._vae_config = vae_config
 
     @property
-    def scaling_factor(self) -> float:
-        """s of z = s·latent."""
-        return self._scaling_factor if self.vae is None else self.vae.config.scaling_factor
+    def vae_config(self) -> FrozenDict:
+        """The VAE's configuration."""
+        return self._vae_config if self.vae is None else self.vae.config
 
     @torch.no_grad()
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -65,13 +70,21 @@ class StableDiffusionEncoders(nn.Module):
         moments = batch["moments"] if "moments" in batch else self.moments(batch["pixel_values"])
         mean, std = moments.unbind(1)
         noise = randomness.normal(seed, "posterior", batch["key"], mean.shape[1:]).to(mean)
-        return (mean + std * noise) * self.scaling_factor
+        return self.normalise(mean + std * noise)
+
+    def normalise(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scale the VAE's latents to what the U-Net sees: z = s·latent."""
+        return latents * self.vae_config.scaling_factor
 
     @torch.no_grad()
     def scale_latents(self, pixels: torch.Tensor) -> None:
         """Set the scaling factor s so that the latents of these images have unit standard deviation (Rombach et al. 2022, G)."""
         latents = self.vae.encode(pixels.to(self.vae.device)).latent_dist.mean
         self.vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+
+    def conditioning(self, batch: dict) -> dict:
+        """Return the arguments that U-Net and ControlNet take beside z_t and t; batch: as `text` takes it."""
+        return {"encoder_hidden_states": self.text(batch)}
 
     def text(self, batch: dict) -> torch.Tensor:
         """Return a batch's text embeddings: "text_embeddings", or where they are not known yet, those of "text"."""
@@ -83,33 +96,107 @@ class StableDiffusionEncoders(nn.Module):
         return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
 
 
-def load_stable_diffusion(model: str, dtype: torch.dtype = torch.float32, **hub) -> StableDiffusionPipeline:
-    """Load a Stable Diffusion 1.x/2.x pipeline, frozen, without its safety checker.
+class StableDiffusionXLEncoders(StableDiffusionEncoders):
+    """VAE encoder and both text encoders of a Stable Diffusion XL model.
 
-    hub: revision, variant, and parts to use as they are, or None to do without (as in ENCODERLESS).
+    The empty caption is embedded like any other. That is what diffusers' pipelines do with prompt="" and its SDXL training
+    scripts with dropped captions. A negative prompt that is not given at all is another thing: there a pipeline with
+    force_zeros_for_empty_prompt puts zeros, which no caption gives. To guide away from what dropped captions trained, draw
+    with negative_prompt="".
+
+    pooled_width: that of the second encoder's projection.
     """
-    without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=dtype, **without, **hub)
-    for name in ("vae", "text_encoder", "unet"):
-        if name not in hub:  # what is given stays as it is: its decoder may be learning
-            getattr(pipe, name).requires_grad_(False).eval()
-    return pipe
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | None,
+        text_encoders: tuple[CLIPTextModel | None, CLIPTextModelWithProjection | None],
+        tokenizers: tuple[CLIPTokenizer | None, CLIPTokenizer | None],
+        pooled_width: int,
+        vae_config: FrozenDict | None = None,
+    ):
+        super().__init__(vae, text_encoders[0], tokenizers[0], vae_config)
+        self.text_encoder_2, self.tokenizer_2, self.pooled_width = text_encoders[1], tokenizers[1], pooled_width
+
+    def normalise(self, latents: torch.Tensor) -> torch.Tensor:
+        """z = s·(latent − m)/d, where the VAE names mean m and deviation d of each channel, else z = s·latent."""
+        config = self.vae_config
+        if config.latents_mean is None or config.latents_std is None:
+            return super().normalise(latents)
+        mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
+        return (latents - mean) * config.scaling_factor / std
+
+    def conditioning(self, batch: dict) -> dict:
+        """batch: as `text` takes it, and "time_ids" (B, 6) of `Frame.time_ids` (Podell et al. 2023, 2.2)."""
+        rows = self.text(batch)
+        added = {"text_embeds": rows[:, -1, : self.pooled_width], "time_ids": batch["time_ids"]}
+        return {"encoder_hidden_states": rows[:, :-1], "added_cond_kwargs": added}
+
+    def embed(self, captions: list[str]) -> torch.Tensor:
+        """Return both encoders' penultimate hidden states side by side and, in one more row, the pooled projection.
+
+        (B, tokens + 1, width), the last row filled up with zeros: one tensor a caption, so that a cache keeps it whole.
+        """
+        hidden = []
+        for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
+            tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+            output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+        states, pooled = torch.cat(hidden, dim=-1), output.text_embeds
+        return torch.cat([states, F.pad(pooled, (0, states.shape[2] - self.pooled_width))[:, None]], dim=1)
 
 
-def local_folder(model: str, **hub) -> str:
-    """Return the folder of a model, after downloading what a pipeline needs of it if it is a name on the Hub."""
-    return (
-        model
-        if Path(model).exists()
-        else StableDiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, **hub)
+def encoders_of(
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, vae_config: FrozenDict | None = None
+) -> StableDiffusionEncoders:
+    """Return a pipeline's encoders; vae_config stands for its VAE's where it was loaded without them."""
+    if not isinstance(pipe, StableDiffusionXLPipeline):
+        return StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae_config)
+    second = pipe.text_encoder_2
+    width = second.config.projection_dim if second else pooled_width(pipe.unet)
+    return StableDiffusionXLEncoders(
+        pipe.vae, (pipe.text_encoder, second), (pipe.tokenizer, pipe.tokenizer_2), width, vae_config
     )
 
 
-def vae_config(folder: str) -> FrozenDict:
-    """Return the configuration of a model's VAE without making one; what the file leaves out has diffusers' default."""
+def pooled_width(unet: UNet2DConditionModel) -> int:
+    """Return how much of an SDXL U-Net's added embedding is pooled text: all that the six time ids leave."""
+    return unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+
+
+def load_stable_diffusion(
+    folder: str | Path, dtype: torch.dtype = torch.float32, **hub
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """Load a Stable Diffusion 1.x, 2.x or XL pipeline, frozen, without safety checker and watermark.
+
+    hub: variant, and parts to use as they are, or None to do without.
+    """
+    if is_sdxl(folder):
+        pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=dtype, add_watermarker=False, **hub)
+    else:
+        without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, **without, **hub)
+    for name, part in pipe.components.items():
+        if name not in hub and isinstance(part, nn.Module):  # what is given stays as it is: its decoder may be learning
+            part.requires_grad_(False).eval()
+    return pipe
+
+
+def parts_of(folder: str | Path) -> dict[str, str]:
+    """The parts of a model folder that `check_stable_diffusion` accepts, and their classes."""
+    return SDXL_PARTS if is_sdxl(folder) else SD_PARTS
+
+
+def is_sdxl(folder: str | Path) -> bool:
+    """Say whether a model folder has SDXL's second text encoder."""
+    return "text_encoder_2" in _index(Path(folder))
+
+
+def vae_config(folder: str | Path) -> FrozenDict:
+    """Return the configuration of a VAE's folder without making one; what the file leaves out has diffusers' default."""
     parameters = inspect.signature(AutoencoderKL.__init__).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
-    return FrozenDict({**defaults, **AutoencoderKL.load_config(folder, subfolder="vae")})
+    return FrozenDict({**defaults, **AutoencoderKL.load_config(folder)})
 
 
 def vae_scale_factor(config: FrozenDict) -> int:
@@ -118,30 +205,52 @@ def vae_scale_factor(config: FrozenDict) -> int:
 
 
 def check_stable_diffusion(model: str) -> None:
-    """Raise InputError unless `model` looks like a Stable Diffusion 1.x/2.x folder; repository names are left to the Hub."""
-    folder = Path(model)
-    if not folder.exists():
-        if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-            return
-        raise InputError(f"{model}: no such folder; give a diffusers folder or an owner/name on the Hub")
-    index = folder / "model_index.json"
+    """Raise InputError unless `model` looks like a Stable Diffusion 1.x, 2.x or XL base; Hub names are left to the Hub."""
+    folder, index = Path(model), Path(model) / "model_index.json"
+    if not _is_there(model):
+        return
     if not index.exists():
         raise InputError(
             f"{model}: no model_index.json; give the folder that save_pretrained of a Stable Diffusion pipeline wrote"
         )
-    parts = json.loads(index.read_text(encoding="utf-8"))
-    if "text_encoder_2" in parts:
-        raise InputError(
-            f"{index}: {parts.get('_class_name')} has two text encoders (SDXL); this script trains SD 1.x and 2.x"
-        )
-    for part, wanted in STABLE_DIFFUSION_PARTS.items():
-        found = parts.get(part, [None, None])[1]
+    parts = _index(folder)
+    for part, wanted in parts_of(folder).items():
+        found = (parts.get(part) or [None, None])[1]
         if found != wanted:
             raise InputError(
-                f"{index}: {part} is {found}, expected {wanted}; give a Stable Diffusion 1.x or 2.x folder"
+                f"{index}: the {part} of this {parts.get('_class_name')} is {found}, expected {wanted}; "
+                "give a Stable Diffusion 1.x, 2.x or XL base folder"
             )
         if not (folder / part).is_dir():
             raise InputError(f"{folder / part}: missing, though model_index.json names it; the download is incomplete")
+    scheduler = (parts.get("scheduler") or [None, None])[1]
+    if str(scheduler).startswith("EDM"):
+        raise InputError(f"{index}: {scheduler} is of continuous-time diffusion (Karras et al. 2022); not supported")
+
+
+def check_vae(model: str) -> None:
+    """Raise InputError unless `model` looks like an autoencoder's folder; Hub names are left to the Hub."""
+    config = Path(model) / "config.json"
+    if not _is_there(model):
+        return
+    if not config.exists():
+        raise InputError(f"{model}: no config.json; give the folder of an AutoencoderKL, such as a model's vae/")
+    found = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    if found != "AutoencoderKL":
+        raise InputError(f"{config}: {found}, expected AutoencoderKL")
+
+
+def _is_there(model: str) -> bool:
+    """Say whether a model is a folder here; InputError if it is neither that nor a name on the Hub."""
+    if Path(model).exists():
+        return True
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        return False
+    raise InputError(f"{model}: no such folder; give a diffusers folder or an owner/name on the Hub")
+
+
+def _index(folder: Path) -> dict:
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
 
 
 def check_resolution(resolution: int, vae: FrozenDict, unet: FrozenDict) -> None:
@@ -149,7 +258,7 @@ def check_resolution(resolution: int, vae: FrozenDict, unet: FrozenDict) -> None
     if unet.in_channels != vae.latent_channels:
         raise InputError(
             f"the base's U-Net takes {unet.in_channels} channels, its autoencoder gives {vae.latent_channels}: "
-            "an inpainting model; give a plain text-to-image one"
+            "an inpainting model, or an autoencoder of another kind of model; give a plain text-to-image one"
         )
     multiple = vae_scale_factor(vae) * 2 ** (len(unet.block_out_channels) - 1)
     if resolution < multiple or resolution % multiple:

@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .data.buckets import BucketBatches
+from .data.stream import Stream
 from .errors import InputError
 from .objectives import Objective
 from .options import as_dict
@@ -205,11 +206,16 @@ def data_loader(accelerator: Accelerator, dataset: Dataset, options: Any, first:
     """Load this rank's micro-batches of steps first+1 .. stop."""
     split = (options.train_batch_size, options.gradient_accumulation_steps)
     rank = (accelerator.num_processes, accelerator.process_index)
+    how = {
+        "collate_fn": collate,
+        "num_workers": options.dataloader_num_workers,
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+    if isinstance(dataset, Stream):
+        return DataLoader(dataset.batches(*split, *rank, first, stop), batch_size=None, **how)
     span = (options.seed, *split, *rank, first, stop)
     batches = BucketBatches(dataset.buckets, *span) if dataset.buckets else MicroBatches(len(dataset), *span)
-    on_gpu = accelerator.device.type == "cuda"
-    workers = options.dataloader_num_workers
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=on_gpu)
+    return DataLoader(dataset, batch_sampler=batches, **how)
 
 
 def collate(samples: list[dict]) -> dict:

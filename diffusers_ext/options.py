@@ -24,7 +24,10 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
 
 
 def option(default: Any, help: str, choices: tuple | None = None, positional: bool = False) -> Any:
-    """Declare one option: its default, the sentence `--help` prints, the values allowed, and whether it has no flag."""
+    """Declare one option: its default, the sentence `--help` prints, and the values allowed.
+
+    positional: given by its place, without the flag.
+    """
     metadata = {"help": help, "choices": choices, "positional": positional}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -161,17 +164,17 @@ def _add_argument(parser: Any, field: dataclasses.Field, hint: Any) -> None:
     kind, _, many = _unpack(hint)
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
     shown = "" if default is None or default == [] else f" (default: {default})"
-    help = (field.metadata["help"] + shown).replace("%", "%%")
-    if field.metadata["positional"]:
-        parser.add_argument(field.name, type=kind, nargs="?", default=argparse.SUPPRESS, help=help)
-        return
     names = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
     # argparse.SUPPRESS: only what the user typed is returned, so that a config file can sit between it and the defaults.
     settings: dict[str, Any] = {
         "dest": field.name,
         "default": argparse.SUPPRESS,
-        "help": help,
+        "help": (field.metadata["help"] + shown).replace("%", "%%"),
     }
+    if field.metadata["positional"]:
+        del settings["dest"]  # argparse takes the name of a positional for it
+        parser.add_argument(field.name, nargs="?", metavar=field.name.upper(), type=kind, **settings)
+        return
     if kind is bool:
         parser.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
         return

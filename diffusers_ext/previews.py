@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
@@ -89,7 +89,7 @@ class ControlPreview:
 
     def __init__(
         self,
-        load: Callable[[], StableDiffusionPipeline],
+        load: Callable[[], DiffusionPipeline],
         objective: ControlObjective,
         pairs: list[ValidationPair],
         gap: ConditionGap | None,
@@ -100,14 +100,13 @@ class ControlPreview:
         self.folder = Path(options.output_dir)
 
     @functools.cached_property
-    def pipe(self) -> StableDiffusionPipeline:
+    def pipe(self) -> DiffusionPipeline:
         return self.load()
 
     @functools.cached_property
-    def controlled(self) -> StableDiffusionControlNetPipeline:
-        return StableDiffusionControlNetPipeline(
-            **self.pipe.components, controlnet=self.objective.controlnet, requires_safety_checker=False
-        )
+    def controlled(self) -> DiffusionPipeline:
+        """The ControlNet pipeline of the base's kind, around the same parts."""
+        return AutoPipelineForText2Image.from_pipe(self.pipe, controlnet=self.objective.controlnet)
 
     def __call__(self, step: int) -> dict[str, float]:
         measures = self.gap() if self.gap else {}

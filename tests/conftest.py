@@ -1,4 +1,4 @@
-"""Fixtures: a small set of circles, an untrained Stable Diffusion, and scripts launched as a user launches them."""
+"""Fixtures: a small set of circles, an untrained Stable Diffusion and an untrained XL, and scripts launched as a user launches them."""
 
 import copy
 import os
@@ -68,6 +68,56 @@ def untrained(tmp_path_factory) -> Path:
     parts = (vae, tiny.text_encoder(tokenizer), tokenizer, unet, scheduler, None, None)
     folder = tmp_path_factory.mktemp("models") / "untrained"
     StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_xl(tmp_path_factory) -> Path:
+    """An SDXL-like folder with random weights: two text encoders of different widths and padding, time ids, Euler."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from diffusers_ext import tiny_stable_diffusion as tiny
+
+    torch.manual_seed(0)
+    tokenizers = [tiny.tokenizer(["red circle with blue background"], merges=16) for _ in range(2)]
+    tokenizers[1].pad_token = "!"
+    common = {"vocab_size": len(tokenizers[0]), "max_position_embeddings": tiny.TOKENS, "num_attention_heads": 2}
+    common |= {f"{name}_token_id": getattr(tokenizers[0], f"{name}_token_id") for name in ("bos", "eos")}
+    configs = [
+        CLIPTextConfig(
+            hidden_size=width, intermediate_size=width, num_hidden_layers=layers, projection_dim=16, **common
+        )
+        for width, layers in ((24, 2), (40, 3))
+    ]
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=24 + 40,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.13025,
+    )
+    scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1)
+    encoders = (CLIPTextModel(configs[0]), CLIPTextModelWithProjection(configs[1]))
+    folder = tmp_path_factory.mktemp("models") / "untrained-xl"
+    pipe = StableDiffusionXLPipeline(vae, *encoders, *tokenizers, unet, scheduler, add_watermarker=False)
+    pipe.save_pretrained(folder)
     return folder
 
 

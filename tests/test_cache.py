@@ -445,7 +445,7 @@ def train(pipe, encoders, dataset, steps=60, batch=2, autocast=None) -> list[flo
 def test_cached_training_equals_uncached(circles, untrained, pipe, tmp_path):
     parts = (pipe.vae, pipe.text_encoder, pipe.tokenizer)
     cached, _ = make_cached(circles, untrained, tmp_path, lambda: StableDiffusionEncoders(*parts), side=32)
-    absent = StableDiffusionEncoders(None, None, None, vae_config(str(untrained)).scaling_factor)
+    absent = StableDiffusionEncoders(None, None, None, vae_config(untrained / "vae"))
     from_cache = train(pipe, absent, cached)
     assert from_cache == train(pipe, OneByOne(*parts), cached.dataset)
     batched = train(pipe, StableDiffusionEncoders(*parts), cached.dataset)
@@ -463,7 +463,7 @@ def test_cached_training_equals_uncached_in_bfloat16(circles, untrained, tmp_pat
     cache = EncoderCache(tmp_path, untrained, half, load, autocast=autocast)
     moments = cache.moments([row.image for row in rows], dataset.picture, TRANSFORM)
     cached = Encoded(dataset, moments, cache.texts(dataset.captions()), conditions=True)
-    absent = StableDiffusionEncoders(None, None, None, pipe.vae.config.scaling_factor)
+    absent = StableDiffusionEncoders(None, None, None, pipe.vae.config)
     with_cache = train(pipe, absent, cached, steps=4, batch=2, autocast=half)
     assert with_cache == train(pipe, OneByOne(*parts), dataset, steps=4, batch=2, autocast=half)
 
@@ -473,8 +473,8 @@ def test_the_vaes_configuration_is_read_without_a_vae(untrained, pipe, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     del config["scaling_factor"]  # as in Stable Diffusion 1.5
     (folder / "config.json").write_text(json.dumps(config))
-    assert vae_config(str(tmp_path)).scaling_factor == 0.18215
-    assert vae_config(str(untrained)).block_out_channels == pipe.vae.config.block_out_channels
+    assert vae_config(folder).scaling_factor == 0.18215
+    assert vae_config(untrained / "vae").block_out_channels == pipe.vae.config.block_out_channels
 
 
 @pytest.mark.launch

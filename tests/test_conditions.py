@@ -27,7 +27,7 @@ from diffusers_ext.randomness import generator
 
 DATA = Path(__file__).parents[1].parent / "shared" / "assets" / "data"
 SIZES = [(1, 1), (1, 9), (7, 5), (64, 64), (160, 107)]
-DRAWN = [name for name in CONDITIONS if name not in ("grayscale", "segmentation")]
+DRAWN = [name for name in CONDITIONS if name not in ("grayscale", "segmentation", "identity")]
 EDGES = ["canny", "scribble", "lineart", "softedge", "lines"]
 
 
@@ -298,7 +298,7 @@ def test_shuffle_keeps_colours_and_moves_them():
 
 
 def test_resolve():
-    assert next(iter(CONDITIONS)) == "canny" and len(CONDITIONS) == 13
+    assert next(iter(CONDITIONS)) == "canny" and len(CONDITIONS) == 14
     assert all(resolve(name) is condition for name, condition in CONDITIONS.items())
     assert resolve("diffusers_ext.conditions:canny") is module.canny
 

@@ -162,8 +162,8 @@ def test_only_mid_control_leaves_the_other_connections_zero(pipe, pairs, objecti
         only_mid(batch)["loss"].backward()
         optimizer.step()
     latents, text = only_mid.encode(batch)
-    arguments = (latents, 500, text, batch["conditioning_pixel_values"])
-    down, middle = only_mid.controlnet(*arguments, return_dict=False)
+    condition = batch["conditioning_pixel_values"]
+    down, middle = only_mid.controlnet(latents, 500, **text, controlnet_cond=condition, return_dict=False)
     assert middle.any() and not any(residual.any() for residual in down)
 
 

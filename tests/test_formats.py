@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_ext.conditions import resolve
 from diffusers_ext.data import cells, fill50k
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.preflight import check
@@ -331,3 +332,49 @@ def test_unusual_line_ends_stay_inside_captions(folder, records, tmp_path):
     path = link(tmp_path / "set", folder) / "pairs.jsonl"
     path.write_text(json.dumps(odd[0], ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_rows(str(path))[0].text == odd[0]["text"]
+
+
+def test_masks_mark_conditions_in_every_form(tmp_path):
+    """White pixels of a mask are -1 in the condition, cut like the picture; the forms agree."""
+    source = tmp_path / "source"
+    for name in ("images", "masks"):
+        (source / name).mkdir(parents=True)
+    records = []
+    for index in range(3):
+        Image.fromarray(fill50k.draw_target(fill50k.scene(index), 48)).save(source / f"images/{index}.png")
+        mask = Image.new("L", (48, 48), 0)
+        mask.paste(255, (8 * index, 12, 8 * index + 16, 36))
+        mask.save(source / f"masks/{index}.png")
+        (source / f"images/{index}.txt").write_text(f"circle {index}")
+        records.append({"image": f"images/{index}.png", "mask": f"masks/{index}.png", "text": f"circle {index}"})
+    write_jsonl(source / "pairs.jsonl", records)
+    write_csv(source / "pairs.csv", records)
+    with tarfile.open(tmp_path / "pairs.tar", "w") as archive:
+        for index in range(3):
+            archive.add(source / f"images/{index}.png", f"{index}.png")
+            archive.add(source / f"masks/{index}.png", f"{index}.mask.png")
+            archive.add(source / f"images/{index}.txt", f"{index}.txt")
+    digests = set()
+    for form in (source, source / "pairs.jsonl", source / "pairs.csv", tmp_path / "pairs.tar"):
+        report = check(read_rows(str(form), conditioning_image_column=None, mask_column="mask"))
+        digests.add(report.digest)
+        sample = Pairs(report.rows, 48, seed=0, condition=resolve("identity"), flip=1.0)[0, 1]
+        condition, picture = sample["conditioning_pixel_values"], sample["pixel_values"]
+        marked = torch.zeros(48, 48, dtype=torch.bool)
+        marked[12:36, 8:24] = True
+        marked = marked.flip(1)
+        assert (condition[:, marked] == -1).all()
+        assert torch.equal(condition[:, ~marked], ((picture + 1) / 2)[:, ~marked])
+    assert len(digests) == 1
+
+
+def test_a_mask_that_is_missing_or_of_another_shape_is_named(tmp_path):
+    for name in ("picture", "condition", "mask"):
+        Image.effect_noise((32, 48 if name == "mask" else 32), 60).save(tmp_path / f"{name}.png")
+    record = {"image": "picture.png", "conditioning_image": "condition.png", "text": "a"}
+    table = write_jsonl(tmp_path / "pairs.jsonl", [record])
+    with pytest.raises(InputError, match=r"pairs.jsonl:1: no 'mask_file_name'; .* see --mask_column"):
+        read_rows(str(table), mask_column="mask")
+    write_jsonl(table, [{**record, "mask": "mask.png"}])
+    with pytest.raises(InputError, match=r"mask.png: 32x48 does not have the shape of its image, 32x32"):
+        check(read_rows(str(table), mask_column="mask"))

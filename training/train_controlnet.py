@@ -1,9 +1,15 @@
-"""Train a ControlNet onto a frozen Stable Diffusion 1.x or 2.x.
+"""Train a ControlNet onto a frozen Stable Diffusion 1.x, 2.x or XL.
 
 On your pictures, an image folder with metadata.jsonl (file_name, conditioning_image_file_name, text):
     accelerate launch training/train_controlnet.py --pretrained_model_name_or_path models/stable-diffusion-v1-5 \\
         --train_data_dir data/pairs --resolution 512 --output_dir runs/controlnet --learning_rate 1e-5 \\
         --proportion_empty_prompts 0.5 --mixed_precision bf16 --max_train_steps 10000
+
+On Stable Diffusion XL, whose pictures and captions are better encoded once than at each step:
+    accelerate launch training/train_controlnet.py --pretrained_model_name_or_path models/stable-diffusion-xl-base-1.0 \\
+        --train_data_dir data/pairs --resolution 1024 --output_dir runs/controlnet-xl --learning_rate 1e-5 \\
+        --encoder_cache_dir cache --gradient_checkpointing --train_batch_size 1 --gradient_accumulation_steps 16 \\
+        --mixed_precision bf16 --max_train_steps 10000
 
 On a laptop, with the small model that ships with this package and no download:
     python -m diffusers_ext.data.fill50k --output_dir data/fill50k --count 2000
@@ -26,6 +32,9 @@ from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions
 class ModelOptions:
     pretrained_model_name_or_path: str | None = option(
         None, "diffusers folder or Hub name of the base; default: the embedded model"
+    )
+    pretrained_vae_model_name_or_path: str | None = option(
+        None, "another VAE than the base's: its folder or Hub name, such as one of SDXL's mended for fp16"
     )
     controlnet_model_name_or_path: str | None = option(
         None, "start from this ControlNet instead of a copy of the base's encoder"
@@ -58,10 +67,18 @@ class DataOptions:
     cache_dir: str | None = option(None, "where Hub data sets are kept")
     image_column: str = option("image", "column of the target picture")
     conditioning_image_column: str = option("conditioning_image", "column of the condition")
+    mask_column: str | None = option(
+        None, "column of masks, white where the condition is to be marked as missing (-1): inpainting"
+    )
     caption_column: str = option(
         "text", "column of the caption, or of a list of captions of which one is drawn each time"
     )
     max_train_samples: int | None = option(None, "use only the first so many rows")
+    streaming: bool = option(
+        False,
+        "read a Hub data set, or .parquet files, row by row while training, without a copy or a check of all rows",
+    )
+    shuffle_buffer: int = option(1000, "rows that streaming keeps undecoded to draw from")
     on_bad_sample: str = option("error", "what to do with rows that cannot be used", ("error", "skip"))
     held_out_samples: int = option(
         16, "rows drawn by the seed and kept from training to measure on, at most a tenth of all"
@@ -70,7 +87,9 @@ class DataOptions:
         None,
         "compute conditions from the pictures, after the cut: canny, scribble, ... (diffusers_ext/conditions.py), or module:callable",
     )
-    resolution: int = option(512, "side of the square training images, in pixels; a multiple of the model's factor")
+    resolution: int = option(
+        512, "side of the square training images, in pixels, a multiple of the model's factor; 1024 is usual for SDXL"
+    )
     aspect_buckets: bool = option(False, "keep pictures' shapes: cut to the nearest of many sizes of the square's area")
     random_crop: bool = option(False, "cut another part each time, instead of the middle")
     random_flip: bool = option(False, "mirror half of the samples, picture and condition together")
@@ -90,7 +109,7 @@ class ValidationOptions:
     validation_prompt: list[str] | None = option(None, "their prompts, one each or one for all")
     num_validation_images: int = option(4, "pictures drawn for each condition")
     validation_guidance_scale: float = option(
-        2.0, "classifier-free guidance of the drawn samples; 7.5 is usual for SD 1.5"
+        2.0, "classifier-free guidance of the drawn samples; 7.5 is usual for SD 1.5, 5 for SDXL"
     )
 
 
@@ -100,22 +119,14 @@ class Options(ValidationOptions, OptimizerOptions, RunOptions, DiffusionOptions,
 
 
 def main(options: Options) -> None:
-    import functools
-
     import torch
     from diffusers import DDPMScheduler
 
     from diffusers_ext import loop
+    from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards import write_controlnet_card
     from diffusers_ext.data.preflight import contact_sheet
-    from diffusers_ext.encoders import (
-        ENCODERLESS,
-        StableDiffusionEncoders,
-        check_stable_diffusion,
-        load_stable_diffusion,
-        local_folder,
-        vae_config,
-    )
+    from diffusers_ext.encoders import is_sdxl
     from diffusers_ext.hub import push
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import ControlObjective, save
@@ -125,41 +136,42 @@ def main(options: Options) -> None:
     # What the user can get wrong, before anything heavy.
     loop.check(options)
     check_options(options)
-    dataset, held_out, pairs, report = read_data(options)
+    dataset, held_out, shown, pairs, report = read_stream(options) if options.streaming else read_data(options)
 
     # The frozen base, without its encoders where all they make is cached; and the ControlNet.
     accelerator = loop.start(options)
     accelerator.print(report.summary(shown=10))
-    folder = local_folder(base_of(options), revision=options.revision, variant=options.variant)
-    check_stable_diffusion(folder)
-    dtype = torch.float32 if options.unlock_decoder else loop.frozen_dtype(accelerator)
-    load_base = functools.partial(load_stable_diffusion, folder, dtype, variant=options.variant)
-    cached, vae = options.encoder_cache_dir is not None and not options.dry_run, vae_config(folder)
-    pipe = load_base(**(ENCODERLESS if cached else {}))
-    controlnet = make_controlnet(options, accelerator, folder, pipe.unet, vae, dataset)
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae.scaling_factor)
+    forward = loop.frozen_dtype(accelerator)
+    dtype = torch.float32 if options.unlock_decoder else forward
+    other_vae = options.pretrained_vae_model_name_or_path
+    base = BaseModel.find(base_of(options), other_vae, forward, dtype, options.revision, options.variant)
+    cached = options.encoder_cache_dir is not None and not options.dry_run
+    pipe = base.load_without_encoders() if cached else base.load()
+    controlnet = make_controlnet(options, accelerator, base, pipe.unet, shown)
     diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
     switches = (options.only_mid_control, options.unlock_decoder)
-    objective = ControlObjective(controlnet, pipe.unet, encoders, diffusion, *switches)
+    objective = ControlObjective(controlnet, pipe.unet, base.encoders(pipe), diffusion, *switches)
     if options.dry_run:
-        models = {"controlnet": controlnet, "unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
-        accelerator.print(loop.plan(options, len(dataset), models))
+        parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        accelerator.print(loop.plan(options, len(dataset), {"controlnet": controlnet, **parts}))
         return
 
     loop.claim(accelerator, options)
     if accelerator.is_main_process:
-        contact_sheet(dataset, Path(options.output_dir) / "data.png")
+        contact_sheet(shown, Path(options.output_dir) / "data.png")
     if cached:
-        dataset, held_out = encode(options, accelerator, folder, dtype, load_base, dataset, held_out)
+        dataset, held_out = encode(options, accelerator, base, dataset, held_out)
     several = len(held_out) > 1
     gap = ConditionGap(objective, loop.collate([held_out[0, at] for at in range(len(held_out))])) if several else None
-    load_drawer = (lambda: load_base(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
+    load_drawer = (lambda: base.load(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
     loop.train(accelerator, objective, dataset, options, ControlPreview(load_drawer, objective, pairs, gap, options))
 
     if accelerator.is_main_process:
         run_folder = Path(options.output_dir)
         save(objective, run_folder)
-        write_controlnet_card(run_folder, base_of(options), len(dataset), len(held_out), report.digest)
+        write_controlnet_card(
+            run_folder, base_of(options), len(dataset), len(held_out), report.digest, is_sdxl(base.folder)
+        )
         if options.push_to_hub:
             print(f"published at {push(run_folder, options)}")
     accelerator.end_training()
@@ -174,55 +186,101 @@ def base_of(options: Options) -> str:
 def check_options(options: Options) -> None:
     """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
     from diffusers_ext.data.encoded import check_fixed
-    from diffusers_ext.encoders import check_stable_diffusion
+    from diffusers_ext.encoders import check_stable_diffusion, check_vae
 
     check_stable_diffusion(base_of(options))
+    if options.pretrained_vae_model_name_or_path:
+        check_vae(options.pretrained_vae_model_name_or_path)
     if options.transfer_from:
         check_stable_diffusion(options.transfer_from)
         if not options.controlnet_model_name_or_path:
             raise InputError("--transfer_from needs --controlnet_model_name_or_path: the trained ControlNet to move")
     if options.encoder_cache_dir:
         check_fixed(
-            random_crop=options.random_crop, random_flip=options.random_flip, aspect_buckets=options.aspect_buckets
+            random_crop=options.random_crop,
+            random_flip=options.random_flip,
+            aspect_buckets=options.aspect_buckets,
+            streaming=options.streaming,
         )
+    if options.streaming:
+        if options.max_train_steps is None:
+            raise InputError("--streaming needs --max_train_steps: the length of a stream is not known")
+        if options.aspect_buckets or options.max_train_samples:
+            raise InputError("--streaming cannot look ahead; leave out --aspect_buckets and --max_train_samples")
+    if options.mask_column and options.condition == "inpaint":
+        raise InputError("--condition inpaint draws masks of its own; with --mask_column give --condition identity")
 
 
 def read_data(options: Options):
-    """Read and check the rows; return the training set, the held-out set, the pairs to draw and the check's report."""
-    from diffusers_ext.conditions import resolve
+    """Read and check the rows; return the training set, the held-out set, what to show of the data before training,
+    the pairs to draw, and the check's report."""
     from diffusers_ext.data.geometry import assign_buckets
-    from diffusers_ext.data.pairs import Pairs
     from diffusers_ext.data.rows import check, read_rows
-    from diffusers_ext.previews import validation_pairs
 
+    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
+    image, caption, condition, mask = columns(options)
+    found = read_rows(source_of(options), image, caption, condition, options.max_train_samples, **hub, mask_column=mask)
+    report = check(found, options.on_bad_sample)
+    rows, aside = hold_out(len(report.rows), options)
+    dataset, held_out = make_pairs(options, [report.rows[index] for index in rows], [report.rows[at] for at in aside])
+    if options.aspect_buckets:
+        dataset.buckets = assign_buckets([report.sizes[index] for index in rows], options.resolution)
+    return dataset, held_out, dataset, pairs_to_draw(options, held_out, report.rows), report
+
+
+def read_stream(options: Options):
+    """As `read_data`, of rows that are read while training: only the first ones are checked before."""
+    from diffusers_ext.data.files import Columns
+    from diffusers_ext.data.preflight import check
+    from diffusers_ext.data.stream import Stream
+
+    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
+    drawing = (options.seed, options.shuffle_buffer, options.on_bad_sample)
+    stream = Stream(source_of(options), Columns(*columns(options)), options.held_out_samples, *drawing, **hub)
+    report = check(stream.head, options.on_bad_sample)
+    aside = check(stream.held_out, options.on_bad_sample).rows if stream.held_out else []
+    shown, held_out = make_pairs(options, report.rows, aside)
+    stream.pairs = shown
+    return stream, held_out, shown, pairs_to_draw(options, held_out, report.rows), report
+
+
+def source_of(options: Options) -> str:
     source = options.train_data_dir or options.dataset_name
     if source is None:
         raise InputError(
             "--train_data_dir is missing: name an image folder; python -m diffusers_ext.data.fill50k makes one"
         )
-    computed = resolve(options.condition) if options.condition else None
-    # A computed condition comes from the picture; only label maps are read, to be coloured.
-    condition_column = None if computed and not options.label_maps else options.conditioning_image_column
-    columns = (options.image_column, options.caption_column, condition_column)
-    found = read_rows(source, *columns, options.max_train_samples, options.dataset_config_name, options.cache_dir)
-    report = check(found, options.on_bad_sample)
-    rows, aside = hold_out(len(report.rows), options)
-    geometry = {"condition": computed, "label_maps": options.label_maps}
-    dataset = Pairs(
-        [report.rows[index] for index in rows],
-        options.resolution,
-        options.seed,
-        options.proportion_empty_prompts,
-        random_crop=options.random_crop,
-        flip=0.5 if options.random_flip else 0.0,
-        buckets=assign_buckets([report.sizes[index] for index in rows], options.resolution)
-        if options.aspect_buckets
-        else None,
-        **geometry,
+    return source
+
+
+def columns(options: Options) -> tuple[str, str, str | None, str | None]:
+    """Image, caption, condition and mask. A computed condition comes from the picture; only label maps are read, to be coloured."""
+    condition = None if options.condition and not options.label_maps else options.conditioning_image_column
+    return options.image_column, options.caption_column, condition, options.mask_column
+
+
+def make_pairs(options: Options, rows: list, aside: list):
+    """Return rows to train on, with what varies from epoch to epoch, and held-out rows, without."""
+    from diffusers_ext.conditions import resolve
+    from diffusers_ext.data.pairs import Pairs
+
+    geometry = {
+        "condition": resolve(options.condition) if options.condition else None,
+        "label_maps": options.label_maps,
+    }
+    varied = {"random_crop": options.random_crop, "flip": 0.5 if options.random_flip else 0.0}
+    dropped = options.proportion_empty_prompts
+    return (
+        Pairs(rows, options.resolution, options.seed, dropped, **geometry, **varied),
+        Pairs(aside, options.resolution, options.seed, **geometry),
     )
-    held_out = Pairs([report.rows[index] for index in aside], options.resolution, options.seed, **geometry)
-    drawn = held_out if len(held_out) else Pairs(report.rows, options.resolution, options.seed, **geometry)
-    return dataset, held_out, validation_pairs(options, drawn), report
+
+
+def pairs_to_draw(options: Options, held_out, rows: list):
+    """The conditions and prompts that samples are drawn from: the first held-out ones, unless others are given."""
+    from diffusers_ext.previews import validation_pairs
+
+    return validation_pairs(options, held_out if len(held_out) else make_pairs(options, [], rows)[1])
 
 
 def hold_out(count: int, options: Options) -> tuple[list[int], list[int]]:
@@ -234,27 +292,29 @@ def hold_out(count: int, options: Options) -> tuple[list[int], list[int]]:
     return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
 
 
-def make_controlnet(options: Options, accelerator, folder: str, unet, vae, dataset):
+def make_controlnet(options: Options, accelerator, base, unet, dataset):
     """Load the ControlNet that is given, or copy the base's encoder behind a hint network that is ready to carry."""
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     from diffusers_ext.control_init import check_fit, init_hint, new_controlnet, transfer
-    from diffusers_ext.encoders import check_resolution, load_stable_diffusion, vae_scale_factor
+    from diffusers_ext.encoders import check_resolution, vae_scale_factor
 
-    check_resolution(options.resolution, vae, unet.config)
+    check_resolution(options.resolution, base.vae, unet.config)
+    factor = vae_scale_factor(base.vae)
     conditions = dataset.sample_conditions(64)
     source = unet  # what learns starts from weights that were never rounded to half precision
     if unet.dtype != torch.float32:
-        source = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=options.variant)
+        source = UNet2DConditionModel.from_pretrained(base.folder, subfolder="unet", variant=options.variant)
     if options.controlnet_model_name_or_path:
         controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
-        check_fit(controlnet, unet, vae_scale_factor(vae), conditions.shape[1])
+        check_fit(controlnet, unet, factor, conditions.shape[1])
         if options.transfer_from:
-            transfer(controlnet, load_stable_diffusion(options.transfer_from).unet, source)
+            old = UNet2DConditionModel.from_pretrained(options.transfer_from, subfolder="unet")
+            transfer(controlnet, old, source)
     else:
         torch.manual_seed(options.seed)
-        controlnet = new_controlnet(source, vae_scale_factor(vae), conditions.shape[1])
+        controlnet = new_controlnet(source, factor, conditions.shape[1])
         ratio = init_hint(controlnet, options.hint_init, conditions, options.seed)
         accelerator.print(
             f"hint network ({options.hint_init}): its signal varies with the condition by {ratio:.2g} of its size"
@@ -265,19 +325,27 @@ def make_controlnet(options: Options, accelerator, folder: str, unet, vae, datas
     return controlnet
 
 
-def encode(options: Options, accelerator, folder: str, dtype, load_base, dataset, held_out):
+def encode(options: Options, accelerator, base, dataset, held_out):
     """Return both data sets with what --encoder_cache_dir holds; the encoders are loaded for what is missing."""
     from diffusers_ext.data.encoded import Encoded, EncoderCache
-    from diffusers_ext.encoders import StableDiffusionEncoders
 
-    def load_encoders() -> StableDiffusionEncoders:
-        pipe = load_base(unet=None)
-        return StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer).to(accelerator.device)
+    def load_encoders():
+        return base.encoders(base.load(unet=None)).to(accelerator.device)
 
     # What the values depend on beside weights and content.
     computed = {"autocast": accelerator.mixed_precision, "variant": options.variant}
     show = accelerator.is_main_process
-    cache = EncoderCache(options.encoder_cache_dir, folder, dtype, load_encoders, computed, accelerator.autocast, show)
+    cache = EncoderCache(
+        options.encoder_cache_dir,
+        base.folder,
+        base.dtype,
+        load_encoders,
+        computed,
+        accelerator.autocast,
+        show,
+        vae=base.vae_folder,
+        vae_dtype=base.vae_dtype,
+    )
     # All that a picture's tensor depends on beside its file: change this with the geometry, or stale values are served.
     transform = {"fit": "cover", "resolution": options.resolution}
     texts = cache.texts([*dataset.captions(), *held_out.captions()])

@@ -1,7 +1,7 @@
 """Rate, flag and rank a folder's images on a local page.
 
-DIR holds pictures and a table of prompts: candidates.jsonl with {"id", "prompt", "images"} a line, or metadata.jsonl with
-{"file_name", "prompt"}. What people judge is appended to DIR/annotations/NAME.jsonl, and is on the disk before the page
+FOLDER holds pictures and a table of prompts: candidates.jsonl with {"id", "prompt", "images"} a line, or metadata.jsonl with
+{"file_name", "prompt"}. What people judge is appended to FOLDER/annotations/NAME.jsonl, and is on the disk before the page
 says so; start again to go on. docs/annotation.md has the keys and the format.
 
     diffusers-ext annotate candidates/
@@ -23,7 +23,7 @@ from ..options import option
 
 @dataclass
 class Options:
-    folder: str = option(".", "DIR: pictures and their table", positional=True)
+    folder: str = option(".", "pictures and their table", positional=True)
     annotator: str | None = option(None, "who judges; default: the page asks")
     port: int = option(7861, "where the page is served; 0 takes any free port")
     host: str = option(

@@ -1,11 +1,10 @@
 """Rows of a `datasets.Dataset`: of the Hub, of a folder that save_to_disk wrote, of parquet files.
 
 A column of pictures holds the pictures themselves or their paths. Needs the extra: pip install diffusers_ext[data].
-Streamed data sets are not read: a sample is drawn by its number, so that a run can be resumed at any step. Data too
-large to copy belong into tar archives.
 """
 
 from dataclasses import dataclass
+from glob import glob
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +34,29 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.source}[{self.index}]['{self.column}']"
+
+
+def open_stream(
+    source: str, columns: Columns, config: str | None = None, cache_dir: str | None = None
+) -> tuple[Any, Columns]:
+    """Open the split "train" of a Hub data set, or local parquet files, to be read row by row, pictures undecoded.
+
+    Returns the `datasets.IterableDataset` and what the columns are called in it.
+    """
+    datasets, files = _datasets(source), sorted(glob(source))
+    where = {"path": "parquet", "data_files": files} if files else {"path": source, "name": config}
+    try:
+        data = datasets.load_dataset(**where, split="train", streaming=True, cache_dir=cache_dir)
+        data = data if data.column_names else data._resolve_features()
+    except (OSError, ValueError) as error:
+        message = str(error).splitlines()[0]
+        raise InputError(f"{source}: {message}; give owner/name of a Hub data set, or .parquet files") from None
+    roles = ("image", "caption", "conditioning_image", "mask")
+    names = Columns(*(name and _column(data, source, name, role) for name, role in zip(columns, roles)))
+    for name in (names.image, names.condition, names.mask):
+        if name and isinstance(data.features[name], datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data.select_columns([name for name in names if name]), names
 
 
 def read_hub(name: str, config: str | None, cache_dir: str | None, columns: Columns, limit: int | None) -> Rows:
@@ -79,13 +101,14 @@ def _rows(data: Any, source: str, folder: Path, columns: Columns, limit: int | N
     if limit is not None:
         data = data.select(range(min(limit, len(data))))
     images = _files(data, source, folder, columns.image, "image")
-    conditions = [None] * len(data)
-    if columns.condition:
-        conditions = _files(data, source, folder, columns.condition, "conditioning_image")
+    conditions, masks = (
+        _files(data, source, folder, column, role) if column else [None] * len(data)
+        for column, role in ((columns.condition, "conditioning_image"), (columns.mask, "mask"))
+    )
     name = _column(data, source, columns.caption, "caption")
     origins = [f"{source}[{index}]" for index in range(len(data))]
     texts = (captions({name: value}, name, origin) for value, origin in zip(data[name], origins))
-    return Rows([Row(*values) for values in zip(images, texts, conditions, origins)])
+    return Rows([Row(*values) for values in zip(images, texts, conditions, origins, masks)])
 
 
 def _files(data: Any, source: str, folder: Path, column: str, role: str) -> list[File]:

@@ -3,8 +3,9 @@
 Of a picture the posterior's mean and deviation are kept, not a sample, so that each epoch samples anew; of the captions
 each different text and the empty one, so that captions are still dropped and chosen as the data set draws them.
 
-Shapes: latents (c, h, w), moments (2, c, h, w), text embeddings (tokens, width). With b bytes a number, a picture costs
-2·b·c·h·w bytes (SD 1.5 at 512 px in bfloat16: 64 KiB) and a different caption b·tokens·width (115.5 KiB).
+Shapes: latents (c, h, w), moments (2, c, h, w), text embeddings (tokens, width), of SDXL with one more row for the pooled
+one. With b bytes a number, a picture costs 2·b·c·h·w bytes (in bfloat16 SD 1.5 at 512 px: 64 KiB; SDXL at 1024 px:
+256 KiB) and a different caption b·tokens·width (115.5 and 312 KiB).
 """
 
 import functools
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .. import randomness
 from ..cache import Digests, Store, digest_of, digest_of_file, fingerprint
-from ..encoders import StableDiffusionEncoders
+from ..encoders import StableDiffusionEncoders, parts_of
 from ..errors import InputError
 
 
@@ -26,7 +27,7 @@ class Encoded(Dataset):
     """A data set with "moments" (2, c, h, w) in place of "pixel_values", and "text_embeddings" beside "text".
 
     moments None leaves the pictures to be encoded at each step, texts None the captions. `conditions` says whether the
-    samples carry their condition.
+    samples carry their condition and "time_ids", as those of `Pairs` do.
     """
 
     buckets = None  # all of one size
@@ -50,17 +51,17 @@ class Encoded(Dataset):
         return sample
 
     def _without_picture(self, key: randomness.Key) -> dict:
-        sample = {"key": key, "text": self.dataset.caption(key), "moments": self.moments[key[1]].float()}
-        if self.conditions:
-            sample["conditioning_pixel_values"] = self.dataset.condition(key[1], key[0])
-        return sample
+        bare = {"key": key, "text": self.dataset.caption(key)}
+        sample = self.dataset.without_picture(key) if self.conditions else bare
+        return {**sample, "moments": self.moments[key[1]].float()}
 
 
 class EncoderCache:
     """What frozen encoders made of pictures and captions, in a folder, for all runs that use these encoders.
 
-    model: the local folder with "vae", "text_encoder" and "tokenizer", whose content is part of every key.
-    dtype: the type that values are kept in, that of the encoders' weights.
+    model: the local folder with the text encoders and tokenizers; vae: the VAE's, by default within it. Their content is
+    part of every key.
+    dtype: the type that values are kept in, that of the encoders' weights; vae_dtype: that of moments, by default the same.
     load: returns the encoders, ready on their device; called at most once, and never where nothing is missing.
     computed: what else the values depend on, such as the precision of the forward pass; part of every key.
     autocast: the context of the training's forward pass, so that cached values are those of an uncached run.
@@ -78,8 +79,12 @@ class EncoderCache:
         computed: dict | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         show: bool = False,
+        vae: str | Path | None = None,
+        vae_dtype: torch.dtype | None = None,
     ):
-        self.folder, self.model, self.dtype, self.show = Path(folder), Path(model), dtype, show
+        self.folder, self.model, self.show = Path(folder), Path(model), show
+        self.vae = Path(vae or self.model / "vae").resolve()
+        self.dtypes = {"moments": vae_dtype or dtype, "texts": dtype}
         self.load, self.about, self.autocast = functools.cache(load), computed or {}, autocast
         self.digests = Digests(folder)
         self.computed = {"moments": 0, "texts": 0}  # by this process
@@ -92,7 +97,8 @@ class EncoderCache:
         picture(i) is files[i] as the network sees it, (3, H, W) in [-1, 1]; transform names everything that this depends
         on beside the file, which must be the same in every epoch (see `check_fixed`).
         """
-        store = self._store("moments", ["vae"], {"transform": transform})
+        weights = fingerprint(self.vae.parent, [self.vae.name], self.digests)
+        store = self._store("moments", weights, {"transform": transform})
         keys = (
             self.digests.of(files) if all(isinstance(file, Path) for file in files) else [*map(digest_of_file, files)]
         )
@@ -101,25 +107,23 @@ class EncoderCache:
 
     def texts(self, captions: Iterable[str]) -> "CachedTexts":
         """Return the embeddings of captions and of the empty one, computing what is missing."""
-        store = self._store("texts", ["text_encoder", "tokenizer"], {})
+        parts = [part for part in parts_of(self.model) if part.startswith(("text_encoder", "tokenizer"))]
+        store = self._store("texts", fingerprint(self.model, parts, self.digests), {})
         captions = ["", *sorted(set(captions) - {""})]
         self._fill(store, [*map(digest_of, captions)], lambda index: self.load().embed([captions[index]])[0])
         return CachedTexts(store)
 
-    def _store(self, value: str, parts: list[str], more: dict) -> Store:
-        weights = fingerprint(self.model, parts, self.digests)
-        return Store(
-            self.folder,
-            {"value": value, "weights": weights, "dtype": str(self.dtype), **self.about, **more},
-            self.digests,
-        )
+    def _store(self, value: str, weights: str, more: dict) -> Store:
+        spec = {"value": value, "weights": weights, "dtype": str(self.dtypes[value]), **self.about, **more}
+        return Store(self.folder, spec, self.digests)
 
     def _fill(self, store: Store, keys: list[str], encode: Callable[[int], torch.Tensor]) -> None:
+        value = store.folder.name.split("-")[0]
+
         def in_type(index: int) -> torch.Tensor:
             with torch.no_grad(), self.autocast():
-                return encode(index).to(self.dtype)
+                return encode(index).to(self.dtypes[value])
 
-        value = store.folder.name.split("-")[0]
         try:
             self.computed[value] += store.fill(keys, in_type, self.show)
         finally:

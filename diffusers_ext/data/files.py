@@ -52,12 +52,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: its files and its captions, of which one is drawn each time; `origin` says where it was read."""
+    """One sample: its files and its captions, of which one is drawn each time; `origin` says where it was read.
+
+    mask: white where the condition is to be marked as missing, for inpainting.
+    """
 
     image: File
     texts: tuple[str, ...]
     condition: File | None
     origin: str
+    mask: File | None = None
 
     @property
     def text(self) -> str:
@@ -73,11 +77,12 @@ class Rows(list[Row]):
 
 
 class Columns(NamedTuple):
-    """What the picture, the caption and the condition are called; condition None: there is none to read."""
+    """What the picture, the caption, the condition and the mask are called; None: there is none to read."""
 
     image: str
     caption: str
     condition: str | None
+    mask: str | None = None
 
 
 def is_picture(name: str) -> bool:

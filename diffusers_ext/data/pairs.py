@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .. import randomness
 from ..errors import InputError
-from .files import File, Row, Size, load, load_condition, size_of
+from .files import MASKED, File, Row, Size, load, load_condition, size_of
 from .geometry import Frame, frame
 
 
@@ -25,6 +25,7 @@ class Pairs(Dataset):
 
     condition: computes the condition after the cut (see `conditions`), from the row's condition file where there is
     one, such as a label map, otherwise from the picture. label_maps: condition files are scaled without mixing values.
+    A row's mask marks the condition with -1 where it is white, after that.
     random_crop, flip (a probability): drawn anew for each (epoch, row). buckets: each row's (width, height), where
     they are not all squares; batches must then come from `buckets.BucketBatches`.
     """
@@ -58,10 +59,11 @@ class Pairs(Dataset):
         picture = self._read(load, self.rows[key[1]].image, key)
         drawn = self.frame(key, picture.size)
         cut = drawn.apply(np.asarray(picture))
-        sample = {"key": key, "text": self.caption(key), "pixel_values": _symmetric(cut), "time_ids": drawn.time_ids()}
-        if self.compute or self.rows[key[1]].condition:
-            sample["conditioning_pixel_values"] = self._condition(key, drawn, cut)
-        return sample
+        return {"pixel_values": _symmetric(cut), **self._without_picture(key, drawn, cut)}
+
+    def without_picture(self, key: randomness.Key) -> dict:
+        """A sample but its "pixel_values", for those who have its latents; of the picture only the header is read."""
+        return self._without_picture(key, self.frame(key))
 
     @property
     def fixed(self) -> bool:
@@ -102,6 +104,12 @@ class Pairs(Dataset):
         """Every caption once."""
         return sorted({text for row in self.rows for text in row.texts})
 
+    def _without_picture(self, key: randomness.Key, drawn: Frame, cut: np.ndarray | None = None) -> dict:
+        sample = {"key": key, "text": self.caption(key), "time_ids": drawn.time_ids()}
+        if self.compute or self.rows[key[1]].condition:
+            sample["conditioning_pixel_values"] = self._condition(key, drawn, cut)
+        return sample
+
     def _condition(self, key: randomness.Key, drawn: Frame, cut: np.ndarray | None = None) -> torch.Tensor:
         """cut: the row's picture in this frame, where it is at hand."""
         from ..conditions import as_tensor  # not above: it imports this module
@@ -113,7 +121,11 @@ class Pairs(Dataset):
             cut = drawn.apply(np.asarray(self._read(load, row.image, key)))
         if self.compute:
             cut = self.compute(np.ascontiguousarray(cut), randomness.generator(self.seed, "condition", *key))
-        return as_tensor(cut)
+        condition = as_tensor(cut)
+        if row.mask:
+            mask = drawn.apply(self._read(load_condition, row.mask, key), nearest=True)
+            condition[:, as_tensor(mask).amax(0) > 0.5] = MASKED
+        return condition
 
     def _read(self, reader: Callable[[File], Any], file: File, key: randomness.Key) -> Any:
         try:

@@ -73,23 +73,24 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
     """
     report = Report(total=len(rows))
     inspected = list(tqdm(_inspect_all(rows, workers), total=len(rows), desc="checking", unit="row", delay=3))
-    usual = Counter(condition.channels for _, condition, _ in inspected if condition and condition.size)
+    usual = Counter(condition.channels for _, condition, *_ in inspected if condition and condition.size)
     usual_channels = usual.most_common(1)[0][0] if usual else 3
     seen_rows: dict[tuple, str] = {}
     seen_pictures: dict[bytes, str] = {}
     digest = blake2b(digest_size=16)
-    for row, (image, condition, together) in zip(rows, inspected):
-        faults = [*image.faults, *(condition.faults if condition else []), *together]
+    for row, (image, condition, mask, together) in zip(rows, inspected):
+        files = [each for each in (image, condition, mask) if each]
+        faults = [*(fault for each in files for fault in each.faults), *together]
         faults += _repeated(row, seen_rows)
         if condition and condition.size and condition.channels != usual_channels:
             text = f"{row.condition}: {condition.channels} channels, the others have {usual_channels} ({row.origin})"
             faults.append(Finding("channels", text))
         report.faults += faults
-        report.notes += [*image.notes, *(condition.notes if condition else []), *_equal(row, image, seen_pictures)]
+        report.notes += [*(note for each in files for note in each.notes), *_equal(row, image, seen_pictures)]
         if not faults:
             report.rows.append(row)
             report.sizes.append(image.size)
-            digest.update(image.digest + (condition.digest if condition else b"") + repr(row.texts).encode())
+            digest.update(b"".join(each.digest for each in files) + repr(row.texts).encode())
     report.digest = digest.hexdigest()
     orphans = getattr(rows, "orphans", [])
     report.faults += [Finding("orphan", f"{file}: belongs to no pair; add its row or remove it") for file in orphans]
@@ -115,25 +116,31 @@ def contact_sheet(dataset: torch.utils.data.Dataset, path: str | Path, count: in
     return path
 
 
-def _inspect_all(rows: Sequence[Row], workers: int) -> Iterator[tuple[_Seen, _Seen | None, list[Finding]]]:
+def _inspect_all(
+    rows: Sequence[Row], workers: int
+) -> Iterator[tuple[_Seen, _Seen | None, _Seen | None, list[Finding]]]:
     with ThreadPoolExecutor(workers) as pool:  # decoders release the interpreter
         for first in range(0, len(rows), CHUNK):
             yield from pool.map(_inspect, rows[first : first + CHUNK])
 
 
-def _inspect(row: Row) -> tuple[_Seen, _Seen | None, list[Finding]]:
-    """Return what picture and condition are, and what is wrong between them."""
+def _inspect(row: Row) -> tuple[_Seen, _Seen | None, _Seen | None, list[Finding]]:
+    """Return what picture, condition and mask are, and what is wrong between them."""
     image = _look(row.image, row.origin, _decode_picture)
-    if row.condition is None:
-        return image, None, []
-    condition = _look(row.condition, row.origin, _decode_condition)
-    if not (image.size and condition.size) or _same_shape(image.size, condition.size):
-        return image, condition, []
-    (width, height), (other_width, other_height) = image.size, condition.size
-    text = f"{row.condition}: {other_width}x{other_height} does not have the shape of its image, {width}x{height} ({row.origin})"
-    if image.orientation >= 5 > condition.orientation or condition.orientation >= 5 > image.orientation:
+    others = [file and _look(file, row.origin, _decode_condition) for file in (row.condition, row.mask)]
+    shapes = [_shape(row, image, file, seen) for file, seen in zip((row.condition, row.mask), others) if seen]
+    return image, *others, [finding for finding in shapes if finding]
+
+
+def _shape(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
+    """The fault of a file that does not have its image's shape."""
+    if not (image.size and seen.size) or _same_shape(image.size, seen.size):
+        return None
+    (width, height), (other_width, other_height) = image.size, seen.size
+    text = f"{file}: {other_width}x{other_height} does not have the shape of its image, {width}x{height} ({row.origin})"
+    if image.orientation >= 5 > seen.orientation or seen.orientation >= 5 > image.orientation:
         text += "; only one of them is turned by its EXIF data: remove the tag, or turn the pixels"
-    return image, condition, [Finding("shape", text)]
+    return Finding("shape", text)
 
 
 def _look(file: File, origin: str, decode) -> _Seen:
@@ -198,7 +205,7 @@ def _same_shape(image: Size, condition: Size) -> bool:
 
 
 def _repeated(row: Row, seen: dict[tuple, str]) -> list[Finding]:
-    key = (str(row.image), str(row.condition), row.texts)
+    key = (str(row.image), str(row.condition), str(row.mask), row.texts)
     first = seen.setdefault(key, row.origin)
     if first is row.origin:
         return []

@@ -2,16 +2,17 @@
 
     data/pairs                     image folder: metadata.jsonl or metadata.csv beside the pictures
     data/fill50k                   prompt.json, lines of {"source", "target", "prompt"}
-    data/pairs                     two folders of equal stems: images/ and conditions/, captions in .txt beside the image
+    data/pairs                     folders of equal stems: images/, conditions/, masks/; captions in .txt beside the image
     pairs.jsonl .csv .parquet      a table; paths in it are relative to it
-    shards/  shards/*.tar          tar archives: key.jpg, key.cond.png, key.txt or key.json
+    shards/  shards/*.tar          tar archives: key.jpg, key.cond.png, key.mask.png, key.txt or key.json
     owner/name                     a data set on the Hub, or the folder its save_to_disk wrote
 
 A row of a table is, in the image folder of `datasets`, one JSON object a line:
 
     {"file_name": "images/0.png", "conditioning_image_file_name": "conditions/0.png", "text": "a red circle"}
 
-A caption may be a list of captions, of which one is drawn each time; a .txt has one caption a line.
+A caption may be a list of captions, of which one is drawn each time; a .txt has one caption a line. Where a mask column
+is asked for, "mask_file_name" names a picture that is white where the condition is missing.
 """
 
 import csv
@@ -35,6 +36,7 @@ FILL50K = {"image": "target", "conditioning_image": "source", "text": "prompt"}
 FOLDERS = {
     "image": ("images",),
     "conditioning_image": ("conditioning_images", "conditions"),
+    "mask": ("masks",),
 }  # besides the column's name
 
 
@@ -46,13 +48,14 @@ def read_rows(
     limit: int | None = None,
     config: str | None = None,
     cache_dir: str | None = None,
+    mask_column: str | None = None,
 ) -> Rows:
     """Read the rows of a folder, a file or a Hub name in any of the forms above; `limit` takes the first so many.
 
     In two folders the columns name the folders. config and cache_dir are of Hub data sets, whose split "train" is read.
     Raises InputError, naming file, row and column, where something is missing or cannot be told.
     """
-    columns, path = Columns(image_column, caption_column, conditioning_image_column), Path(source)
+    columns, path = Columns(image_column, caption_column, conditioning_image_column, mask_column), Path(source)
     if path.is_dir():
         return _read_folder(path, columns, limit)
     files = [path] if path.is_file() else [Path(name) for name in sorted(glob(source))]
@@ -75,6 +78,7 @@ def read_image_folder(
     image_column: str = "image",
     caption_column: str = "text",
     conditioning_image_column: str | None = "conditioning_image",
+    mask_column: str | None = None,
     limit: int | None = None,
 ) -> Rows:
     """Read the rows of a folder with metadata.jsonl or metadata.csv; conditioning_image_column None reads none.
@@ -89,7 +93,8 @@ def read_image_folder(
         raise InputError(
             f"{Path(folder) / METADATA}: missing; write one JSON object per picture: file_name, conditioning_image_file_name, text"
         )
-    return _read_table(tables[0], Columns(image_column, caption_column, conditioning_image_column), limit)
+    columns = Columns(image_column, caption_column, conditioning_image_column, mask_column)
+    return _read_table(tables[0], columns, limit)
 
 
 def _read_folder(folder: Path, columns: Columns, limit: int | None) -> Rows:
@@ -105,15 +110,15 @@ def _read_folder(folder: Path, columns: Columns, limit: int | None) -> Rows:
 def _read_table(path: Path, columns: Columns, limit: int | None) -> Rows:
     """Read a .jsonl or .csv; one that makes its folder a data set names files inside it only, and all of them."""
     whole = path.name in TABLES
-    records = list(islice(_records(path), limit))
-    rows = _some(Rows([_row(values, path.parent, columns, origin, whole) for origin, values in records]), path)
+    lines = list(islice(records(path), limit))
+    rows = _some(Rows([_row(values, path.parent, columns, origin, whole) for origin, values in lines]), path)
     if whole and limit is None:
-        rows.orphans = _orphans(path.parent, (values for _, values in records))
+        rows.orphans = _orphans(path.parent, (values for _, values in lines))
     return rows
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (origin, values) of each line of a table."""
+def records(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yield (origin, values) of each line of a .jsonl or .csv; InputError if it is not UTF-8 or a line is no object."""
     try:
         with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
             if path.suffix == ".csv":
@@ -142,7 +147,8 @@ def _row(values: dict, folder: Path, columns: Columns, origin: str, inside: bool
         values = {**{ours: values[theirs] for ours, theirs in FILL50K.items()}, **values}
     image = _file(values, folder, columns.image, "image", origin, inside)
     condition = columns.condition and _file(values, folder, columns.condition, "conditioning_image", origin, inside)
-    return Row(image, captions(values, columns.caption, origin), condition or None, origin)
+    mask = columns.mask and _file(values, folder, columns.mask, "mask", origin, inside)
+    return Row(image, captions(values, columns.caption, origin), condition or None, origin, mask or None)
 
 
 def _file(values: dict, folder: Path, column: str, role: str, origin: str, inside: bool) -> Path:
@@ -176,15 +182,22 @@ def _orphans(folder: Path, records: Iterable[dict]) -> list[File]:
 
 def _read_two_folders(folder: Path, columns: Columns, limit: int | None) -> Rows:
     """Pair the pictures of two folders by their path without suffix; without a .txt a caption is empty."""
-    images = _by_stem(_subfolder(folder, columns.image))
-    paired, orphans, conditions = sorted(images), [], {}
-    if columns.condition:
-        conditions = _by_stem(_subfolder(folder, columns.condition))
-        paired = sorted(images.keys() & conditions.keys())
-        orphans = [{**images, **conditions}[stem] for stem in sorted(images.keys() ^ conditions.keys())]
+    images, conditions, masks = (
+        _by_stem(_subfolder(folder, column)) if column else None
+        for column in (columns.image, columns.condition, columns.mask)
+    )
+    roles = [files for files in (images, conditions, masks) if files is not None]
+    whole = set.intersection(*map(set, roles))
+    orphans = [file for files in roles for stem, file in sorted(files.items()) if stem not in whole]
     rows = [
-        Row(images[stem], _text_beside(images[stem]), conditions.get(stem), str(images[stem]))
-        for stem in paired[:limit]
+        Row(
+            images[stem],
+            _text_beside(images[stem]),
+            conditions[stem] if conditions else None,
+            str(images[stem]),
+            masks[stem] if masks else None,
+        )
+        for stem in sorted(whole)[:limit]
     ]
     return _some(Rows(rows, orphans if limit is None else []), folder)
 

@@ -26,10 +26,11 @@ def read_shards(paths: list[Path], columns: Columns, limit: int | None) -> Rows:
             pictures = {role: member for role, member in members.items() if is_picture(member.name)}
             image = _first(pictures, image_names)
             condition = _first(pictures, condition_names)
-            if image is None or (condition is None and columns.condition):
-                rows.orphans += [picture for picture in (image, condition) if picture]
+            mask = _first(pictures, {columns.mask})
+            if image is None or (condition is None and columns.condition) or (mask is None and columns.mask):
+                rows.orphans += [picture for picture in (image, condition, mask) if picture]
                 continue
-            rows.append(Row(image, _captions(members, columns, f"{path}/{key}"), condition, f"{path}/{key}"))
+            rows.append(Row(image, _captions(members, columns, f"{path}/{key}"), condition, f"{path}/{key}", mask))
             if len(rows) == limit:
                 return Rows(rows)
     return rows

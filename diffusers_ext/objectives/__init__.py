@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
+from huggingface_hub import load_torch_model
 from torch import nn
 
-WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
+WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors", "model{suffix}.safetensors"  # one file, or suffixed shards
 
 
 class Objective(nn.Module):
@@ -24,5 +24,5 @@ class Objective(nn.Module):
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, in place and strictly."""
         for name, module in self.trainable.items():
-            (path,) = [folder / name / weights for weights in WEIGHTS if (folder / name / weights).exists()]
-            module.load_state_dict(load_file(path))
+            (pattern,) = [each for each in WEIGHTS if any((folder / name).glob(each.format(suffix="*")))]
+            load_torch_model(module, folder / name, strict=True, filename_pattern=pattern)

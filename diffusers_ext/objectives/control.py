@@ -58,14 +58,14 @@ class ControlObjective(Objective):
         return {"loss": self.diffusion.loss(prediction, target, timesteps)}
 
     @torch.no_grad()
-    def encode(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return latents and text embeddings; batch: as `StableDiffusionEncoders.latents` and `text` take it."""
-        return self.encoders.latents(batch, self.diffusion.seed), self.encoders.text(batch)
+    def encode(self, batch: dict) -> tuple[torch.Tensor, dict]:
+        """Return latents and c_text, the arguments of `StableDiffusionEncoders.conditioning`; batch: as both take it."""
+        return self.encoders.latents(batch, self.diffusion.seed), self.encoders.conditioning(batch)
 
     def predict(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, condition: torch.Tensor
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict, condition: torch.Tensor
     ) -> torch.Tensor:
-        """Return ε_θ(z_t, t, c_text, c_f), or what the scheduler's prediction type names."""
-        down, middle = self.controlnet(noisy, timesteps, text, controlnet_cond=condition, return_dict=False)
+        """Return ε_θ(z_t, t, c_text, c_f), or what the scheduler's prediction type names; text: of `encode`."""
+        down, middle = self.controlnet(noisy, timesteps, **text, controlnet_cond=condition, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return self.unet(noisy, timesteps, text, **residuals).sample
+        return self.unet(noisy, timesteps, **text, **residuals).sample

@@ -1,0 +1,115 @@
+"""The frozen base of a training: a Stable Diffusion 1.x, 2.x or XL folder, its VAE or another, and their types."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.configuration_utils import FrozenDict
+from huggingface_hub import snapshot_download
+
+from .encoders import (
+    StableDiffusionEncoders,
+    check_stable_diffusion,
+    check_vae,
+    encoders_of,
+    is_sdxl,
+    load_stable_diffusion,
+    parts_of,
+    vae_config,
+)
+
+
+class FullPrecisionAutoencoderKL(AutoencoderKL):
+    """An autoencoder that computes in its weights' type under autocast too: SDXL's overflows in float16."""
+
+    def encode(self, x: torch.Tensor, *args, **kwargs):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().encode(x.to(self.dtype), *args, **kwargs)
+
+    def decode(self, z: torch.Tensor, *args, **kwargs):
+        with torch.autocast(z.device.type, enabled=False):
+            return super().decode(z.to(self.dtype), *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Where a base's weights lie and in which types they are kept.
+
+    dtype: of U-Net, text encoders and VAE. full_precision_vae: the VAE alone is kept, and computes, in float32.
+    """
+
+    folder: str
+    vae_folder: Path
+    dtype: torch.dtype
+    full_precision_vae: bool
+    variant: str | None = None
+
+    @classmethod
+    def find(
+        cls,
+        model: str,
+        other_vae: str | None = None,
+        forward: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+    ) -> "BaseModel":
+        """Download what is a name on the Hub, and choose the types.
+
+        forward: the type of the forward pass; dtype: that of the frozen weights, by default the same. As in diffusers'
+        pipelines, SDXL's VAE does not follow float16 unless its configuration says force_upcast false.
+
+        Raises InputError if `model` is not a Stable Diffusion 1.x, 2.x or XL base, or the VAE not an AutoencoderKL.
+        """
+        folder = local_folder(model, revision=revision, variant=variant)
+        check_stable_diffusion(folder)
+        vae_folder = local_vae(other_vae) if other_vae else Path(folder) / "vae"
+        check_vae(str(vae_folder))
+        upcast = is_sdxl(folder) and vae_config(vae_folder).force_upcast and forward == torch.float16
+        return cls(folder, vae_folder, dtype or forward, upcast, variant)
+
+    @functools.cached_property
+    def vae(self) -> FrozenDict:
+        """The VAE's configuration."""
+        return vae_config(self.vae_folder)
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """The type that the VAE's weights are kept in, and its moments in a cache."""
+        return torch.float32 if self.full_precision_vae else self.dtype
+
+    def load(self, **parts) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """Load the pipeline, frozen; parts: those to use as they are, or None to do without."""
+        own = self.vae_folder == Path(self.folder) / "vae"
+        if "vae" not in parts and (self.full_precision_vae or not own):
+            kind = FullPrecisionAutoencoderKL if self.full_precision_vae else AutoencoderKL
+            vae = kind.from_pretrained(
+                self.vae_folder, torch_dtype=self.vae_dtype, variant=self.variant if own else None
+            )
+            parts["vae"] = vae.requires_grad_(False).eval()
+        return load_stable_diffusion(self.folder, self.dtype, variant=self.variant, **parts)
+
+    def load_without_encoders(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """Load the pipeline without what makes latents and embeddings: for runs to which a cache brings them."""
+        return self.load(**dict.fromkeys(name for name in parts_of(self.folder) if name != "unet"))
+
+    def encoders(self, pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> StableDiffusionEncoders:
+        """Return the encoders of a pipeline that was loaded here."""
+        return encoders_of(pipe, self.vae)
+
+
+def local_folder(model: str, **hub) -> str:
+    """Return the folder of a model, after downloading what a pipeline needs of it if it is a name on the Hub."""
+    return (
+        model
+        if Path(model).exists()
+        else DiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, **hub)
+    )
+
+
+def local_vae(model: str) -> Path:
+    """Return the folder of an autoencoder, downloaded if it is a name on the Hub."""
+    wanted = ["config.json", "diffusion_pytorch_model*.safetensors*"]
+    return Path(model if Path(model).exists() else snapshot_download(model, allow_patterns=wanted))

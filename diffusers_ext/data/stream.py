@@ -1,0 +1,123 @@
+"""A data set that is read while it trains: nothing is stored, nothing is read ahead but a buffer of rows.
+
+Rows come in the order of `datasets`' streaming shuffle under (seed, epoch): shards in a drawn order, then a buffer from
+which rows are drawn. Position p of that endless order belongs to the same micro-batch, rank and randomness key whatever
+the workers and interruptions, so runs resume exactly; to do so the rows before are read again, but not decoded, from the
+start of the epoch where the set's size is known. Every rank reads every row and decodes its own.
+"""
+
+import copy
+import sys
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..errors import InputError
+from ..randomness import Key, generator
+from .cells import Cell, open_stream
+from .files import Columns, File, Row, Rows, captions
+from .pairs import Pairs
+
+HEAD = 64  # rows looked at before training: checked, shown, and measured to initialise the hint network
+
+
+class Stream:
+    """The rows of a streamed split "train" after the first `held_out`, endlessly, and samples made of them.
+
+    head, held_out: rows read once, in the order of the source; the head's come again in training.
+    Raises InputError where the source cannot be opened or a column is missing.
+    """
+
+    buckets = None  # all of one size
+
+    def __init__(
+        self, source: str, columns: Columns, held_out: int, seed: int, buffer: int, on_bad_sample: str, **hub: Any
+    ):
+        self.source, self.columns, self.seed, self.buffer, self.on_bad = source, columns, seed, buffer, on_bad_sample
+        data, self.names = open_stream(source, columns, **hub)
+        first = [self.row(record, (0, index)) for index, record in enumerate(data.take(held_out + HEAD))]
+        self.held_out, self.head = Rows(first[:held_out]), Rows(first[held_out:])
+        if not self.head:
+            raise InputError(f"{source}: holds {len(first)} rows; nothing to train on")
+        self.data = data.skip(held_out)
+        known = (data.info.splits or {}).get("train")
+        self.size = known.num_examples - held_out if known and known.num_examples else None
+        self.pairs: Pairs | None = None  # how rows become samples
+
+    def __len__(self) -> int:
+        """Rows an epoch, 0 where the source does not say."""
+        return self.size or 0
+
+    def row(self, record: dict, key: Key) -> Row:
+        origin = f"{self.source}[epoch {key[0]}, row {key[1]}]"
+        files = [
+            self._file(record, name, origin) if name else None
+            for name in (self.names.image, self.names.condition, self.names.mask)
+        ]
+        return Row(files[0], captions(record, self.names.caption, origin), files[1], origin, files[2])
+
+    def _file(self, record: dict, column: str, origin: str) -> File:
+        if record[column] is None:
+            raise InputError(f"{origin}: no picture under '{column}'; remove the row")
+        value = record[column]
+        return Path(self.source).parent / value if isinstance(value, str) else Cell([record], 0, column, origin)
+
+    def sample(self, record: dict, key: Key) -> dict:
+        """What `Pairs` makes of this row."""
+        pairs = copy.copy(self.pairs)
+        pairs.rows = {key[1]: self.row(record, key)}
+        return pairs[key]
+
+    def records(self, begin: int) -> Iterator[tuple[Key, dict]]:
+        """Yield ((epoch, position in it), record) from position `begin` of the endless order on."""
+        first, skipped = divmod(begin, self.size) if self.size else (0, begin)
+        for epoch in count(first):
+            order = self.data.shuffle(
+                int(generator(self.seed, "stream", epoch).integers(2**31)), buffer_size=self.buffer
+            )
+            # Not `for record in order`: inside a loader's worker that reads the worker's share of the shards only.
+            for offset, batch in enumerate(order.iter(batch_size=1)):
+                record = {name: values[0] for name, values in batch.items()}
+                if skipped:
+                    skipped -= 1
+                else:
+                    yield (epoch, offset), record
+
+    def batches(self, *span: int) -> "StreamBatches":
+        """This rank's micro-batches; span: batch_size, accumulation, ranks, rank, start, stop, as of `MicroBatches`."""
+        return StreamBatches(self, *span)
+
+
+class StreamBatches(IterableDataset):
+    """Lists of samples, the micro-batches of one rank, from optimiser step `start` to step `stop`, whatever the number of workers."""
+
+    def __init__(
+        self, stream: Stream, batch_size: int, accumulation: int, ranks: int, rank: int, start: int, stop: int
+    ):
+        self.stream, self.batch_size, self.ranks, self.rank = stream, batch_size, ranks, rank
+        self.micro = range(start * accumulation, stop * accumulation)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        worker = get_worker_info()
+        turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)  # the loader asks each worker in turn
+        records = self.stream.records(self.micro.start * self.ranks * self.batch_size)
+        for micro in self.micro:
+            for rank in range(self.ranks):
+                chunk = list(islice(records, self.batch_size))
+                if rank == self.rank and (micro - self.micro.start) % turns == turn:
+                    yield [self._sample(record, key) for key, record in chunk]
+
+    def _sample(self, record: dict, key: Key) -> dict:
+        """The row's sample; under "skip" the stream's first row stands in for one that cannot be used."""
+        try:
+            return self.stream.sample(record, key)
+        except InputError as error:
+            if self.stream.on_bad == "error":
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            pairs = copy.copy(self.stream.pairs)
+            pairs.rows = {key[1]: self.stream.head[0]}
+            return pairs[key]
