@@ -172,8 +172,13 @@ def test_images_are_dragged_into_ranks_and_ties(visit, address):
 
 def test_fast_fingers_are_not_lost_while_the_server_is_asked(visit, address):
     page = enter(visit(address), "fast")
-    page.route("**/api/*", lambda route: (page.wait_for_timeout(300), route.continue_()))
-    press(page, "4 4 4  4 4 4  4 4 4  r Enter 7 6 5")
+    held = []
+    page.route("**/api/judgement", held.append)
+    with page.expect_request("**/api/judgement"):
+        press(page, "4 4 4  4 4 4  4 4 4  r Enter")
+    press(page, "7 6 5")
+    expect(page.locator("#count")).to_have_text("0 of 3")
+    held[0].continue_()
     expect(page.locator("#count")).to_have_text("1 of 3")
     expect(page.locator(".card.selected")).to_have_attribute("data-image", "1")
     assert page.locator('.card[data-image="0"] [aria-checked="true"]').all_inner_texts() == ["7", "6", "5"]
