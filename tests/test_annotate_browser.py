@@ -173,7 +173,7 @@ def test_images_are_dragged_into_ranks_and_ties(visit, address):
 def test_fast_fingers_are_not_lost_while_the_server_is_asked(visit, address):
     page = enter(visit(address), "fast")
     held = []
-    page.route("**/api/judgement", held.append)
+    page.route("**/api/judgement", lambda route: held.append(route))
     with page.expect_request("**/api/judgement"):
         press(page, "4 4 4  4 4 4  4 4 4  r Enter")
     press(page, "7 6 5")
