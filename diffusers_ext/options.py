@@ -23,9 +23,12 @@ T = TypeVar("T")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
-def option(default: Any, help: str, choices: tuple | None = None) -> Any:
-    """Declare one option: its default, the sentence `--help` prints, and the values allowed."""
-    metadata = {"help": help, "choices": choices}
+def option(default: Any, help: str, choices: tuple | None = None, positional: bool = False) -> Any:
+    """Declare one option: its default, the sentence `--help` prints, and the values allowed.
+
+    positional: given by its place, without the flag.
+    """
+    metadata = {"help": help, "choices": choices, "positional": positional}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -177,6 +180,10 @@ def _add_argument(parser: Any, field: dataclasses.Field, hint: Any) -> None:
         "default": argparse.SUPPRESS,
         "help": (field.metadata["help"] + shown).replace("%", "%%"),
     }
+    if field.metadata["positional"]:
+        del settings["dest"]  # argparse takes the name of a positional for it
+        parser.add_argument(field.name, nargs="?", metavar=field.name.upper(), type=kind, **settings)
+        return
     if kind is bool:
         parser.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
         return

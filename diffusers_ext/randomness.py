@@ -6,11 +6,16 @@ number alone. The generator is Philox4x64 (Salmon et al. 2011), a block cipher w
 torch's CPU generator keeps only 32 bits of its seed, too few to keep streams apart.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch  # imported where a tensor is made, so that who only draws orders starts at once
 
 Key = tuple[int, int]  # (epoch, sample index)
 
@@ -22,12 +27,16 @@ def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
 
 def normal(seed: int, stream: str, keys: Sequence[Key], shape: Sequence[int]) -> torch.Tensor:
     """Draw standard normal noise, one independent tensor per key: (len(keys), *shape), float32, on the CPU."""
+    import torch
+
     draws = [draw.standard_normal(tuple(shape), dtype=np.float32) for draw in _each(seed, stream, keys)]
     return torch.from_numpy(np.stack(draws))
 
 
 def integers(seed: int, stream: str, keys: Sequence[Key], low: int, high: int) -> torch.Tensor:
     """Draw one integer in [low, high) per key: (len(keys),), int64."""
+    import torch
+
     return torch.tensor([int(draw.integers(low, high)) for draw in _each(seed, stream, keys)])
 
 

@@ -52,6 +52,8 @@ def test_the_wheel_holds_everything(tmp_path):
         "pipelines/__init__.py",
         "py.typed",
         "data/fill50k.py",
+        "annotate/page/index.html",
+        "annotate/page/page.js",
         "embedded/fill50k-64/model_index.json",
     ):
         assert f"diffusers_ext/{name}" in names

@@ -71,13 +71,24 @@ def read_hub(name: str, config: str | None, cache_dir: str | None, columns: Colu
 
 def read_saved(folder: Path, columns: Columns, limit: int | None) -> Rows:
     """Read what save_to_disk wrote: a data set, or several splits of which "train" is read."""
-    datasets = _datasets(folder)
-    data = datasets.load_from_disk(str(folder))
+    return _rows(open_table(folder), str(folder), Path(), columns, limit)
+
+
+def open_table(source: Path) -> Any:
+    """Return the `datasets.Dataset` in a parquet file, in a folder of them, or in what save_to_disk wrote."""
+    datasets = _datasets(source)
+    files = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
+    if files:
+        return datasets.Dataset.from_parquet([str(file) for file in files])
+    try:
+        data = datasets.load_from_disk(str(source))
+    except FileNotFoundError:
+        raise InputError(f"{source}: holds no .parquet files and was not written by save_to_disk") from None
     if isinstance(data, datasets.DatasetDict):
         if "train" not in data:
-            raise InputError(f"{folder}: no split 'train'; it has {', '.join(data)}; name the folder of one of them")
+            raise InputError(f"{source}: no split 'train'; it has {', '.join(data)}; name the folder of one of them")
         data = data["train"]
-    return _rows(data, str(folder), Path(), columns, limit)
+    return data
 
 
 def read_parquet(files: list[Path], columns: Columns, limit: int | None) -> Rows:

@@ -194,9 +194,14 @@ def scene(index: int, seed: int = 0, split: str = "train") -> Scene:
 
 def draw_target(scene: Scene, size: int) -> np.ndarray:
     """Draw the filled circle on its background: (H, W, 3) uint8, edges antialiased over one pixel."""
-    cover = np.clip(-_signed_distance(scene, size) + 0.5, 0, 1)[..., None]
+    inside = cover(scene, size)[..., None]
     circle, background = (np.array(css_colours()[name]) for name in (scene.circle, scene.background))
-    return np.rint(cover * circle + (1 - cover) * background).astype(np.uint8)
+    return np.rint(inside * circle + (1 - inside) * background).astype(np.uint8)
+
+
+def cover(scene: Scene, size: int) -> np.ndarray:
+    """Return the share of each pixel that the circle covers: (H, W) in [0, 1]."""
+    return np.clip(-_signed_distance(scene, size) + 0.5, 0, 1)
 
 
 def draw_condition(scene: Scene, size: int) -> np.ndarray:

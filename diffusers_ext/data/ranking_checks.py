@@ -1,0 +1,124 @@
+"""What to know of rankings before training on them: files that cannot be read, ties, and test data among training data."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..cache import digest_of_file
+from ..errors import InputError
+from .files import File, load
+from .rankings import RankedPrompt
+
+SHOWN = 20  # faults listed before the rest is only counted
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a set of rankings holds; pairs are counted once per person who gave them."""
+
+    prompts: int
+    images: int
+    annotators: int
+    strict_pairs: int
+    tied_pairs: int
+    prompts_with_ties: int
+    prompts_without_pairs: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.prompts:,} prompts, {self.images:,} images, {self.annotators:,} annotators; {self.strict_pairs:,} strict "
+            f"and {self.tied_pairs:,} tied pairs, ties in {self.prompts_with_ties:,} prompts; "
+            f"{self.prompts_without_pairs:,} prompts without a strict pair"
+        )
+
+
+def count(prompts: Sequence[RankedPrompt]) -> Counts:
+    """Count prompts, images, pairs and ties of the valid rankings."""
+    strict, tied = [len(prompt.pairs()) for prompt in prompts], [prompt.tied() for prompt in prompts]
+    images = {image for prompt in prompts for image in prompt.images}
+    people = {ranking.annotator.split("/")[0] for prompt in prompts for ranking in prompt.valid}
+    with_ties, without = sum(map(bool, tied)), sum(not pairs for pairs in strict)
+    return Counts(len(prompts), len(images), len(people), sum(strict), sum(tied), with_ties, without)
+
+
+def normalised(text: str) -> str:
+    """Return a prompt without what does not tell prompts apart: case, punctuation, runs of blanks, Unicode variants."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Entries of `other` whose prompt, or one of whose pictures, also occurs in the training data."""
+
+    prompts: list[RankedPrompt]
+    images: list[RankedPrompt]
+
+
+def leaks(training: Sequence[RankedPrompt], other: Sequence[RankedPrompt]) -> Leaks:
+    """Find what a test set shares with the training data: prompts by `normalised`, pictures by their bytes."""
+    known = {normalised(prompt.prompt) for prompt in training}
+    digests = digests_of([image for prompt in (*training, *other) for image in prompt.images])
+    seen = {digests[image] for prompt in training for image in prompt.images}
+    return Leaks(
+        [prompt for prompt in other if normalised(prompt.prompt) in known],
+        [prompt for prompt in other if any(digests[image] in seen for image in prompt.images)],
+    )
+
+
+def digests_of(files: Iterable[File]) -> dict[File, str]:
+    """Return the SHA-256 of each different file."""
+    files = list(dict.fromkeys(files))
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(files, pool.map(digest_of_file, files)))
+
+
+def check_images(prompts: Sequence[RankedPrompt], skip: bool = False) -> list[RankedPrompt]:
+    """Decode every picture once; return the prompts whose pictures are all good.
+
+    Raises InputError that names the faulty files with their rows, all of them or the first twenty; with `skip` they are
+    left out of their prompts' rankings instead, and prompts where no two remain are dropped.
+    """
+    where = defaultdict(list)
+    for prompt in prompts:
+        for at, image in enumerate(prompt.images):
+            where[image].append(f"{prompt.origin}: images[{at}]")
+    with ThreadPoolExecutor(4) as pool:
+        looks = tqdm(pool.map(_fault, where), total=len(where), desc="checking", unit="image", delay=3)
+        faults = {image: fault for image, fault in zip(where, looks) if fault}
+    if faults and not skip:
+        shown = [f"{where[image][0]}: {image}: {fault}" for image, fault in list(faults.items())[:SHOWN]]
+        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise InputError("\n".join([*shown, *more, "mend these files, or give --on_bad_sample skip"]))
+    kept = [_without(prompt, faults) for prompt in prompts]
+    return [prompt for prompt in kept if len(prompt.images) > 1]
+
+
+def _fault(image: File) -> str | None:
+    try:
+        load(image)
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"not a readable picture ({error})"
+    return None
+
+
+def _without(prompt: RankedPrompt, faults: dict[File, str]) -> RankedPrompt:
+    kept = [at for at, image in enumerate(prompt.images) if image not in faults]
+    if len(kept) == len(prompt.images):
+        return prompt
+
+    def chosen(values: tuple) -> tuple:
+        return tuple(values[at] for at in kept) if values else ()
+
+    rankings = tuple(
+        replace(each, ranking=chosen(each.ranking), ratings=chosen(each.ratings), issues=chosen(each.issues))
+        for each in prompt.rankings
+    )
+    return replace(prompt, images=chosen(prompt.images), rankings=rankings)

@@ -1,0 +1,542 @@
+"""ImageReward (Xu et al. 2023, arXiv:2304.05977): how well a picture answers a prompt, as people would judge it.
+
+    r(prompt, image) = (head(h) - mean) / std
+
+h is BLIP's text encoder at [CLS], which reads the prompt and attends to every patch of the image in every layer; head is
+linear layers without activations between them, as released. The scale is that of the training set: only differences
+under one prompt mean something.
+
+This file stands alone: `save_pretrained` copies it beside the weights, and `AutoModel.from_pretrained(folder,
+trust_remote_code=True)` runs it where nothing else of its package is installed.
+
+Shapes: P prompts of T tokens, I images, N pairs, L = 1 + patches, W the image encoder's width.
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as vision
+from transformers import (
+    AutoTokenizer,
+    BlipPreTrainedModel,
+    BlipTextConfig,
+    BlipTextModel,
+    BlipVisionConfig,
+    BlipVisionModel,
+    PreTrainedConfig,
+)
+from transformers import initialization as init
+from transformers.models.blip.modeling_blip import BlipAttention
+from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+from transformers.utils import cached_file
+
+try:  # one exception type for all of diffusers_ext, where it is installed
+    from diffusers_ext.errors import InputError
+except ImportError:
+
+    class InputError(ValueError):
+        """Something given to us cannot be used; the message says what, where, and the remedy."""
+
+
+TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "layer_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+}
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+MAX_ASPECT = 100  # the shorter side is brought to image_size: a longer strip would not fit into memory
+HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+# Our names and the official checkpoint's, replaced one after the other; mlp.* are equal in both.
+OFFICIAL_NAMES = [
+    ("vision_model.embeddings.class_embedding", "blip.visual_encoder.cls_token"),
+    ("vision_model.embeddings.position_embedding", "blip.visual_encoder.pos_embed"),
+    ("vision_model.embeddings.patch_embedding.", "blip.visual_encoder.patch_embed.proj."),
+    ("vision_model.encoder.layers.", "blip.visual_encoder.blocks."),
+    ("vision_model.post_layernorm.", "blip.visual_encoder.norm."),
+    (".layer_norm", ".norm"),
+    (".self_attn.qkv.", ".attn.qkv."),
+    (".self_attn.projection.", ".attn.proj."),
+    ("text_encoder.", "blip.text_encoder."),
+]
+OFFICIAL_VISION = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "patch": "patch_size",
+}
+# In every released file and read by nothing: a buffer of 0, 1, 2 ..., and projections of a retrieval loss.
+UNUSED = re.compile(r"blip\.(text_encoder\.embeddings\.position_ids|(vision|text)_proj\.(weight|bias))")
+UNUSED_OPTIONS = {"architectures", "model_type", "type_vocab_size", "encoder_width", "add_cross_attention"}
+
+
+class ImageRewardConfig(PreTrainedConfig):
+    """The shape of the two encoders and of the head, and what is done with its output.
+
+    text_config, vision_config: BLIP's, as dicts or configs; what a dict leaves out is the released model's.
+    head_sizes: widths between the linear layers. max_length: tokens of a prompt that are read, 35 in the released
+    model; position embeddings allow 512. reward_mean, reward_std: of the raw output on the training set.
+    """
+
+    model_type = "image_reward"
+    sub_configs = {"text_config": BlipTextConfig, "vision_config": BlipVisionConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        text_config: dict | BlipTextConfig | None = None,
+        vision_config: dict | BlipVisionConfig | None = None,
+        head_sizes: Sequence[int] = (1024, 128, 64, 16),
+        max_length: int = 35,
+        reward_mean: float = 0.16717362830052426,
+        reward_std: float = 1.0333394966054072,
+        initializer_range: float = 0.02,
+        **kwargs,
+    ):
+        if not isinstance(text_config, BlipTextConfig):
+            text_config = BlipTextConfig(**{**TEXT, **(text_config or {})})
+        if not isinstance(vision_config, BlipVisionConfig):
+            vision_config = BlipVisionConfig(**{**VISION, **(vision_config or {})})
+        text_config.encoder_hidden_size = vision_config.hidden_size
+        if not 2 <= max_length <= text_config.max_position_embeddings:
+            raise InputError(f"max_length {max_length}: give 2 to {text_config.max_position_embeddings} tokens")
+        self.text_config, self.vision_config = text_config, vision_config
+        self.head_sizes, self.max_length = list(head_sizes), max_length
+        self.reward_mean, self.reward_std = reward_mean, reward_std
+        self.initializer_range = initializer_range
+        super().__init__(**kwargs)
+
+
+class PatchAttention(BlipAttention):
+    """BLIP's attention over patches through torch's fused kernel."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, None]:
+        images, tokens, _ = hidden_states.shape
+        query, key, value = self.qkv(hidden_states).view(images, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout.p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.projection(attended.transpose(1, 2).reshape(hidden_states.shape)), None
+
+
+class PromptAttention(BlipTextSelfAttention):
+    """BLIP's attention of words to words, or of words to patches, through torch's fused kernel.
+
+    (N, T, D) words may attend to the (M, L, W) patches of fewer images, N = M x prompts per image, sorted by image: an
+    image's prompts then share its keys and values, computed once.
+    """
+
+    def forward(
+        self, hidden_states, attention_mask=None, encoder_hidden_states=None, **kwargs
+    ) -> tuple[torch.Tensor, None]:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            projected.reshape(len(source), -1, self.num_attention_heads, self.attention_head_size).transpose(1, 2)
+            for projected in (self.query(hidden_states), self.key(source), self.value(source))
+        )
+        mask = attention_mask if encoder_hidden_states is None else None
+        dropout = self.dropout.p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return attended.transpose(1, 2).reshape(*hidden_states.shape[:2], self.all_head_size), None
+
+
+class RewardHead(nn.Module):
+    """Linear layers with dropout between them, always computed in float32: (N, D) -> (N,)."""
+
+    def __init__(self, sizes: Sequence[int]):
+        super().__init__()
+        first, *between, last = [nn.Linear(*pair) for pair in zip(sizes, [*sizes[1:], 1])]
+        dropouts = [0.2, 0.2, 0.1]  # after the first layers; none before the last two, as released
+        modules = [first]
+        for position, linear in enumerate(between):
+            modules += [nn.Dropout(dropouts[position]), linear] if position < len(dropouts) else [linear]
+        self.layers = nn.Sequential(*modules, last)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        features = features.float()
+        with torch.autocast(features.device.type, enabled=False):
+            for layer in self.layers:
+                if isinstance(layer, nn.Linear):
+                    features = F.linear(features, layer.weight.float(), layer.bias.float())
+                else:
+                    features = layer(features)
+        return features.squeeze(1)
+
+
+class ImageRewardModel(BlipPreTrainedModel):
+    """ImageReward with its tokenizer: `score(prompts, images)`, or `forward` on tokens and pixels for training."""
+
+    config_class = ImageRewardConfig
+    base_model_prefix = ""
+    differentiable = True
+    _keep_in_fp32_modules_strict = ("mlp",)
+
+    def __init__(self, config: ImageRewardConfig):
+        super().__init__(config)
+        self.vision_model = BlipVisionModel(config.vision_config)
+        self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
+        self.mlp = RewardHead([config.text_config.hidden_size, *config.head_sizes])
+        for layer in self.vision_model.encoder.layers:
+            layer.self_attn = PatchAttention(config.vision_config)
+        for layer in self.text_encoder.encoder.layer:
+            layer.attention.self = PromptAttention(config.text_config, is_cross_attention=False)
+            layer.crossattention.self = PromptAttention(config.text_config, is_cross_attention=True)
+        self.tokenizer = None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RewardHead):
+            # The official initialisation, deviation 1/769 in every layer, starts training on a plateau: the rewards of a
+            # batch differ by 1e-10. This one keeps the features' scale.
+            for layer in module.layers:
+                if isinstance(layer, nn.Linear):
+                    init.normal_(layer.weight, std=layer.in_features**-0.5)
+                    init.zeros_(layer.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_encoder.get_input_embeddings()
+
+    # ------------------------------------------------------------------ tokens and pixels -> rewards
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor,
+        prompt_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the rewards of every prompt with every image, (P, I) float32, or of the pairs named by two indices.
+
+        Args:
+            input_ids, attention_mask: (P, T) integers.
+            pixel_values: (I, 3, image_size, image_size), as `preprocess` gives them. Each image is encoded once.
+            prompt_index, image_index: (N,) integers; the result is then (N,).
+        """
+        return self.cross(input_ids, attention_mask, self.encode_images(pixel_values), prompt_index, image_index)
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(I, 3, image_size, image_size) -> (I, L, W), what `cross` takes."""
+        return self.vision_model(pixel_values.to(self.dtype)).last_hidden_state
+
+    def cross(self, input_ids, attention_mask, tokens, prompt_index=None, image_index=None) -> torch.Tensor:
+        """`forward` from encoded images, (I, L, W)."""
+        if prompt_index is None:
+            images = len(tokens)
+            rewards = self._read(input_ids.repeat(images, 1), attention_mask.repeat(images, 1), tokens)
+            return rewards.view(images, -1).T
+        # Images that are asked about equally often go together, so that the prompts of each share its keys and values.
+        counts = torch.bincount(image_index, minlength=len(tokens))
+        by_image = torch.argsort(image_index, stable=True)
+        asked = counts[image_index[by_image]]
+        rewards, pairs = [], []
+        for count in counts[counts > 0].unique():
+            pair = by_image[asked == count]
+            prompt = prompt_index[pair]
+            rewards.append(self._read(input_ids[prompt], attention_mask[prompt], tokens[counts == count]))
+            pairs.append(pair)
+        return torch.cat(rewards)[torch.argsort(torch.cat(pairs))]
+
+    def _read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Rewards of N = M x P prompts, sorted by image, on M images: (N,) float32."""
+        hidden = self.text_encoder(
+            input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=tokens
+        ).last_hidden_state
+        return (self.mlp(hidden[:, 0]) - self.config.reward_mean) / self.config.reward_std
+
+    # ------------------------------------------------------------------ prompts and images -> rewards
+
+    def score(self, prompts: str | Sequence[str], images: Any, batch_size: int = 16) -> torch.Tensor:
+        """Return the reward of each pair, (N,) float32 on the model's device; higher is better.
+
+        Args:
+            prompts: N texts, or one for all images. Tokens beyond config.max_length are not read.
+            images: N images, or one for all prompts: PIL images of any mode (turned as EXIF says, transparency over
+                white) or paths to such; or tensors, (N, 3, H, W) or a list of (3, H, W), float in [0, 1] or uint8. A
+                float tensor that requires a gradient gets one; without, nothing is kept for a backward pass.
+            batch_size: images encoded at a time; it bounds the memory, not the result.
+
+        Equal prompts, and images that are the same object, are encoded once. Raises InputError where an input cannot
+        be used, or a reward is not finite.
+        """
+        prompts, images = _pairs(prompts, images)
+        texts = list(dict.fromkeys(prompts))
+        distinct = {id(image): image for image in images}
+        text_of = {text: index for index, text in enumerate(texts)}
+        image_of = {key: index for index, key in enumerate(distinct)}
+        prompt_index = torch.tensor([text_of[prompt] for prompt in prompts])
+        image_index = torch.tensor([image_of[id(image)] for image in images])
+        return self._score(texts, list(distinct.values()), prompt_index, image_index, batch_size)
+
+    def score_matrix(self, prompts: Sequence[str], images: Any, batch_size: int = 16) -> torch.Tensor:
+        """Return the reward of every prompt with every image, (P, I) float32; arguments as in `score`."""
+        prompts, images = list(prompts), _images(images)
+        _check_prompts(prompts)
+        prompt_index = torch.arange(len(prompts)).repeat(len(images))
+        image_index = torch.arange(len(images)).repeat_interleave(len(prompts))
+        return self._score(prompts, images, prompt_index, image_index, batch_size).view(len(images), -1).T
+
+    def _score(self, prompts, images, prompt_index, image_index, batch_size) -> torch.Tensor:
+        wants_gradient = any(isinstance(image, torch.Tensor) and image.requires_grad for image in images)
+        order = torch.argsort(image_index, stable=True)
+        rewards = []
+        with torch.set_grad_enabled(wants_gradient and torch.is_grad_enabled()):
+            text = {name: ids.to(self.device) for name, ids in self.tokenize(prompts).items()}
+            for start in range(0, len(images), batch_size):
+                tokens = self.encode_images(self._pixels(images[start : start + batch_size]))
+                here = order[(image_index[order] >= start) & (image_index[order] < start + batch_size)]
+                for pairs in here.split(8 * batch_size):
+                    prompt, image = prompt_index[pairs].to(self.device), image_index[pairs].to(self.device) - start
+                    rewards.append(self.cross(**text, tokens=tokens, prompt_index=prompt, image_index=image))
+            result = torch.cat(rewards)[torch.argsort(order).to(self.device)]
+        _check_finite(result, self.dtype)
+        return result
+
+    def tokenize(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return input_ids and attention_mask, (P, T), padded to the longest and cut at config.max_length."""
+        if self.tokenizer is None:
+            raise InputError(
+                "this ImageRewardModel has no tokenizer; set model.tokenizer = "
+                "AutoTokenizer.from_pretrained('bert-base-uncased'), or the folder of another"
+            )
+        kept = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self.config.max_length, return_tensors="pt"
+        )
+        return {"input_ids": kept["input_ids"], "attention_mask": kept["attention_mask"]}
+
+    def preprocess(self, images: Any) -> torch.Tensor:
+        """Return (I, 3, image_size, image_size) float32 on the model's device: resized, cut to the middle, normalised.
+
+        Images as in `score`. PIL images give what the official preprocessing gives, bit for bit; tensors are resized by
+        torch with antialiasing, without the rounding to 8 bits, and carry gradients.
+        """
+        return self._pixels(_images(images))
+
+    def _pixels(self, images: list) -> torch.Tensor:
+        size = self.config.vision_config.image_size
+        return torch.stack([_pixels(image, size).to(self.device) for image in images])
+
+    # ------------------------------------------------------------------ files
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load model and tokenizer from a folder or the Hub; arguments are those of transformers."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        hub = {name: kwargs[name] for name in HUB if kwargs.get(name) is not None}
+        name = "tokenizer_config.json"
+        if cached_file(pretrained_model_name_or_path, name, **hub, _raise_exceptions_for_missing_entries=False):
+            model.tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs) -> None:
+        """Save weights, config, tokenizer and this file; arguments are those of transformers."""
+        hub = {name: kwargs.pop(name) for name in ("repo_id", "private", "commit_message") if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+        if push_to_hub:  # after the tokenizer, so that it is uploaded too
+            self.push_to_hub(hub.pop("repo_id", os.path.basename(save_directory)), token=kwargs.get("token"), **hub)
+
+    @classmethod
+    def from_official_checkpoint(
+        cls,
+        path_or_state_dict: str | os.PathLike | dict[str, torch.Tensor],
+        text_config: dict | None = None,
+        vision_config: dict | None = None,
+        tokenizer: Any = None,
+    ) -> "ImageRewardModel":
+        """Return the model of a released ImageReward.pt, or of a checkpoint that the official training wrote.
+
+        Args:
+            path_or_state_dict: the file, read with weights_only=True, or its contents. Names may begin with "module.".
+            text_config: what med_config.json holds, where it is not the released one.
+            vision_config: {"width", "depth", "heads", "patch", "image_size"}, where it is not ViT-L/16 at 224.
+            tokenizer: BERT's, uncased, to be saved along; without, set `model.tokenizer` before `score`.
+
+        Raises InputError if the file cannot be read, or naming the tensors missing, unexpected or of another shape.
+        """
+        state = _read_checkpoint(path_or_state_dict)
+        vision_config = {OFFICIAL_VISION.get(name, name): value for name, value in (vision_config or {}).items()}
+        if "hidden_size" in vision_config:
+            vision_config.setdefault("intermediate_size", 4 * vision_config["hidden_size"])
+        text_config = {name: value for name, value in (text_config or {}).items() if name not in UNUSED_OPTIONS}
+        _check_options(text_config, BlipTextConfig), _check_options(vision_config, BlipVisionConfig)
+        config = ImageRewardConfig(text_config=text_config, vision_config=vision_config)
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(_convert(state, model.state_dict()), strict=True, assign=True)
+        positions = torch.arange(config.text_config.max_position_embeddings).unsqueeze(0)
+        model.text_encoder.embeddings.position_ids = positions  # a buffer that no checkpoint holds
+        model.tokenizer = tokenizer
+        return model.eval()
+
+
+def _read_checkpoint(path_or_state_dict: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of an official checkpoint by their official names, float32."""
+    state = path_or_state_dict
+    if not isinstance(state, dict):
+        try:
+            state = torch.load(path_or_state_dict, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{path_or_state_dict}: no checkpoint that can be read ({reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError("an official checkpoint is a dict of tensors; this one holds something else")
+    # A tensor that was handed over stays the caller's own.
+    copy = isinstance(path_or_state_dict, dict)
+    named = {name.removeprefix("module."): value for name, value in state.items()}
+    return {name: value.to(torch.float32, copy=copy) for name, value in named.items() if not UNUSED.fullmatch(name)}
+
+
+def _convert(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename official tensors to ours; InputError naming what is missing, unexpected or of another shape."""
+    official = {}
+    for name in expected:
+        renamed = name
+        for ours, theirs in OFFICIAL_NAMES:
+            renamed = renamed.replace(ours, theirs)
+        official[renamed] = name
+    wrong = [f"missing: {name}" for name in official if name not in state]
+    wrong += [f"unexpected: {name}" for name in state if name not in official]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(expected[ours].shape)}"
+        for name, ours in official.items()
+        if name in state and state[name].shape != expected[ours].shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputError(
+            f"not a checkpoint of this ImageReward: {'; '.join(wrong[:5])}{more}; see text_config, vision_config"
+        )
+    return {ours: state[name] for name, ours in official.items()}
+
+
+def _check_options(given: dict, kind: type) -> None:
+    unknown = given.keys() - kind().to_dict().keys()
+    if unknown:
+        raise InputError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn as the EXIF data say, lay transparency over white, bring 16 bits and floats to 8: any mode -> RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        values = values * 255 if image.mode == "F" else values / 257
+        return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _pixels(image: Any, size: int) -> torch.Tensor:
+    """One image -> (3, size, size) float32, normalised: the shorter side resized, the middle kept."""
+    if isinstance(image, torch.Tensor):
+        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    elif isinstance(image, Image.Image):
+        image = to_rgb(image)
+    else:
+        with _opened(image) as opened:
+            image = to_rgb(opened)
+    image = vision.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+    image = vision.center_crop(image, size)
+    image = image.clamp(0, 1) if isinstance(image, torch.Tensor) else vision.to_tensor(image)  # bicubic overshoots
+    return vision.normalize(image, MEAN, STD)
+
+
+def _pairs(prompts: str | Sequence[str], images: Any) -> tuple[list[str], list]:
+    """Bring prompts and images to lists of one length: one text, or one image outside a list, stands for all."""
+    listed = _images(images)
+    if isinstance(prompts, str):
+        prompts = [prompts] * len(listed)
+    elif len(listed) == 1 and not isinstance(images, (list, tuple)):
+        listed = listed * len(prompts)
+    _check_prompts(prompts)
+    if len(prompts) != len(listed):
+        raise InputError(f"{len(prompts)} prompts but {len(listed)} images; give one of each per pair")
+    return list(prompts), listed
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    for position, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {position}: expected a text, got {type(prompt).__name__}")
+
+
+def _images(images: Any) -> list:
+    """One or several images in any form -> a list of PIL images, paths and (3, H, W) tensors, all checked."""
+    several = isinstance(images, (list, tuple)) or (isinstance(images, torch.Tensor) and images.ndim == 4)
+    listed = list(images) if several else [images]
+    if not listed:
+        raise InputError("no images to score")
+    for position, image in enumerate(listed):
+        try:
+            _check_image(image)
+        except InputError as error:
+            raise InputError(f"image {position}: {error}") from None
+    return listed
+
+
+def _check_image(image: Any) -> None:
+    if isinstance(image, torch.Tensor):
+        _check_tensor(image)
+        height, width = image.shape[-2:]
+    elif isinstance(image, Image.Image):
+        width, height = image.size
+    elif isinstance(image, (str, os.PathLike)):
+        with _opened(image) as opened:
+            width, height = opened.size
+    else:
+        raise InputError(f"expected a PIL image, a path or a tensor, got {type(image).__name__}")
+    if not min(width, height) or max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(f"{width}x{height} pixels; one side may be {MAX_ASPECT} times the other at most")
+
+
+def _check_tensor(image: torch.Tensor) -> None:
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise InputError(f"expected a tensor (3, H, W), got {tuple(image.shape)}")
+    if image.dtype == torch.uint8:
+        return
+    low, high = image.detach().float().aminmax()
+    if not (image.is_floating_point() and low >= -1e-3 and high <= 1 + 1e-3):  # false for NaN too
+        raise InputError(f"expected floats in [0, 1] or uint8; got {image.dtype} from {low:.4g} to {high:.4g}")
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """Open a picture; whatever goes wrong with the file, then or while it is decoded, is an InputError naming it."""
+    try:
+        with Image.open(path) as opened:
+            yield opened
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _check_finite(rewards: torch.Tensor, dtype: torch.dtype) -> None:
+    bad = (~rewards.detach().isfinite()).nonzero().flatten().tolist()
+    if bad:
+        remedy = "use bfloat16 or float32" if dtype == torch.float16 else "the weights may be damaged"
+        raise InputError(f"rewards that are not finite, in {dtype}, of pairs {str(bad[:9])[1:-1]}; {remedy}")
+
+
+ImageRewardConfig.register_for_auto_class()
+ImageRewardModel.register_for_auto_class("AutoModel")
