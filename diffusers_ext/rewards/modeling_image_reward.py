@@ -6,27 +6,21 @@ h is BLIP's text encoder at [CLS], which reads the prompt and attends to every p
 linear layers without activations between them, as released. The scale is that of the training set: only differences
 under one prompt mean something.
 
-This file stands alone: `save_pretrained` copies it beside the weights, and `AutoModel.from_pretrained(folder,
-trust_remote_code=True)` runs it where nothing else of its package is installed.
+`save_pretrained` copies this file and reward_inputs.py beside the weights, and `AutoModel.from_pretrained(folder,
+trust_remote_code=True)` runs them where nothing else of their package is installed.
 
 Shapes: P prompts of T tokens, I images, N pairs, L = 1 + patches, W the image encoder's width.
 """
 
-import contextlib
 import os
 import pickle
 import re
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as vision
 from transformers import (
     AutoTokenizer,
     BlipPreTrainedModel,
@@ -41,13 +35,7 @@ from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import cached_file
 
-try:  # one exception type for all of diffusers_ext, where it is installed
-    from diffusers_ext.errors import InputError
-except ImportError:
-
-    class InputError(ValueError):
-        """Something given to us cannot be used; the message says what, where, and the remedy."""
-
+from .reward_inputs import InputError, check_finite, check_images, check_prompts, pairs, pixels, wants_gradient
 
 TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 VISION = {
@@ -59,8 +47,6 @@ VISION = {
     "layer_norm_eps": 1e-6,
     "initializer_range": 0.02,
 }
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-MAX_ASPECT = 100  # the shorter side is brought to image_size: a longer strip would not fit into memory
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 # Our names and the official checkpoint's, replaced one after the other; mlp.* are equal in both.
@@ -155,7 +141,11 @@ class PromptAttention(BlipTextSelfAttention):
 
 
 class RewardHead(nn.Module):
-    """Linear layers with dropout between them, always computed in float32: (N, D) -> (N,)."""
+    """Linear layers with dropout between them: (N, D) -> (N,).
+
+    Computed in float64 whatever the weights are in: in float32 these five layers would round more than all that comes
+    before them, and the work is nothing.
+    """
 
     def __init__(self, sizes: Sequence[int]):
         super().__init__()
@@ -167,11 +157,12 @@ class RewardHead(nn.Module):
         self.layers = nn.Sequential(*modules, last)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        features = features.float()
+        kind = torch.float32 if features.device.type == "mps" else torch.float64  # MPS has none
+        features = features.to(kind)
         with torch.autocast(features.device.type, enabled=False):
             for layer in self.layers:
                 if isinstance(layer, nn.Linear):
-                    features = F.linear(features, layer.weight.float(), layer.bias.float())
+                    features = F.linear(features, layer.weight.to(kind), layer.bias.to(kind))
                 else:
                     features = layer(features)
         return features.squeeze(1)
@@ -257,7 +248,7 @@ class ImageRewardModel(BlipPreTrainedModel):
         hidden = self.text_encoder(
             input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=tokens
         ).last_hidden_state
-        return (self.mlp(hidden[:, 0]) - self.config.reward_mean) / self.config.reward_std
+        return ((self.mlp(hidden[:, 0]) - self.config.reward_mean) / self.config.reward_std).float()
 
     # ------------------------------------------------------------------ prompts and images -> rewards
 
@@ -274,7 +265,7 @@ class ImageRewardModel(BlipPreTrainedModel):
         Equal prompts, and images that are the same object, are encoded once. Raises InputError where an input cannot
         be used, or a reward is not finite.
         """
-        prompts, images = _pairs(prompts, images)
+        prompts, images = pairs(prompts, images)
         texts = list(dict.fromkeys(prompts))
         distinct = {id(image): image for image in images}
         text_of = {text: index for index, text in enumerate(texts)}
@@ -285,26 +276,24 @@ class ImageRewardModel(BlipPreTrainedModel):
 
     def score_matrix(self, prompts: Sequence[str], images: Any, batch_size: int = 16) -> torch.Tensor:
         """Return the reward of every prompt with every image, (P, I) float32; arguments as in `score`."""
-        prompts, images = list(prompts), _images(images)
-        _check_prompts(prompts)
+        prompts, images = check_prompts(prompts), check_images(images)
         prompt_index = torch.arange(len(prompts)).repeat(len(images))
         image_index = torch.arange(len(images)).repeat_interleave(len(prompts))
         return self._score(prompts, images, prompt_index, image_index, batch_size).view(len(images), -1).T
 
     def _score(self, prompts, images, prompt_index, image_index, batch_size) -> torch.Tensor:
-        wants_gradient = any(isinstance(image, torch.Tensor) and image.requires_grad for image in images)
         order = torch.argsort(image_index, stable=True)
         rewards = []
-        with torch.set_grad_enabled(wants_gradient and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(wants_gradient(images)):
             text = {name: ids.to(self.device) for name, ids in self.tokenize(prompts).items()}
             for start in range(0, len(images), batch_size):
                 tokens = self.encode_images(self._pixels(images[start : start + batch_size]))
                 here = order[(image_index[order] >= start) & (image_index[order] < start + batch_size)]
-                for pairs in here.split(8 * batch_size):
-                    prompt, image = prompt_index[pairs].to(self.device), image_index[pairs].to(self.device) - start
+                for block in here.split(8 * batch_size):
+                    prompt, image = prompt_index[block].to(self.device), image_index[block].to(self.device) - start
                     rewards.append(self.cross(**text, tokens=tokens, prompt_index=prompt, image_index=image))
             result = torch.cat(rewards)[torch.argsort(order).to(self.device)]
-        _check_finite(result, self.dtype)
+        check_finite(result, self.dtype)
         return result
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -325,11 +314,11 @@ class ImageRewardModel(BlipPreTrainedModel):
         Images as in `score`. PIL images give what the official preprocessing gives, bit for bit; tensors are resized by
         torch with antialiasing, without the rounding to 8 bits, and carry gradients.
         """
-        return self._pixels(_images(images))
+        return self._pixels(check_images(images))
 
     def _pixels(self, images: list) -> torch.Tensor:
         size = self.config.vision_config.image_size
-        return torch.stack([_pixels(image, size).to(self.device) for image in images])
+        return torch.stack([pixels(image, size).to(self.device) for image in images])
 
     # ------------------------------------------------------------------ files
 
@@ -431,111 +420,6 @@ def _check_options(given: dict, kind: type) -> None:
     unknown = given.keys() - kind().to_dict().keys()
     if unknown:
         raise InputError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn as the EXIF data say, lay transparency over white, bring 16 bits and floats to 8: any mode -> RGB."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
-        values = values * 255 if image.mode == "F" else values / 257
-        return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _pixels(image: Any, size: int) -> torch.Tensor:
-    """One image -> (3, size, size) float32, normalised: the shorter side resized, the middle kept."""
-    if isinstance(image, torch.Tensor):
-        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    elif isinstance(image, Image.Image):
-        image = to_rgb(image)
-    else:
-        with _opened(image) as opened:
-            image = to_rgb(opened)
-    image = vision.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
-    image = vision.center_crop(image, size)
-    image = image.clamp(0, 1) if isinstance(image, torch.Tensor) else vision.to_tensor(image)  # bicubic overshoots
-    return vision.normalize(image, MEAN, STD)
-
-
-def _pairs(prompts: str | Sequence[str], images: Any) -> tuple[list[str], list]:
-    """Bring prompts and images to lists of one length: one text, or one image outside a list, stands for all."""
-    listed = _images(images)
-    if isinstance(prompts, str):
-        prompts = [prompts] * len(listed)
-    elif len(listed) == 1 and not isinstance(images, (list, tuple)):
-        listed = listed * len(prompts)
-    _check_prompts(prompts)
-    if len(prompts) != len(listed):
-        raise InputError(f"{len(prompts)} prompts but {len(listed)} images; give one of each per pair")
-    return list(prompts), listed
-
-
-def _check_prompts(prompts: Sequence[str]) -> None:
-    for position, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt {position}: expected a text, got {type(prompt).__name__}")
-
-
-def _images(images: Any) -> list:
-    """One or several images in any form -> a list of PIL images, paths and (3, H, W) tensors, all checked."""
-    several = isinstance(images, (list, tuple)) or (isinstance(images, torch.Tensor) and images.ndim == 4)
-    listed = list(images) if several else [images]
-    if not listed:
-        raise InputError("no images to score")
-    for position, image in enumerate(listed):
-        try:
-            _check_image(image)
-        except InputError as error:
-            raise InputError(f"image {position}: {error}") from None
-    return listed
-
-
-def _check_image(image: Any) -> None:
-    if isinstance(image, torch.Tensor):
-        _check_tensor(image)
-        height, width = image.shape[-2:]
-    elif isinstance(image, Image.Image):
-        width, height = image.size
-    elif isinstance(image, (str, os.PathLike)):
-        with _opened(image) as opened:
-            width, height = opened.size
-    else:
-        raise InputError(f"expected a PIL image, a path or a tensor, got {type(image).__name__}")
-    if not min(width, height) or max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"{width}x{height} pixels; one side may be {MAX_ASPECT} times the other at most")
-
-
-def _check_tensor(image: torch.Tensor) -> None:
-    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        raise InputError(f"expected a tensor (3, H, W), got {tuple(image.shape)}")
-    if image.dtype == torch.uint8:
-        return
-    low, high = image.detach().float().aminmax()
-    if not (image.is_floating_point() and low >= -1e-3 and high <= 1 + 1e-3):  # false for NaN too
-        raise InputError(f"expected floats in [0, 1] or uint8; got {image.dtype} from {low:.4g} to {high:.4g}")
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """Open a picture; whatever goes wrong with the file, then or while it is decoded, is an InputError naming it."""
-    try:
-        with Image.open(path) as opened:
-            yield opened
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-
-
-def _check_finite(rewards: torch.Tensor, dtype: torch.dtype) -> None:
-    bad = (~rewards.detach().isfinite()).nonzero().flatten().tolist()
-    if bad:
-        remedy = "use bfloat16 or float32" if dtype == torch.float16 else "the weights may be damaged"
-        raise InputError(f"rewards that are not finite, in {dtype}, of pairs {str(bad[:9])[1:-1]}; {remedy}")
 
 
 ImageRewardConfig.register_for_auto_class()
