@@ -83,29 +83,25 @@ class ImageRewardConfig(PreTrainedConfig):
     model_type = "image_reward"
     sub_configs = {"text_config": BlipTextConfig, "vision_config": BlipVisionConfig}  # noqa: RUF012
 
-    def __init__(
-        self,
-        text_config: dict | BlipTextConfig | None = None,
-        vision_config: dict | BlipVisionConfig | None = None,
-        head_sizes: Sequence[int] = (1024, 128, 64, 16),
-        max_length: int = 35,
-        reward_mean: float = 0.16717362830052426,
-        reward_std: float = 1.0333394966054072,
-        initializer_range: float = 0.02,
-        **kwargs,
-    ):
-        if not isinstance(text_config, BlipTextConfig):
-            text_config = BlipTextConfig(**{**TEXT, **(text_config or {})})
-        if not isinstance(vision_config, BlipVisionConfig):
-            vision_config = BlipVisionConfig(**{**VISION, **(vision_config or {})})
-        text_config.encoder_hidden_size = vision_config.hidden_size
-        if not 2 <= max_length <= text_config.max_position_embeddings:
-            raise InputError(f"max_length {max_length}: give 2 to {text_config.max_position_embeddings} tokens")
-        self.text_config, self.vision_config = text_config, vision_config
-        self.head_sizes, self.max_length = list(head_sizes), max_length
-        self.reward_mean, self.reward_std = reward_mean, reward_std
-        self.initializer_range = initializer_range
-        super().__init__(**kwargs)
+    text_config: Any = None
+    vision_config: Any = None
+    head_sizes: tuple[int, ...] | list[int] = (1024, 128, 64, 16)
+    max_length: int = 35
+    reward_mean: float = 0.16717362830052426
+    reward_std: float = 1.0333394966054072
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if not isinstance(self.text_config, BlipTextConfig):
+            self.text_config = BlipTextConfig(**{**TEXT, **(self.text_config or {})})
+        if not isinstance(self.vision_config, BlipVisionConfig):
+            self.vision_config = BlipVisionConfig(**{**VISION, **(self.vision_config or {})})
+        self.text_config.encoder_hidden_size = self.vision_config.hidden_size
+        if not 2 <= self.max_length <= self.text_config.max_position_embeddings:
+            raise InputError(
+                f"max_length {self.max_length}: give 2 to {self.text_config.max_position_embeddings} tokens"
+            )
+        super().__post_init__(**kwargs)
 
 
 class PatchAttention(BlipAttention):
@@ -140,6 +136,10 @@ class PromptAttention(BlipTextSelfAttention):
         return attended.transpose(1, 2).reshape(*hidden_states.shape[:2], self.all_head_size), None
 
 
+class HeadLinear(nn.Linear):
+    """A linear layer of the head, named apart because it is initialised apart."""
+
+
 class RewardHead(nn.Module):
     """Linear layers with dropout between them: (N, D) -> (N,).
 
@@ -149,7 +149,7 @@ class RewardHead(nn.Module):
 
     def __init__(self, sizes: Sequence[int]):
         super().__init__()
-        first, *between, last = [nn.Linear(*pair) for pair in zip(sizes, [*sizes[1:], 1])]
+        first, *between, last = [HeadLinear(*pair) for pair in zip(sizes, [*sizes[1:], 1])]
         dropouts = [0.2, 0.2, 0.1]  # after the first layers; none before the last two, as released
         modules = [first]
         for position, linear in enumerate(between):
@@ -190,14 +190,12 @@ class ImageRewardModel(BlipPreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, RewardHead):
-            # The official initialisation, deviation 1/769 in every layer, starts training on a plateau: the rewards of a
-            # batch differ by 1e-10. This one keeps the features' scale.
-            for layer in module.layers:
-                if isinstance(layer, nn.Linear):
-                    init.normal_(layer.weight, std=layer.in_features**-0.5)
-                    init.zeros_(layer.bias)
+        if not isinstance(module, HeadLinear):
+            return super()._init_weights(module)
+        # The official initialisation, deviation 1/769 in every layer, starts training on a plateau: the rewards of a
+        # batch differ by 1e-10. This one keeps the features' scale.
+        init.normal_(module.weight, std=module.in_features**-0.5)
+        init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_encoder.get_input_embeddings()

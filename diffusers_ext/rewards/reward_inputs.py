@@ -72,7 +72,7 @@ def pairs(prompts: str | Sequence[str], images: Any) -> tuple[list[str], list]:
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
     """Return the prompts as a list; InputError if there is none, or one is not a text."""
-    if isinstance(prompts, str) or not len(prompts):
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise InputError("expected a list of prompts, one at least")
     for position, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
