@@ -10,6 +10,7 @@ _HOMES = {
     "embedded_model": "embedded",
     "select_prompts": "prompts",
     "load_control_lora": "control_lora",
+    "load_reward": "rewards.loading",
 }
 __all__ = sorted(_HOMES)
 

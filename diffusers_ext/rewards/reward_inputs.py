@@ -42,19 +42,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def pixels(image: Any, size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
-    """One checked image -> (3, size, size) float32, normalised: the shorter side resized (bicubic), the middle kept."""
+def read_rgb(image: Image.Image | str | os.PathLike) -> Image.Image:
+    """A checked PIL image or path -> RGB; InputError naming the file where it cannot be decoded."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    with _opened(image) as opened:
+        return to_rgb(opened)
+
+
+def pixels(
+    image: Any, size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, whole: bool = False
+) -> torch.Tensor:
+    """Return one checked image as (3, size, size) float32, normalised.
+
+    Its shorter side is resized (bicubic) and the middle kept; with `whole`, its longer side, and the rest is black.
+    """
     if isinstance(image, torch.Tensor):
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-    elif isinstance(image, Image.Image):
-        image = to_rgb(image)
     else:
-        with _opened(image) as opened:
-            image = to_rgb(opened)
-    image = vision.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
-    image = vision.center_crop(image, size)
+        image = read_rgb(image)
+    image = vision.resize(image, _whole(image, size) if whole else size, InterpolationMode.BICUBIC, antialias=True)
+    image = vision.center_crop(image, size)  # pads with zeros where the image is smaller
     image = image.clamp(0, 1) if isinstance(image, torch.Tensor) else vision.to_tensor(image)  # bicubic overshoots
     return vision.normalize(image, mean, std)
+
+
+def _whole(image: Any, size: int) -> list[int]:
+    """The height and width at which the longer side is `size`."""
+    height, width = image.shape[-2:] if isinstance(image, torch.Tensor) else (image.height, image.width)
+    return [max(1, round(side * size / max(height, width))) for side in (height, width)]
 
 
 def pairs(prompts: str | Sequence[str], images: Any) -> tuple[list[str], list]:
