@@ -10,8 +10,10 @@ from .modeling_image_reward import ImageRewardConfig
 
 def write_converted_card(folder: Path, source: Path, config: ImageRewardConfig) -> Path:
     """Write README.md of a folder that `diffusers-ext convert-reward` fills; the digest names the very file converted."""
+    digest = hashlib.sha256()
     with open(source, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        for block in iter(lambda: file.read(2**20), b""):
+            digest.update(block)
     data = ModelCardData(
         library_name="transformers",
         license="apache-2.0",
@@ -27,7 +29,7 @@ official checkpoint of ImageReward (Xu et al. 2023, arXiv:2304.05977):
 
 | file | sha256 |
 |---|---|
-| {source.name} | `{digest}` |
+| {source.name} | `{digest.hexdigest()}` |
 
 Metadata names THUDM/ImageReward as the origin. If that file came out of a training of your own, put its origin, data and
 licence there instead.

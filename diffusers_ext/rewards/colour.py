@@ -66,7 +66,7 @@ def array(image) -> np.ndarray:
         image = image.detach().cpu()
         image = image if image.dtype == torch.uint8 else (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
         return image.permute(1, 2, 0).numpy()
-    return np.asarray(read_rgb(image))
+    return np.array(read_rgb(image))
 
 
 def lab(rgb: torch.Tensor) -> torch.Tensor:

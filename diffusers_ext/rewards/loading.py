@@ -42,14 +42,14 @@ def load_reward(name_or_path: str | os.PathLike) -> Any:
 
 def _image_reward(name: str) -> Any:
     path = Path(name)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if name and path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{name}: holds no config.json; expected what ImageRewardModel.save_pretrained wrote")
     if path.is_file():
         raise InputError(
             f"{name}: a checkpoint is converted first: diffusers-ext convert-reward {name} --output_dir FOLDER"
         )
-    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise InputError(f"{name}: no such folder, and no reward has that name. There are:\n{FORMS}")
+    if not name or (not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~")))):
+        raise InputError(f"{name or 'an empty name'}: no such folder, and no reward has that name. There are:\n{FORMS}")
     from .modeling_image_reward import ImageRewardModel
 
     if path.is_dir():
