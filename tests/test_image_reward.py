@@ -13,7 +13,8 @@ from transformers import BertTokenizer
 
 import diffusers_ext
 from diffusers_ext.errors import InputError
-from diffusers_ext.rewards.modeling_image_reward import OFFICIAL_NAMES, ImageRewardConfig
+from diffusers_ext.rewards.image_reward_checkpoint import OFFICIAL_NAMES
+from diffusers_ext.rewards.modeling_image_reward import ImageRewardConfig
 
 WORDS = [
     "a",

@@ -6,15 +6,13 @@ h is BLIP's text encoder at [CLS], which reads the prompt and attends to every p
 linear layers without activations between them, as released. The scale is that of the training set: only differences
 under one prompt mean something.
 
-`save_pretrained` copies this file and reward_inputs.py beside the weights, and `AutoModel.from_pretrained(folder,
+`save_pretrained` copies this file and the two it imports beside the weights, and `AutoModel.from_pretrained(folder,
 trust_remote_code=True)` runs them where nothing else of their package is installed.
 
 Shapes: P prompts of T tokens, I images, N pairs, L = 1 + patches, W the image encoder's width.
 """
 
 import os
-import pickle
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +33,7 @@ from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import cached_file
 
+from .image_reward_checkpoint import convert, official_options, read_checkpoint
 from .reward_inputs import InputError, check_finite, check_images, check_prompts, pairs, pixels, wants_gradient
 
 TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -48,28 +47,6 @@ VISION = {
     "initializer_range": 0.02,
 }
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-
-# Our names and the official checkpoint's, replaced one after the other; mlp.* are equal in both.
-OFFICIAL_NAMES = [
-    ("vision_model.embeddings.class_embedding", "blip.visual_encoder.cls_token"),
-    ("vision_model.embeddings.position_embedding", "blip.visual_encoder.pos_embed"),
-    ("vision_model.embeddings.patch_embedding.", "blip.visual_encoder.patch_embed.proj."),
-    ("vision_model.encoder.layers.", "blip.visual_encoder.blocks."),
-    ("vision_model.post_layernorm.", "blip.visual_encoder.norm."),
-    (".layer_norm", ".norm"),
-    (".self_attn.qkv.", ".attn.qkv."),
-    (".self_attn.projection.", ".attn.proj."),
-    ("text_encoder.", "blip.text_encoder."),
-]
-OFFICIAL_VISION = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "patch": "patch_size",
-}
-# In every released file and read by nothing: a buffer of 0, 1, 2 ..., and projections of a retrieval loss.
-UNUSED = re.compile(r"blip\.(text_encoder\.embeddings\.position_ids|(vision|text)_proj\.(weight|bias))")
-UNUSED_OPTIONS = {"architectures", "model_type", "type_vocab_size", "encoder_width", "add_cross_attention"}
 
 
 class ImageRewardConfig(PreTrainedConfig):
@@ -358,66 +335,16 @@ class ImageRewardModel(BlipPreTrainedModel):
 
         Raises InputError if the file cannot be read, or naming the tensors missing, unexpected or of another shape.
         """
-        state = _read_checkpoint(path_or_state_dict)
-        vision_config = {OFFICIAL_VISION.get(name, name): value for name, value in (vision_config or {}).items()}
-        if "hidden_size" in vision_config:
-            vision_config.setdefault("intermediate_size", 4 * vision_config["hidden_size"])
-        text_config = {name: value for name, value in (text_config or {}).items() if name not in UNUSED_OPTIONS}
-        _check_options(text_config, BlipTextConfig), _check_options(vision_config, BlipVisionConfig)
+        state = read_checkpoint(path_or_state_dict)
+        text_config, vision_config = official_options(text_config, vision_config)
         config = ImageRewardConfig(text_config=text_config, vision_config=vision_config)
         with torch.device("meta"):
             model = cls(config)
-        model.load_state_dict(_convert(state, model.state_dict()), strict=True, assign=True)
+        model.load_state_dict(convert(state, model.state_dict()), strict=True, assign=True)
         positions = torch.arange(config.text_config.max_position_embeddings).unsqueeze(0)
         model.text_encoder.embeddings.position_ids = positions  # a buffer that no checkpoint holds
         model.tokenizer = tokenizer
         return model.eval()
-
-
-def _read_checkpoint(path_or_state_dict: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of an official checkpoint by their official names, float32."""
-    state = path_or_state_dict
-    if not isinstance(state, dict):
-        try:
-            state = torch.load(path_or_state_dict, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{path_or_state_dict}: no checkpoint that can be read ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError("an official checkpoint is a dict of tensors; this one holds something else")
-    # A tensor that was handed over stays the caller's own.
-    copy = isinstance(path_or_state_dict, dict)
-    named = {name.removeprefix("module."): value for name, value in state.items()}
-    return {name: value.to(torch.float32, copy=copy) for name, value in named.items() if not UNUSED.fullmatch(name)}
-
-
-def _convert(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename official tensors to ours; InputError naming what is missing, unexpected or of another shape."""
-    official = {}
-    for name in expected:
-        renamed = name
-        for ours, theirs in OFFICIAL_NAMES:
-            renamed = renamed.replace(ours, theirs)
-        official[renamed] = name
-    wrong = [f"missing: {name}" for name in official if name not in state]
-    wrong += [f"unexpected: {name}" for name in state if name not in official]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(expected[ours].shape)}"
-        for name, ours in official.items()
-        if name in state and state[name].shape != expected[ours].shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise InputError(
-            f"not a checkpoint of this ImageReward: {'; '.join(wrong[:5])}{more}; see text_config, vision_config"
-        )
-    return {ours: state[name] for name, ours in official.items()}
-
-
-def _check_options(given: dict, kind: type) -> None:
-    unknown = given.keys() - kind().to_dict().keys()
-    if unknown:
-        raise InputError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
 
 
 ImageRewardConfig.register_for_auto_class()
