@@ -114,7 +114,9 @@ def scored(model, prompts: list[str], images: list, dtype: str):
     import torch
 
     if dtype == "bf16" and model.dtype != torch.bfloat16:
-        halves = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items() if "mlp." not in name}
+        halves = {
+            name: value.to(torch.bfloat16) for name, value in model.state_dict().items() if not name.startswith("mlp.")
+        }
         model.load_state_dict(halves, strict=False, assign=True)  # the other side keeps the float32 tensors
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
         return model.score_matrix(prompts, images)

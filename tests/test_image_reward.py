@@ -382,8 +382,11 @@ def test_a_fresh_process_loads_it_with_and_without_the_package(model, saved, pic
         environment["PYTHONPATH"] = os.pathsep.join(paths)
     command = [sys.executable, *([] if installed else ["-S"]), "-c", program]
     arguments = [saved, saved.parent / "picture.png", tmp_path / "again"]
-    done = subprocess.run([*command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "[y/N]" not in done.stdout  # nothing is asked
     expected = model.score("a red circle", pictures[0]).item()
     printed = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("reward ")]
     assert printed == pytest.approx([expected] * 2, abs=1e-6)

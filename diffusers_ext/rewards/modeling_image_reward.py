@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    AutoTokenizer,
     BlipPreTrainedModel,
     BlipTextConfig,
     BlipTextModel,
     BlipVisionConfig,
     BlipVisionModel,
     PreTrainedConfig,
+    PreTrainedTokenizerFast,
 )
 from transformers import initialization as init
 from transformers.models.blip.modeling_blip import BlipAttention
@@ -305,7 +305,8 @@ class ImageRewardModel(BlipPreTrainedModel):
         hub = {name: kwargs[name] for name in HUB if kwargs.get(name) is not None}
         name = "tokenizer_config.json"
         if cached_file(pretrained_model_name_or_path, name, **hub, _raise_exceptions_for_missing_entries=False):
-            model.tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+            # AutoTokenizer would read the config first, and ask whether to run the code that it names.
+            model.tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)
         return loaded
 
     def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs) -> None:
