@@ -416,7 +416,6 @@ def test_an_open_clip_model_with_the_wrong_activation_is_refused():
 
 
 def test_consistency_is_the_metric(circles):
-    metric = pytest.importorskip("diffusers_ext.metrics.condition_consistency")
     prompts, images = circles
     from diffusers_ext import conditions, randomness
 
@@ -424,7 +423,7 @@ def test_consistency_is_the_metric(circles):
     wanted = [
         torch.from_numpy(canny(np.asarray(image), randomness.generator(0, "condition", 0, 0))) for image in images
     ]
-    wanted = [metric.as_tensor(condition.numpy()) for condition in wanted]
+    wanted = [conditions.as_tensor(condition.numpy()) for condition in wanted]
     scores = ConsistencyReward("canny", wanted).score(prompts, images)
     assert (scores == 1).all()
     assert (ConsistencyReward("canny", wanted[1:] + wanted[:1]).score(prompts, images) < 0.9).all()

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ..conditions import resolve
+from ..metrics.condition_consistency import condition_consistency
 from .colour import array
 from .interface import Reward
 from .reward_inputs import InputError
@@ -22,8 +24,6 @@ class ConsistencyReward(Reward):
 
     def __init__(self, extractor: Callable | str, conditions: Sequence[Any]):
         super().__init__()
-        from ..conditions import resolve
-
         self.extractor = resolve(extractor) if isinstance(extractor, str) else extractor
         self.conditions = list(conditions)
 
@@ -33,8 +33,6 @@ class ConsistencyReward(Reward):
         return super().score(prompts, images, len(images) if several else 1)
 
     def _score(self, prompts: list[str], images: list) -> torch.Tensor:
-        from ..metrics.condition_consistency import condition_consistency
-
         conditions = self.conditions * len(images) if len(self.conditions) == 1 else self.conditions
         if len(conditions) != len(images):
             raise InputError(f"{len(images)} images but {len(conditions)} conditions; give one each")
