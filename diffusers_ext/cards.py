@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .data.ranking_checks import Counts
 from .embedded import embedded_model
 from .grids import plot_curves
 from .metrics.condition_gap import snap
@@ -24,6 +25,11 @@ MEASURES = {  # what the columns of metrics.jsonl mean
     "iou_no_control": "the same, the base without control",
     "circle_error": "colour error of the circle, CIEDE2000, median",
     "background_error": "colour error of the background, CIEDE2000, median",
+    "held_out_accuracy": "share of strict pairs ordered as people did",
+    "held_out_accuracy_low": "its interval, from",
+    "held_out_accuracy_high": "to",
+    "held_out_spearman": "Spearman's ρ with the rankings, mean",
+    "held_out_kendall": "Kendall's τ with the rankings, mean",
 }
 
 HELD_OUT = {"held_out_loss": "held out, right condition", "held_out_loss_wrong": "held out, wrong condition"}
@@ -125,6 +131,61 @@ Saved are the averaged weights, in float16.
 ## Limits
 
 It draws what its set holds and nothing else.
+"""
+    return _write(run, data, text)
+
+
+def write_reward_card(run: Path, training: Counts, held_out: Counts) -> Path:
+    """Write README.md of a run folder of train_reward_model.py."""
+    options, config = _record(run)["options"], json.loads((run / "config.json").read_text(encoding="utf-8"))
+    base, head_alone = options["backbone"], config["model_type"] == "open_clip_reward"
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["reward-model", "human-preference", "diffusers_ext"],
+        base_model=None if base == "tiny" else _hub_name(base),
+        **({} if base == "tiny" else _licence(base)),
+    )
+    name = "LinearHeadReward" if head_alone else "ImageRewardModel"
+    module = "diffusers_ext.rewards.linear_head" if head_alone else "diffusers_ext"
+    architecture = (
+        f"A head on the frozen embeddings of {base}"
+        if head_alone
+        else f"ImageReward (Xu et al. 2023) from {_title(base)}, {options['freeze_fraction']:.0%} of the layers frozen"
+    )
+    text = f"""# {run.name}: a reward model for images and prompts
+
+{_picture(run)}
+
+Held-out prompts: the images from the highest reward to the lowest.
+
+## Use
+
+```python
+from {module} import {name}
+
+reward = {name}.from_pretrained("{run.name}")
+scores = reward.score("a prompt", images)  # higher is better; compare images of one prompt only
+```
+
+## Training
+
+{architecture}. −log σ(r_winner − r_loser) on every strict pair, each {options["pair_weighting"]} counting alike.
+Trained on: {training}.
+
+Rewards are normalised by the training images' mean {config["reward_mean"]:.4g} and deviation {config["reward_std"]:.4g}.
+
+{_training(run)}
+
+## Measured
+
+{_measured(run, f"on held-out prompts: {held_out}; 95 % interval over prompts. Equal scores count as wrong")}
+
+`best/` holds the most accurate weights of the run.
+
+## Limits
+
+It predicts the people who ranked these images, on prompts and images like these. A model tuned on it finds what it
+overlooks: measure with another reward as well.
 """
     return _write(run, data, text)
 

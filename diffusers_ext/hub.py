@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import create_repo, upload_folder
 
-RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "logs/**", "autoencoder/**"]
+RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "logs/**", "autoencoder/**", "cache/**"]
 
 
 def push(folder: Path, options: Any) -> str:

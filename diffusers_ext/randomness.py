@@ -59,6 +59,11 @@ def uniform(seed: int, stream: str, key: Key) -> float:
     return float(generator(seed, stream, *key).random())
 
 
+def epoch_order(seed: int, epoch: int, samples: int) -> np.ndarray:
+    """Return the order of an epoch's samples, a permutation of 0 .. samples-1."""
+    return generator(seed, "order", epoch).permutation(samples)
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """A 63-bit seed for whatever still uses torch's global generator (dropout), a function of the step."""
     return int(generator(seed, "torch", step, rank).integers(2**63))
@@ -91,5 +96,5 @@ class MicroBatches:
     def _key(self, position: int) -> Key:
         epoch, offset = divmod(position, self.samples)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, generator(self.seed, "order", epoch).permutation(self.samples)
+            self._epoch, self._order = epoch, epoch_order(self.seed, epoch, self.samples)
         return epoch, int(self._order[offset])

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..cache import digest_of_file
 from ..errors import InputError
+from ..randomness import generator
 from .files import File, load
 from .rankings import RankedPrompt
 
@@ -69,6 +70,29 @@ def leaks(training: Sequence[RankedPrompt], other: Sequence[RankedPrompt]) -> Le
         [prompt for prompt in other if normalised(prompt.prompt) in known],
         [prompt for prompt in other if any(digests[image] in seen for image in prompt.images)],
     )
+
+
+def without_leaks(training: Sequence[RankedPrompt], other: Sequence[RankedPrompt]) -> list[RankedPrompt]:
+    """Return the training prompts that share neither text nor pictures with `other`."""
+    shared = leaks(other, training)
+    out = {prompt.id for prompt in (*shared.prompts, *shared.images)}
+    return [prompt for prompt in training if prompt.id not in out]
+
+
+def hold_out(prompts: Sequence[RankedPrompt], count: int, seed: int) -> tuple[list[RankedPrompt], list[RankedPrompt]]:
+    """Split off prompts to measure on, drawn by the seed: `count`, or a tenth where that is less.
+
+    Prompts of equal words go to the same side. Both sides keep the order of `prompts`.
+    """
+    groups = defaultdict(list)
+    for at, prompt in enumerate(prompts):
+        groups[normalised(prompt.prompt)].append(at)
+    aside, wanted, members = set(), min(count, len(prompts) // 10), list(groups.values())
+    for group in generator(seed, "held_out").permutation(len(members)):
+        if len(aside) + len(members[group]) <= wanted:
+            aside |= set(members[group])
+    training = [prompt for at, prompt in enumerate(prompts) if at not in aside]
+    return training, [prompt for at, prompt in enumerate(prompts) if at in aside]
 
 
 def digests_of(files: Iterable[File]) -> dict[File, str]:

@@ -1,0 +1,32 @@
+"""An ImageReward small enough for a CPU, untrained: every part is of the class that the released model uses."""
+
+from collections.abc import Iterable
+
+from transformers import BertTokenizerFast, PreTrainedTokenizerBase
+
+from .rewards.modeling_image_reward import ImageRewardConfig, ImageRewardModel
+
+TOKENS = 16  # of a prompt that are read
+
+
+def tokenizer(texts: Iterable[str], size: int = 2000) -> PreTrainedTokenizerBase:
+    """Learn a WordPiece vocabulary from texts, BERT's way, lower case."""
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+    return BertTokenizerFast(vocab=words).train_new_from_iterator(sorted(set(texts)), size, show_progress=False)
+
+
+def image_reward(texts: Iterable[str], width: int = 64, layers: int = 3, image_size: int = 64, patch_size: int = 16):
+    """Return a random `ImageRewardModel` whose tokenizer knows the words of these texts; seeded by torch's generator."""
+    words = tokenizer(texts)
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
+    text = {**shape, "vocab_size": len(words), "max_position_embeddings": TOKENS, "pad_token_id": 0}
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    vision = {**shape, "image_size": image_size, "patch_size": patch_size}
+    model = ImageRewardModel(ImageRewardConfig({**text, **quiet}, vision, head_sizes=(width,), max_length=TOKENS))
+    model.tokenizer = words
+    return model
