@@ -16,7 +16,7 @@ writes rankings.jsonl, the pictures, and truth.jsonl with the exact rewards by i
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,27 @@ from .rankings import RankedPrompt, Ranking, write
 
 SCALE = 20.0  # CIEDE2000 that makes one unit of reward
 TRUTH = "truth.jsonl"
+
+
+# The sixteen colours of HTML 4: a vocabulary that a small model learns from few rankings.
+BASIC = [
+    "aqua",
+    "black",
+    "blue",
+    "fuchsia",
+    "gray",
+    "green",
+    "lime",
+    "maroon",
+    "navy",
+    "olive",
+    "purple",
+    "red",
+    "silver",
+    "teal",
+    "white",
+    "yellow",
+]
 
 
 def exact_rewards(images: Any, prompt: str) -> np.ndarray:
@@ -52,6 +73,16 @@ def bayes_accuracy(rewards: Sequence[np.ndarray], temperature: float) -> float:
     """Return the expected accuracy of the exact rewards on the pairs of N prompts: E σ(|r*_i − r*_j| / T)."""
     gaps = [np.abs(each[:, None] - each[None, :])[np.triu_indices(len(each), 1)] for each in map(np.asarray, rewards)]
     return float((1 / (1 + np.exp(-np.concatenate(gaps) / temperature))).mean())
+
+
+def scene(options: "Options", index: int) -> fill50k.Scene:
+    """Draw fill50k's scene of that number, with --basic_colours in a pair of these, of the same split."""
+    drawn = fill50k.scene(index, options.seed, options.split)
+    if not options.basic_colours:
+        return drawn
+    pairs = [pair for pair in fill50k.colour_pairs(options.split) if {*pair} <= set(BASIC)]
+    chosen = randomness.generator(options.seed, f"basic-{options.split}", index).integers(len(pairs))
+    return replace(drawn, circle=pairs[chosen][0], background=pairs[chosen][1])
 
 
 def spoilt(scene: fill50k.Scene, size: int, draw: np.random.Generator) -> Image.Image:
@@ -80,6 +111,7 @@ class Options:
     annotators: int = option(1, "people who rank each prompt")
     temperature: float = option(0.5, "their noise: at 0.5 they err in one pair of six, at 0.25 in one of ten")
     size: int = option(64, "side of the square pictures, in pixels")
+    basic_colours: bool = option(False, "only the sixteen basic colours, which takes fewer rankings to learn")
     seed: int = option(0, "another seed gives other circles, faults and noise")
     split: str = option("train", "train, or test: colour pairs that never occur in train", ("train", "test"))
 
@@ -90,19 +122,19 @@ def simulate(options: Options) -> Path:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     prompts, truth = [], []
     for index in tqdm(range(options.count), desc="simulating", unit="prompt", delay=3):
-        scene = fill50k.scene(index, options.seed, options.split)
+        drawn = scene(options, index)
         draws = [
             randomness.generator(options.seed, f"spoilt-{options.split}", index, at) for at in range(options.images)
         ]
-        images = [spoilt(scene, options.size, draw) for draw in draws]
+        images = [spoilt(drawn, options.size, draw) for draw in draws]
         paths = [folder / "images" / f"{index:06d}-{at}.png" for at in range(len(images))]
         for image, path in zip(images, paths):
             image.save(path)
-        rewards = exact_rewards(images, scene.prompt)
+        rewards = exact_rewards(images, drawn.prompt)
         person = functools.partial(rank, rewards, temperature=options.temperature, seed=options.seed, index=index)
         people = tuple(person(annotator=f"simulated-{number}") for number in range(options.annotators))
         prompts.append(
-            RankedPrompt(f"{options.split}-{index:06d}", scene.prompt, tuple(paths), people, split=options.split)
+            RankedPrompt(f"{options.split}-{index:06d}", drawn.prompt, tuple(paths), people, split=options.split)
         )
         truth.append({"id": prompts[-1].id, "rewards": rewards.round(6).tolist()})
     (folder / TRUTH).write_text("".join(json.dumps(row) + "\n" for row in truth), encoding="utf-8")
