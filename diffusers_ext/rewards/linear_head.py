@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..data.files import load
 from ..errors import InputError
-from . import reward_inputs
+from .interface import Reward
+from .reward_inputs import read_rgb
 
 
 class LinearHeadConfig(PreTrainedConfig):
@@ -64,6 +66,10 @@ class Backbone:
         return F.normalize(self.model.encode_text(self.tokenizer(list(texts)).to(device)).float(), dim=1)
 
 
+def _picture(image: Any) -> Image.Image:
+    return to_pil_image(image) if isinstance(image, torch.Tensor) else read_rgb(image)
+
+
 def is_open_clip(name: str) -> bool:
     """Say whether a name means an open_clip model: a folder with open_clip_config.json, hf-hub:owner/name, or model/tag."""
     import open_clip
@@ -98,7 +104,7 @@ def load_backbone(name: str) -> Backbone:
     return Backbone(model, preprocess, open_clip.get_tokenizer(model_name))
 
 
-class LinearHeadReward(PreTrainedModel):
+class LinearHeadReward(Reward, PreTrainedModel):
     """The head, and the backbone it refers to, which is loaded when it is first needed."""
 
     config_class = LinearHeadConfig
@@ -135,15 +141,7 @@ class LinearHeadReward(PreTrainedModel):
             raw = self.head(torch.cat([images, texts, images * texts], dim=1)).squeeze(1)
         return (raw - self.config.reward_mean) / self.config.reward_std
 
-    @torch.no_grad()
-    def score(self, prompts: str | Sequence[str], images: Any, batch_size: int = 16) -> torch.Tensor:
-        """Return the reward of each pair, (N,) float32; prompts and PIL images or paths as in `ImageRewardModel.score`."""
-        prompts, images = reward_inputs.pairs(prompts, images)
+    def _score(self, prompts: list[str], images: list) -> torch.Tensor:
         texts = list(dict.fromkeys(prompts))
-        text_of = dict(zip(texts, self.backbone.embed_texts(texts)))
-        rewards = []
-        for first in range(0, len(images), batch_size):
-            chunk = slice(first, first + batch_size)
-            embedded = torch.stack([text_of[prompt] for prompt in prompts[chunk]])
-            rewards.append(self(self.backbone.embed_images(images[chunk]), embedded))
-        return torch.cat(rewards)
+        embedded = dict(zip(texts, self.backbone.embed_texts(texts)))
+        return self(self.backbone.embed_images(images), torch.stack([embedded[prompt] for prompt in prompts]))

@@ -1,6 +1,6 @@
 """`load_reward(name)`: any reward of the family by name.
 
-runs/my-reward, owner/name      a folder or Hub repository that holds an ImageRewardModel
+runs/my-reward, owner/name      a folder or Hub repository that holds an ImageRewardModel, or a folder with a trained head
 clip:ViT-B-32/openai            CLIP score, open_clip's architecture and tag, or architecture and checkpoint file
 clip:path/to/clip               the same, a transformers CLIP folder
 pickscore, pickscore:path       PickScore, from the Hub or a folder
@@ -54,6 +54,10 @@ def _image_reward(name: str) -> Any:
 
     if path.is_dir():
         model_type = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if model_type == "open_clip_reward":
+            from .linear_head import LinearHeadReward
+
+            return LinearHeadReward.from_pretrained(name)
         if model_type != "image_reward":
             raise InputError(f"{name}: a model of type {model_type!r}, not image_reward; CLIP is clip:{name}")
     try:

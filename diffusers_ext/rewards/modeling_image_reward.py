@@ -58,7 +58,6 @@ class ImageRewardConfig(PreTrainedConfig):
     """
 
     model_type = "image_reward"
-    max_length: int = 35  # declared: else saving takes it for a parameter of generation, and refuses
     sub_configs = {"text_config": BlipTextConfig, "vision_config": BlipVisionConfig}  # noqa: RUF012
 
     text_config: Any = None
