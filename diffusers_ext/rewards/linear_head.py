@@ -51,12 +51,9 @@ class Backbone:
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Any]) -> torch.Tensor:
-        """Return the unit embeddings of PIL images or paths, (N, D) float32."""
+        """Return the unit embeddings of images in any form of reward_inputs, (N, D) float32."""
         device = next(self.model.parameters()).device
-        pictures = [
-            load(Path(each)) if isinstance(each, (str, Path)) else reward_inputs.to_rgb(each) for each in images
-        ]
-        pixels = torch.stack([self.preprocess(picture) for picture in pictures]).to(device)
+        pixels = torch.stack([self.preprocess(_picture(image)) for image in images]).to(device)
         return F.normalize(self.model.encode_image(pixels).float(), dim=1)
 
     @torch.no_grad()
