@@ -51,7 +51,7 @@ def load_reward_backbone(name: str, texts: Sequence[str], head_sizes: Sequence[i
     if is_open_clip(name):
         backbone = load_backbone(name)
         width = backbone.embed_texts([""]).shape[1]
-        model = LinearHeadReward(LinearHeadConfig(name, width, head_sizes or ()))
+        model = LinearHeadReward(LinearHeadConfig(backbone=name, width=width, head_sizes=list(head_sizes or ())))
         model._backbone = backbone
         return model
     kind = kind_of(name)
@@ -85,7 +85,7 @@ def from_blip(name: str) -> ImageRewardModel:
             f"--backbone {name}: not a BLIP for image-text retrieval: it lacks {len(absent)} tensors, {absent[0]} the first"
         )
     text, vision = blip.config.text_config.to_dict(), blip.config.vision_config.to_dict()
-    model = ImageRewardModel(ImageRewardConfig({**text, "is_decoder": True}, vision))
+    model = ImageRewardModel(ImageRewardConfig(text_config={**text, "is_decoder": True}, vision_config=vision))
     model.vision_model.load_state_dict(blip.vision_model.state_dict())
     model.text_encoder.load_state_dict(blip.text_encoder.state_dict())
     model.tokenizer = AutoTokenizer.from_pretrained(name)

@@ -7,6 +7,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerBase
 from .rewards.modeling_image_reward import ImageRewardConfig, ImageRewardModel
 
 TOKENS = 16  # of a prompt that are read
+DEVIATION = 0.1  # of the first weights: BLIP's 0.02 is for wide layers, narrow ones would be blind to the image
 
 
 def tokenizer(texts: Iterable[str], size: int = 2000) -> PreTrainedTokenizerBase:
@@ -23,10 +24,18 @@ def image_reward(texts: Iterable[str], width: int = 64, layers: int = 3, image_s
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
+        "initializer_range": DEVIATION,
     }
     text = {**shape, "vocab_size": len(words), "max_position_embeddings": TOKENS, "pad_token_id": 0}
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     vision = {**shape, "image_size": image_size, "patch_size": patch_size}
-    model = ImageRewardModel(ImageRewardConfig({**text, **quiet}, vision, head_sizes=(width,), max_length=TOKENS))
+    config = ImageRewardConfig(
+        text_config={**text, **quiet},
+        vision_config=vision,
+        head_sizes=[width],
+        max_length=TOKENS,
+        initializer_range=DEVIATION,
+    )
+    model = ImageRewardModel(config)
     model.tokenizer = words
     return model

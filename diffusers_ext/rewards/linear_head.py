@@ -29,18 +29,11 @@ class LinearHeadConfig(PreTrainedConfig):
 
     model_type = "open_clip_reward"
 
-    def __init__(
-        self,
-        backbone: str = "ViT-B-32/laion2b_s34b_b79k",
-        width: int = 512,
-        head_sizes: Sequence[int] = (),
-        reward_mean: float = 0.0,
-        reward_std: float = 1.0,
-        **kwargs,
-    ):
-        self.backbone, self.width, self.head_sizes = backbone, width, list(head_sizes)
-        self.reward_mean, self.reward_std = reward_mean, reward_std
-        super().__init__(**kwargs)
+    backbone: str = "ViT-B-32/laion2b_s34b_b79k"
+    width: int = 512
+    head_sizes: tuple[int, ...] | list[int] = ()
+    reward_mean: float = 0.0
+    reward_std: float = 1.0
 
 
 class Backbone:
