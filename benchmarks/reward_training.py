@@ -62,7 +62,8 @@ def learns(options: Options, folder: Path) -> dict:
     from diffusers_ext.metrics.preference import preference_accuracy
 
     common = {"size": 32, "basic_colours": True, "temperature": options.temperature, "seed": options.seed}
-    counts = {"train": options.prompts, "test": options.prompts // 5}
+    common |= {"annotators": options.annotators}
+    counts = {"train": options.prompts, "test": options.prompts // 10}
     files = {
         split: simulate(Simulated(output_dir=str(folder / split), count=count, split=split, **common))
         for split, count in counts.items()

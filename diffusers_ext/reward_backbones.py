@@ -85,7 +85,9 @@ def from_blip(name: str) -> ImageRewardModel:
             f"--backbone {name}: not a BLIP for image-text retrieval: it lacks {len(absent)} tensors, {absent[0]} the first"
         )
     text, vision = blip.config.text_config.to_dict(), blip.config.vision_config.to_dict()
-    model = ImageRewardModel(ImageRewardConfig(text_config={**text, "is_decoder": True}, vision_config=vision))
+    length = min(ImageRewardConfig.max_length, text["max_position_embeddings"])
+    text = {**text, "is_decoder": True}
+    model = ImageRewardModel(ImageRewardConfig(text_config=text, vision_config=vision, max_length=length))
     model.vision_model.load_state_dict(blip.vision_model.state_dict())
     model.text_encoder.load_state_dict(blip.text_encoder.state_dict())
     model.tokenizer = AutoTokenizer.from_pretrained(name)

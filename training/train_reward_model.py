@@ -192,6 +192,7 @@ def make_model(options: Options, training: list):
         model.config.max_length = options.max_length
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+        model.disable_input_require_grads()  # what frozen embeddings give needs no gradient: it is not LoRA that learns
     return model, freeze(model, options.freeze_fraction)
 
 

@@ -80,9 +80,15 @@ def scene(options: "Options", index: int) -> fill50k.Scene:
     drawn = fill50k.scene(index, options.seed, options.split)
     if not options.basic_colours:
         return drawn
-    pairs = [pair for pair in fill50k.colour_pairs(options.split) if {*pair} <= set(BASIC)]
+    pairs = basic_pairs(options.split)
     chosen = randomness.generator(options.seed, f"basic-{options.split}", index).integers(len(pairs))
     return replace(drawn, circle=pairs[chosen][0], background=pairs[chosen][1])
+
+
+@functools.lru_cache(maxsize=2)
+def basic_pairs(split: str) -> list[tuple[str, str]]:
+    """Return fill50k's pairs of a split whose both colours are basic."""
+    return [pair for pair in fill50k.colour_pairs(split) if {*pair} <= set(BASIC)]
 
 
 def spoilt(scene: fill50k.Scene, size: int, draw: np.random.Generator) -> Image.Image:
