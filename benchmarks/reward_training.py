@@ -34,9 +34,10 @@ class Options:
     parts: list[str] = option(["learns", "cost"], "what to measure")
     output_dir: str | None = option(None, "where rankings and runs are written; default: a folder that is removed")
     prompts: int = option(
-        1000, "learns: ranked prompts to learn from, six pictures each; a fifth as many to measure on"
+        3000, "learns: ranked prompts to learn from, six pictures each; a tenth as many to measure on"
     )
-    steps: int = option(800, "learns: optimiser steps")
+    annotators: int = option(3, "learns: simulated people who rank each prompt")
+    steps: int = option(1000, "learns: optimiser steps")
     temperature: float = option(0.5, "learns: the simulated people's noise")
     seed: int = option(0, "learns: of rankings and training")
     images: int = option(7, "cost: images of the prompt")
