@@ -25,7 +25,7 @@ from diffusers_ext.options import option, parse, run
 SCRIPT = Path(__file__).parents[1] / "training" / "train_reward_model.py"
 LEARNS = [
     *("--backbone", "tiny", "--freeze_fraction", "0", "--train_batch_size", "16", "--learning_rate", "1e-3"),
-    *("--lr_warmup_steps", "40", "--adam_weight_decay", "0.01", "--validation_steps", "200"),
+    *("--lr_warmup_steps", "40", "--adam_weight_decay", "0.01", "--validation_steps", "200", "--random_flip"),
 ]
 
 

@@ -107,6 +107,18 @@ def test_weights_of_a_step_are_its_pairs_also_across_epochs():
         assert all(dataset.pair_weight(key) == pytest.approx(1 / pairs) for key in keys)
 
 
+def test_half_of_the_images_are_mirrored_anew_each_epoch():
+    dataset = RankedImages(prompts(), features, seed=1, flip=True)
+    drawn = [
+        [not torch.equal(image, features(file)) for image, file in zip(dataset[epoch, at]["images"], prompt.images)]
+        for epoch in range(20)
+        for at, prompt in enumerate(prompts())
+    ]
+    assert 0.4 < np.mean(sum(drawn, [])) < 0.6
+    assert drawn[:8] != drawn[8:16] and len({tuple(each) for each in drawn[3::8]}) > 5
+    assert all(torch.equal(a, b) for a, b in zip(dataset[2, 3]["images"], dataset[2, 3]["images"]))
+
+
 def test_prompt_weighting_is_the_mean_of_the_prompts_means():
     dataset = RankedImages(prompts(), features, split=(8, 1, 1), weighting="prompt")
     weights = [dataset.pair_weight((0, at)) * len(pairs) for at, pairs in enumerate(dataset.pairs)]

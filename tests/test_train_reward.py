@@ -87,6 +87,21 @@ def test_a_run_leaves_a_reward_that_loads_and_a_card(start, ranked, tmp_path):
     assert f"{held_out[-1]['held_out_accuracy']:.3g}" in card and "27 prompts, 81 images" in card
 
 
+def test_it_learns_from_noisy_rankings(tmp_path):
+    """From random weights to well above chance on prompts never seen; benchmarks/reward_training.py goes on from there."""
+    options = {"count": 120, "images": 5, "temperature": 0.1, "size": 32, "basic_colours": True}
+    path = simulated_rankings.simulate(simulated_rankings.Options(output_dir=str(tmp_path / "data"), **options))
+    torch.manual_seed(0)
+    model = tiny_image_reward.image_reward(
+        [prompt.prompt for prompt in read(path)], layers=2, image_size=32, patch_size=8
+    )
+    model.save_pretrained(tmp_path / "start")
+    more = ["--max_train_steps", 80, "--train_batch_size", 12, "--validation_steps", 80]
+    call(*arguments(tmp_path / "start", path, tmp_path / "run", *more))
+    (measured,) = [row for row in read_metrics(tmp_path / "run") if "held_out_accuracy" in row]
+    assert measured["held_out_accuracy_low"] > 0.5 and measured["held_out_accuracy"] > 0.58
+
+
 def test_resuming_is_exact(start, ranked, tmp_path):
     common = ["--max_train_steps", 6, "--checkpointing_steps", 3, "--freeze_fraction", 0.5, "--gradient_checkpointing"]
     call(*arguments(start, ranked, tmp_path / "straight", *common))
@@ -205,6 +220,7 @@ def test_from_blip_for_retrieval(ranked, start, tmp_path):
         (["--rankings", "none.jsonl"], "none.jsonl: no such file"),
         (["--freeze_fraction", 1.5], "--freeze_fraction must lie in 0 to 1"),
         (["--head_sizes", 8], "--head_sizes is for a head on an open_clip model"),
+        (["--random_flip", "--encoder_cache_dir", "cache"], "--random_flip: what is cached"),
         (["--max_length", 400], "--max_length must lie in 2 to 16"),
         (["--split", "val"], "no rankings of split 'val'"),
         (["--held_out_samples", 0], "no prompt with a strict pair to measure on"),

@@ -63,6 +63,9 @@ class DataOptions:
     pair_weighting: str = option(
         "pair", "what counts alike in the loss: each pair, as published, or each prompt", ("pair", "prompt")
     )
+    random_flip: bool = option(
+        False, "mirror half of the images, drawn anew each epoch; not where left and right matter"
+    )
     encoder_cache_dir: str | None = option(
         None, "keep what the frozen layers make of each picture here, for all runs; a head on open_clip always does"
     )
@@ -105,7 +108,7 @@ def main(options: Options) -> None:
     prepared = prepare_inputs(options, accelerator, model, frozen, [*training, *held_out])
     split = (options.train_batch_size, options.gradient_accumulation_steps, accelerator.num_processes)
     inputs = (prepared.image, prepared.text, options.seed)
-    dataset = RankedImages(training, *inputs, split, options.pair_weighting)
+    dataset = RankedImages(training, *inputs, split, options.pair_weighting, options.random_flip)
     objective = RankingObjective(model, prepared.rewards, frozen)
     loop.train(
         accelerator, objective, dataset, options, RankingPreview(objective, RankedImages(held_out, *inputs), options)
@@ -137,6 +140,8 @@ def check_options(options: Options) -> None:
     head_alone = options.backbone != "tiny" and is_open_clip(options.backbone)
     if options.head_sizes and not head_alone:
         raise InputError("--head_sizes is for a head on an open_clip model; ImageReward's head keeps its form")
+    if options.random_flip and (head_alone or options.encoder_cache_dir):
+        raise InputError("--random_flip: what is cached is of one picture each; leave it out, or --encoder_cache_dir")
     if head_alone and options.head_init:
         raise InputError("--head_init is for ImageReward's head; one on an open_clip model is always new")
     if head_alone and options.max_length:

@@ -27,7 +27,7 @@ class RankedImages(Dataset):
 
     image(file) is an image as the reward reads it: pixels, or what a cache holds. text(prompt) likewise.
     weighting: "pair", each pair counts alike, as in the official training; "prompt", each prompt (Ouyang et al. 2022,
-    equation 1). `split` tells how a step's samples are divided: (batch size, accumulation, ranks).
+    equation 1). flip mirrors half of the images, drawn anew each epoch. `split` tells how a step's samples are divided: (batch size, accumulation, ranks).
     """
 
     buckets = None  # the loop takes samples in any order
@@ -40,8 +40,10 @@ class RankedImages(Dataset):
         seed: int = 0,
         split: tuple[int, int, int] = (1, 1, 1),
         weighting: str = "pair",
+        flip: bool = False,
     ):
         self.prompts, self.image, self.text, self.seed, self.weighting = list(prompts), image, text, seed, weighting
+        self.flip = flip
         self.batch_size, self.micro_batches = split[0], split[1] * split[2]
         self.pairs = [prompt.pairs() for prompt in prompts]
         self.counts = np.array([len(pairs) for pairs in self.pairs])
@@ -57,10 +59,16 @@ class RankedImages(Dataset):
         return {
             "key": key,
             "prompt": self.text(prompt.prompt),
-            "images": [self.image(image) for image in prompt.images],
+            "images": [self.flipped(self.image(image), key, at) for at, image in enumerate(prompt.images)],
             "pairs": self.pairs[key[1]],
             "pair_weight": torch.tensor(self.pair_weight(key)),
         }
+
+    def flipped(self, image: torch.Tensor, key: randomness.Key, at: int) -> torch.Tensor:
+        """Mirror (3, H, W) from left to right half of the time, where `flip` is on."""
+        return (
+            image.flip(-1) if self.flip and randomness.generator(self.seed, "flip", *key, at).random() < 0.5 else image
+        )
 
     def pair_weight(self, key: randomness.Key) -> float:
         """Return w such that the mean over a step's micro-batches of Σ w·(each pair's loss) is the step's mean."""
