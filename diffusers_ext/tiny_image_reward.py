@@ -16,7 +16,7 @@ def tokenizer(texts: Iterable[str], size: int = 2000) -> PreTrainedTokenizerBase
     return BertTokenizerFast(vocab=words).train_new_from_iterator(sorted(set(texts)), size, show_progress=False)
 
 
-def image_reward(texts: Iterable[str], width: int = 64, layers: int = 3, image_size: int = 64, patch_size: int = 16):
+def image_reward(texts: Iterable[str], width: int = 64, layers: int = 2, image_size: int = 32, patch_size: int = 8):
     """Return a random `ImageRewardModel` whose tokenizer knows the words of these texts; seeded by torch's generator."""
     words = tokenizer(texts)
     shape = {
