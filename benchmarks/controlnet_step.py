@@ -161,7 +161,7 @@ def prepare(model: str, setting: Setting, scratch: Path) -> tuple[Path, Path, Pa
         random_stable_diffusion(base)
     if not controlnet.exists():
         unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
-        new_controlnet(unet, vae_scale_factor(vae_config(str(base)))).save_pretrained(controlnet)
+        new_controlnet(unet, vae_scale_factor(vae_config(Path(base) / "vae"))).save_pretrained(controlnet)
     return base, controlnet, data
 
 

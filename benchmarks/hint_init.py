@@ -11,6 +11,7 @@ one core; cost grows with bases x kinds x seeds x steps to follow.
 """
 
 import functools
+import gc
 import json
 import math
 import time
@@ -105,6 +106,7 @@ def finish(folder: Path, runs: list[Run], options: Options) -> None:
     done = read(folder)
     for position, each in enumerate(runs):
         if each not in done:
+            gc.collect()  # networks and their graphs lie in cycles
             began = time.process_time()
             curve = train(each, folder, options.base_steps)
             row = {**asdict(each), "curve": curve, "cpu_seconds": round(time.process_time() - began, 1)}
