@@ -5,7 +5,7 @@
 Trains training/train_controlnet.py on 2,000 of fill50k's circles with the embedded model and prints, for each seed and step,
 the gap on held-out pairs, the circles' IoU on outlines of the test split, and the colours' CIEDE2000; first the same
 for the base without control. --shuffle gives every picture another one's condition: what a run looks like that
-cannot learn. Some seven minutes of one core a seed; runs that are there already are only measured.
+cannot learn. Runs that are there already are only measured.
 """
 
 import json

@@ -73,7 +73,7 @@ def plot_curves(
     log_y: bool = False,
 ) -> None:
     """Draw named curves {name: (xs, ys)} into one PNG."""
-    from matplotlib.figure import Figure  # not above: a second of start-up, needed at the end
+    from matplotlib.figure import Figure  # not above: needed at the end only, if at all
 
     figure = Figure(figsize=(6, 3.2), dpi=120)
     axes = figure.subplots()

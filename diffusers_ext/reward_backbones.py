@@ -70,7 +70,7 @@ def kind_of(name: str) -> str:
         found = f"its config.json says {kind!r}" if kind else "it has no config.json"
         raise InputError(
             f"--backbone {name}: {found}; give an ImageReward or BLIP folder, an open_clip model/tag or folder, or tiny. "
-            "A released ImageReward.pt is converted by ImageRewardModel.from_official_checkpoint"
+            "A released ImageReward.pt is converted by diffusers-ext convert-reward"
         )
     return kind
 
