@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -122,9 +123,9 @@ def unread(program: str, library: list[str]) -> set[str]:
 
     Of the library's own dataclasses those count that the program names; the rest belong to other programs.
     """
-    inherited = set()
+    inherited, own = set(), {node.name for node in ast.parse(program).body if isinstance(node, ast.ClassDef)}
     for node in [node for code in library for node in ast.parse(code).body if isinstance(node, ast.ClassDef)]:
-        if node.name in program:
+        if node.name not in own and re.search(rf"\b{node.name}\b", program):
             inherited |= declared(ast.unparse(node))
     return (declared(program) | inherited) - set().union(read(program), *map(read, library))
 
