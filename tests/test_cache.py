@@ -548,3 +548,28 @@ def test_ranks_share_a_cold_cache(launch, untrained, circles, tmp_path):
         with safe_open(shard, "pt") as file:
             keys += file.metadata()["keys"].split()
     assert len(keys) == len(set(keys)) == 48 + 1 + len({row.text for row in read_image_folder(str(circles))})
+
+
+def test_buckets_and_a_cache_go_together(untrained, tmp_path):
+    """Pictures of two shapes: cached losses are those without a cache, and nothing is encoded twice."""
+    from PIL import Image
+
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = []
+    for index in range(12):
+        wide = (96, 48) if index % 2 else (64, 64)
+        for name in ("picture", "edges"):
+            Image.effect_noise(wide, 60 + index).convert("RGB").save(data / f"{name}{index}.png")
+        names = {"file_name": f"picture{index}.png", "conditioning_image_file_name": f"edges{index}.png"}
+        lines.append(json.dumps({**names, "text": f"noise {index}"}))
+    (data / "metadata.jsonl").write_text("\n".join(lines))
+    given = ["--aspect_buckets", "--resolution", 128, "--max_train_steps", 4, "--logging_steps", 1]
+    call(*arguments(untrained, data, tmp_path / "plain", *given, "--train_batch_size", 1))
+    cached = [*given, "--train_batch_size", 1, "--encoder_cache_dir", tmp_path / "cache"]
+    call(*arguments(untrained, data, tmp_path / "first", *cached))
+    stores = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    call(*arguments(untrained, data, tmp_path / "again", *cached))
+    assert losses(tmp_path / "plain") == losses(tmp_path / "first") == losses(tmp_path / "again")
+    assert len({path.parent for path in stores if path.parent.name.startswith("moments")}) >= 2
+    assert stores == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
