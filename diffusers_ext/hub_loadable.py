@@ -36,13 +36,12 @@ class HubLoadable:
         """Write `model_index.json` and the code files. `save_pretrained` calls it after writing the components."""
         super().save_config(save_directory, **kwargs)
         folder, components = Path(save_directory), _component_homes(self)
-        stem, code = _code(type(self))
+        stem = write_code_file(folder, type(self))
         index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
         saved = {part: home for part, home in components.items() if index.get(part, [None])[0] is not None}
-        files = {f"{stem}.py": code} | {f"{part}/{home[0]}.py": _import(*home) for part, home in saved.items()}
-        for name, text in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
+        for part, (module, name) in saved.items():
+            (folder / part).mkdir(exist_ok=True)
+            (folder / part / f"{module}.py").write_text(_import(module, name), encoding="utf-8")
         index |= {"_class_name": [stem, type(self).__name__]} | {part: list(home) for part, home in saved.items()}
         _write_json(folder / self.config_name, index)
         for path in [folder / self.config_name, *folder.glob("*/*config.json")]:
@@ -91,10 +90,9 @@ class HubLoadable:
         any weights of its family. name: of the repository, for the card; the folder's without.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pipeline.py").write_text(_code(cls)[1], encoding="utf-8")
+        write_code_file(folder, cls, "pipeline")
         if not (folder / CARD).exists():
-            write_code_card(folder, cls, name or folder.resolve().name, _home(cls)[1])
+            write_code_card(folder, cls, name or folder.resolve().name)
 
     @classmethod
     def push_code(cls, repo_id: str, token: str | None = None, **settings: Any) -> None:
@@ -106,23 +104,26 @@ class HubLoadable:
             upload_folder(repo_id=repository, folder_path=folder, token=token, ignore_patterns=kept)
 
 
-def _code(pipeline: type) -> tuple[str, str]:
-    """The stem and the text of the file through which another process gets the class."""
-    source, home = _home(pipeline)
-    return source.stem, _import(home, pipeline.__name__) if home else source.read_text(encoding="utf-8")
+def write_code_file(folder: Path, kind: type, stem: str | None = None) -> str:
+    """Write the file through which another process gets a class, and return its name without `.py`: that of its module."""
+    source, home = _home(kind)
+    code = _import(home, kind.__name__) if home else source.read_text(encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem or source.stem}.py").write_text(code, encoding="utf-8")
+    return stem or source.stem
 
 
-def _home(pipeline: type) -> tuple[Path, str | None]:
+def _home(kind: type) -> tuple[Path, str | None]:
     """The file that defines the class, and the package's module that holds it too, if one does.
 
     A class that was loaded by the path of our file is a copy of the package's: saved, it is the package's again.
     """
     try:
-        source = Path(inspect.getsourcefile(pipeline))
+        source = Path(inspect.getsourcefile(kind))
     except (OSError, TypeError):
-        raise InputError(f"{pipeline.__name__} is defined in no file; put it into one of its own to save it") from None
+        raise InputError(f"{kind.__name__} is defined in no file; put it into one of its own to save it") from None
     module = f"{PIPELINES}.{source.stem}"
-    return source, module if _holds(module, pipeline.__name__) else None
+    return source, module if _holds(module, kind.__name__) else None
 
 
 def _component_homes(pipe: Any) -> dict[str, tuple[str, str]]:

@@ -61,22 +61,35 @@ pipe = DiffusionPipeline.from_pretrained(snapshot_download("{name}", local_files
     return _write(folder, data, sections)
 
 
-def write_code_card(folder: Path, pipeline: type, name: str, module: str | None = None) -> Path:
-    """Write README.md of a repository that holds `pipeline.py` and no weights; arguments as above."""
-    sections = [
-        f"# {name.split('/')[-1]}",
-        _summary(pipeline),
-        f"""## Use
+def write_code_card(folder: Path, pipeline: type, name: str) -> Path:
+    """Write README.md of a repository that holds `pipeline.py` and no weights; name as above."""
+    return _write_usage(
+        folder,
+        pipeline,
+        name,
+        f"""from diffusers import DiffusionPipeline
 
-{_install(module)}```python
-from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("owner/weights", custom_pipeline="{name}", trust_remote_code=True)""",
+        "`owner/weights` stands for any weights of this pipeline's family. There are none here.",
+    )
 
-pipe = DiffusionPipeline.from_pretrained("owner/weights", custom_pipeline="{name}", trust_remote_code=True)
-```
 
-`owner/weights` stands for any weights of this pipeline's family. There are none here.""",
-        *([_around_other_weights(pipeline.__name__, module)] if module else []),
-    ]
+def write_block_card(folder: Path, block: type, name: str) -> Path:
+    """Write README.md of a repository that holds a Modular Diffusers block; name as above."""
+    return _write_usage(
+        folder,
+        block,
+        name,
+        f"""from diffusers import ModularPipelineBlocks
+
+block = ModularPipelineBlocks.from_pretrained("{name}", trust_remote_code=True)
+blocks.sub_blocks.insert("rerank", block, len(blocks.sub_blocks))""",
+        "`blocks` stands for those of any pipeline whose output the block reads.",
+    )
+
+
+def _write_usage(folder: Path, kind: type, name: str, code: str, remark: str) -> Path:
+    sections = [f"# {name.split('/')[-1]}", _summary(kind), f"## Use\n\n```python\n{code}\n```\n\n{remark}"]
     return _write(folder, _data([], license="apache-2.0"), sections)
 
 
