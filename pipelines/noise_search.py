@@ -13,7 +13,7 @@ found.images[0], found.scores[0], found.held_out[0]
 ```
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
@@ -32,7 +32,7 @@ class NoiseSearchPipeline(HubLoadable, StableDiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae->reward_model"
-    _optional_components = [*StableDiffusionPipeline._optional_components, "reward_model"]
+    _optional_components: ClassVar = [*StableDiffusionPipeline._optional_components, "reward_model"]
 
     def __init__(
         self,
