@@ -47,7 +47,7 @@ pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
 ```
 
 `trust_remote_code` is for the `.py` files of this repository, which say where `{kind}` and its parts are to be imported
-from. Without a network, a repository with code loads as a folder only:
+from. Without a network, a repository with code loads as a folder only, downloaded whole before (`hf download {name}`):
 
 ```python
 from huggingface_hub import snapshot_download

@@ -23,6 +23,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from diffusers_ext.hub_loadable import HubLoadable
 from diffusers_ext.noise_search import NoiseSearch, NoiseSearchOutput
 from diffusers_ext.rewards.interface import RewardModel
+from diffusers_ext.rewards.modeling_image_reward import ImageRewardModel
 
 
 class NoiseSearchPipeline(HubLoadable, StableDiffusionPipeline):
@@ -43,7 +44,7 @@ class NoiseSearchPipeline(HubLoadable, StableDiffusionPipeline):
         scheduler: KarrasDiffusionSchedulers,
         safety_checker: StableDiffusionSafetyChecker,
         feature_extractor: CLIPImageProcessor,
-        reward_model: RewardModel | None,  # without a default, else diffusers ignores what is passed for it
+        reward_model: ImageRewardModel | RewardModel | None,  # no default, else diffusers ignores what is passed
         image_encoder: CLIPVisionModelWithProjection = None,
         requires_safety_checker: bool = True,
     ):

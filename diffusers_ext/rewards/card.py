@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from .image_reward_card import new_card
+from .image_reward_hub import new_card
 from .modeling_image_reward import ImageRewardConfig
 
 

@@ -28,6 +28,7 @@ from transformers import (
     BlipVisionConfig,
     BlipVisionModel,
     PreTrainedConfig,
+    PreTrainedModel,  # noqa: F401  diffusers looks for a component's base class in its module
     PreTrainedTokenizerFast,
 )
 from transformers import initialization as init
@@ -35,8 +36,8 @@ from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import cached_file
 
-from .image_reward_card import card_of
 from .image_reward_checkpoint import convert, official_options, read_checkpoint
+from .image_reward_hub import card_of, fetch_tokenizer
 from .reward_inputs import InputError, check_finite, check_images, check_prompts, pairs, pixels, wants_gradient
 
 TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -307,6 +308,9 @@ class ImageRewardModel(BlipPreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         hub = {name: kwargs[name] for name in HUB if kwargs.get(name) is not None}
         name = "tokenizer_config.json"
+        if os.path.isdir(pretrained_model_name_or_path) and not hub.get("subfolder"):
+            if not os.path.exists(os.path.join(pretrained_model_name_or_path, name)):
+                fetch_tokenizer(pretrained_model_name_or_path)
         if cached_file(pretrained_model_name_or_path, name, **hub, _raise_exceptions_for_missing_entries=False):
             # AutoTokenizer would read the config first, and ask whether to run the code that it names.
             model.tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)

@@ -1,18 +1,41 @@
-"""The card of an ImageReward: what it reads, how it is used, what it does not know.
+"""An ImageReward on the Hub: its card, and the tokenizer that diffusers leaves there.
 
 Copied beside the weights of saved reward models, so it imports nothing of its package.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from transformers.utils import cached_file
 
 TAGS = ["image-reward", "reward-model", "text-to-image", "human-preferences", "custom_code", "diffusers_ext"]
 UNKNOWN = "Its origin, data and accuracy are not recorded here: whoever publishes it should say them."
+
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
+
+
+def fetch_tokenizer(folder: str | os.PathLike) -> None:
+    """Download the tokenizer of a reward that is a component of a pipeline, into the Hub's cache.
+
+    Of a component with weights, diffusers downloads these and the config alone. The cache names repository and commit:
+    <cache>/models--owner--name/snapshots/<commit>/<component>. Does nothing to any other folder, or without the network.
+    """
+    folder = Path(folder).absolute()
+    if len(folder.parents) < 4 or folder.parents[1].name != "snapshots":
+        return
+    repository = folder.parents[2].name.removeprefix("models--").replace("--", "/", 1)
+    for name in TOKENIZER:
+        try:
+            hf_hub_download(
+                repository, name, subfolder=folder.name, revision=folder.parent.name, cache_dir=folder.parents[3]
+            )
+        except (OSError, ValueError, EntryNotFoundError):  # no such file there, no network, no such repository
+            return
 
 
 def card_of(model: Any, name: str) -> ModelCard:
