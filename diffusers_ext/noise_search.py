@@ -110,7 +110,9 @@ class NoiseSearch:
         self._check(prompt, method, num_candidates, starts, radius, arguments)
         if num_candidates >= MANY and held_out is None and not isinstance(self.reward, EnsembleReward):
             _warn_of_one_reward()
-        run = _Run(self.pipeline, self.draw, _Watched(self.reward, held_out), prompt, seed, keep, chunk_size, arguments)
+        run = _Run(
+            self.pipeline, self.draw, WatchedReward(self.reward, held_out), prompt, seed, keep, chunk_size, arguments
+        )
         with _silenced(self.pipeline), tqdm(total=num_candidates, desc=f"{method} search", leave=False) as bar:
             run.evaluate(first_noise(self.pipeline, seed, starts, **_size(arguments)), range(seed, seed + starts), bar)
             if method == "local":
@@ -141,7 +143,7 @@ class _Run:
         self,
         pipe: Any,
         draw: Callable,
-        reward: "_Watched",
+        reward: "WatchedReward",
         prompt: str,
         seed: int,
         keep: int,
@@ -242,7 +244,7 @@ class _Run:
         return Candidate(len(self.noise), seed, (seed,), score, parts, bool(flagged[0]), image=images[0])
 
 
-class _Watched:
+class WatchedReward:
     """A reward that chooses, and another that is told."""
 
     def __init__(self, reward: Any, held_out: Any):

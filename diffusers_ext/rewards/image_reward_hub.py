@@ -26,7 +26,8 @@ def fetch_tokenizer(folder: str | os.PathLike) -> None:
     <cache>/models--owner--name/snapshots/<commit>/<component>. Does nothing to any other folder, or without the network.
     """
     folder = Path(folder).absolute()
-    if len(folder.parents) < 4 or folder.parents[1].name != "snapshots":
+    known = (folder / TOKENIZER[0]).exists() or not folder.is_dir()
+    if known or len(folder.parents) < 4 or folder.parents[1].name != "snapshots":
         return
     repository = folder.parents[2].name.removeprefix("models--").replace("--", "/", 1)
     for name in TOKENIZER:

@@ -308,9 +308,7 @@ class ImageRewardModel(BlipPreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         hub = {name: kwargs[name] for name in HUB if kwargs.get(name) is not None}
         name = "tokenizer_config.json"
-        if os.path.isdir(pretrained_model_name_or_path) and not hub.get("subfolder"):
-            if not os.path.exists(os.path.join(pretrained_model_name_or_path, name)):
-                fetch_tokenizer(pretrained_model_name_or_path)
+        fetch_tokenizer(pretrained_model_name_or_path)
         if cached_file(pretrained_model_name_or_path, name, **hub, _raise_exceptions_for_missing_entries=False):
             # AutoTokenizer would read the config first, and ask whether to run the code that it names.
             model.tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)
