@@ -122,6 +122,8 @@ class NoiseSearch:
         return run.output()
 
     def _check(self, prompt: Any, method: str, budget: int, starts: int, radius: float, arguments: dict) -> None:
+        if self.reward is None:
+            raise InputError("no reward to rank by: set reward_model (diffusers_ext.load_reward gives one)")
         if not isinstance(prompt, str):
             raise InputError("a search is for one prompt: give a text")
         if method not in ("local", "gradient"):
@@ -179,7 +181,7 @@ class _Run:
     def gradient(self, steps: int, learning_rate: float, regularization: float, bar: Any) -> None:
         """Take gradient steps from the best; every picture on the way, and the one after the last step, is a candidate."""
         pivot, network = self.found[0], _Checkpointed()
-        noise = torch.nn.Parameter(self.noise[pivot.number][None].to(self.pipe.unet.device))
+        noise = torch.nn.Parameter(self.noise[pivot.number][None].clone().to(self.pipe.unet.device))
         optimizer = torch.optim.SGD([noise], learning_rate, momentum=MOMENTUM, nesterov=True)
         score = getattr(self.reward.reward, "score", self.reward.reward)
         for step in range(steps):
@@ -289,7 +291,7 @@ def neighbours(pivot: torch.Tensor, count: int, radius: float, seed: int, number
     """
     directions = normal(seed, "noise-search", [(number, each) for each in range(count)], pivot.shape).flatten(1)
     axis, norm = pivot.flatten() / pivot.norm(), pivot.norm()
-    tangents = directions - (directions @ axis)[:, None] * axis
+    tangents = directions - (directions * axis).sum(1, keepdim=True) * axis
     tangents = tangents / tangents.norm(dim=1, keepdim=True)
     along, across = 1 - radius**2 / 2, math.sqrt(radius**2 - radius**4 / 4)
     return (norm * (along * axis + across * tangents)).view(count, *pivot.shape)
