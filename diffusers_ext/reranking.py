@@ -20,8 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.hooks import CpuOffload
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from diffusers import MultiControlNetModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils.torch_utils import unwrap_module
 from transformers import PreTrainedModel
 
 from .candidates import Candidate, RerankOutput, as_pictures, gathered, ranked, score_pictures
@@ -31,6 +34,7 @@ from .pruning import Pruning, Schedule, check_pipeline, check_schedule
 
 SEEDS = 2**63 - 1  # seeds are drawn below this
 OF_PROMPT = ("prompt", "negative_prompt", "pooled_", "negative_pooled_")  # arguments that belong to a prompt begin so
+IMAGES = ("image", "mask_image", "control_image")  # and these, where a list has one per prompt
 
 
 @dataclass
@@ -139,6 +143,15 @@ class RewardReranker:
             raise InputError(f"latents: {len(latents)} rows for {len(prompts)} x {number} candidates; give one each")
         return Request(arguments, prompts, seeds, device, min(keep, number), chunk_size, (), None)
 
+    def _of_prompt(self, request: Request, prompt: int) -> dict[str, Any]:
+        """The pipeline's arguments for one prompt."""
+        several = isinstance(unwrap_module(getattr(self.pipeline, "controlnet", None)), MultiControlNetModel)
+        images = () if several else IMAGES  # the list of several ControlNets has one per net
+        return {
+            name: _entry(value, prompt, len(request.prompts)) if name.startswith(OF_PROMPT) or name in images else value
+            for name, value in request.arguments.items()
+        }
+
     # ------------------------------------------------------------------ drawing
 
     def _in_chunks(self, request: Request, prompt: int, bar: Any) -> list[Candidate]:
@@ -212,10 +225,7 @@ class RewardReranker:
     ) -> Any:
         """Call the pipeline for some candidates of a prompt."""
         progress = _progress(bar, prompt * len(request.seeds[prompt]) + numbers.start, len(numbers))
-        arguments = {
-            name: _entry(value, prompt, len(request.prompts)) if name.startswith(OF_PROMPT) else value
-            for name, value in request.arguments.items()
-        } | {"generator": generators}
+        arguments = self._of_prompt(request, prompt) | {"generator": generators}
         if "num_images_per_prompt" in self.parameters:
             arguments["num_images_per_prompt"] = len(numbers)
         else:
@@ -239,8 +249,8 @@ class RewardReranker:
         """Score what was not blanked; the rest is NaN."""
         shown = [picture for picture, blank in zip(pictures, blanks) if not blank]
         reward = self.reward[prompt] if isinstance(self.reward, list) else self.reward
-        _onload(reward)
-        found = score_pictures(reward, request.prompts[prompt], shown)
+        with _onloaded(reward):
+            found = score_pictures(reward, request.prompts[prompt], shown)
         where = np.flatnonzero(~np.array(blanks, dtype=bool))
         scores = {name: np.full(len(pictures), np.nan) for name in found}
         for name, values in found.items():
@@ -282,6 +292,16 @@ class RerankMixin:
         """Draw several candidates of each prompt and return the best; arguments as in `RewardReranker.__call__`."""
         return RewardReranker(self, self.reward_model, super().__call__)(*args, **kwargs)
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does. Raises InputError for a reward that would be left out: it has neither files nor a name."""
+        reward = self.reward_model
+        if reward is not None and not isinstance(reward, PreTrainedModel):
+            raise InputError(
+                f"reward_model: a {type(reward).__name__} has no files to save; use rewards.named.NamedReward(NAME) with a"
+                " name that load_reward takes, or set pipe.reward_model = None"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
 
 # ------------------------------------------------------------------ arguments
 
@@ -303,7 +323,7 @@ def _entry(value: Any, prompt: int, count: int) -> Any:
     """The entry of one prompt in a list, or its row of embeddings; anything else belongs to all prompts."""
     if isinstance(value, (list, tuple)) and len(value) == count:
         return value[prompt]
-    if isinstance(value, torch.Tensor) and len(value) == count:
+    if isinstance(value, (torch.Tensor, np.ndarray)) and len(value) == count:
         return value[prompt : prompt + 1]
     return value
 
@@ -368,8 +388,15 @@ def _callback(arguments: dict[str, Any], progress: Callable[[float], None], prun
     return {"callback_on_step_end": step_end, "callback_on_step_end_tensor_inputs": names}
 
 
-def _onload(reward: Any) -> None:
-    """Bring an offloaded reward to its device: `score` is no `forward`, which is all that accelerate's hooks stand around."""
+@contextmanager
+def _onloaded(reward: Any) -> Iterator[None]:
+    """Bring an offloaded reward to its device, and back: `score` is no `forward`, which accelerate's hook stands around."""
     hook = getattr(reward, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(reward)
+    if not isinstance(hook, CpuOffload) or next(reward.parameters(), None) is None:
+        yield
+        return
+    hook.pre_forward(reward)
+    try:
+        yield
+    finally:
+        hook.init_hook(reward)
