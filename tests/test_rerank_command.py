@@ -80,7 +80,7 @@ def test_pruned(tmp_path):
     rerank("--prompt", PROMPTS[0], "--prune", "--num_inference_steps", 4, "--output_dir", tmp_path / "run")
     rows = told(tmp_path / "run")[0]["candidates"]
     assert sorted(bool(row["image"]) for row in rows) == [False] * 3 + [True] * 2
-    assert json.loads((tmp_path / "run" / "scores.json").read_text())["evaluations"] == 2 * (5 + 3 + 2 * 2)
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["evaluations"] == 2 * (5 + 2 * 4)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from transformers import CLIPImageProcessor
 from diffusers_ext import RewardReranker, embedded_model, load_reward
 from diffusers_ext.candidates import Candidate, ranked, score_pictures
 from diffusers_ext.errors import InputError
-from diffusers_ext.pruning import check_schedule, predicted_clean
+from diffusers_ext.pruning import predicted_clean
+from diffusers_ext.rerank_request import check_schedule
 from diffusers_ext.rewards.named import NamedReward
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
@@ -129,7 +130,7 @@ class TestBestOfN:
         assert rows == [1, 1]  # the prompt and the empty one
         ours([PROMPT, OTHER], num_candidates=1, seed=0, **FEW)
         handle.remove()
-        assert rows == [1, 1] + [1, 1, 1] and "forward" not in vars(ours.text_encoder)
+        assert rows == [1] * 5 and "forward" not in vars(ours.text_encoder)
 
     def test_several_prompts_keep_their_own(self, ours, plain):
         best = ours([PROMPT, OTHER], num_candidates=2, keep=1, seed=0, negative_prompt=["", "red circle"], **FEW)
@@ -247,12 +248,12 @@ class TestFailures:
         assert np.array_equal(score_pictures(reward, "a", images)["score"], [10, np.nan, 30], equal_nan=True)
         with pytest.raises(InputError, match="too bright"):
             score_pictures(reward, "a", images[1:2] * 2)
-        with pytest.raises(InputError, match="1 values"):
+        with pytest.raises(ValueError, match="1 values"):
             score_pictures(lambda prompts, images: [1.0], "a", images)
 
     def test_blanked_pictures_come_last(self, plain):
         class Checker(torch.nn.Module):
-            dtype = torch.float32
+            dtype, device = torch.float32, torch.device("cpu")
 
             def forward(self, images, clip_input):
                 return images * np.array([0, 1, 1]).reshape(3, 1, 1, 1), [True, False, False]
@@ -285,8 +286,10 @@ class TestAnyPipeline:
             RewardReranker(lambda prompt: None, brightness)("a")
         with pytest.raises(InputError, match="no images"):
             RewardReranker(lambda prompt, generator: (1,), brightness)("a", num_candidates=1)
-        with pytest.raises(InputError, match="cannot be pruned"):
+        with pytest.raises(InputError, match="num_inference_steps"):
             RewardReranker(Drawing(), brightness)("a", prune=True)
+        with pytest.raises(InputError, match="cannot be pruned"):
+            RewardReranker(Drawing(), brightness)("a", prune=True, prune_by="previews")
 
     def test_stable_diffusion_xl(self, untrained_xl):
         plain = StableDiffusionXLPipeline.from_pretrained(untrained_xl, add_watermarker=False)
@@ -299,7 +302,7 @@ class TestAnyPipeline:
             PROMPT, prompt_2=OTHER, num_images_per_prompt=2, generator=generators(winner.chunk), **given
         ).images[winner.chunk.index(winner.seed)]
         assert np.array_equal(pixels(again), pixels(best.images[0]))
-        pruned = ours(PROMPT, num_candidates=4, keep=1, seed=0, prune=[(0.5, 0.25)], **given)
+        pruned = ours(PROMPT, num_candidates=4, keep=1, seed=0, prune=[(0.5, 0.25)], prune_by="previews", **given)
         assert pruned.evaluations == 2 * (2 * 4 + 2 * 1) and len(pruned.images) == 1
 
 
@@ -307,6 +310,7 @@ class TestPruning:
     def test_fewer_evaluations_and_the_same_pictures(self, ours):
         given = {"num_candidates": 8, "seed": 5, "num_inference_steps": 8, "guidance_scale": 2.0, "output_type": "pt"}
         whole = ours(PROMPT, keep=8, **given)
+        given["prune_by"] = "previews"
         best = ours(PROMPT, keep=2, prune=True, **given)
         assert best.evaluations == 2 * (2 * 8 + 2 * 4 + 4 * 2) and len(best.candidates[0]) == 8
         assert [each.dropped_after for each in best.candidates[0]] == [None] * 2 + [4] * 2 + [2] * 4
@@ -314,6 +318,21 @@ class TestPruning:
             assert torch.allclose(image, whole.images[whole.order.index(candidate.number)], atol=1e-3)
         assert ours(PROMPT, keep=2, prune=True, chunk_size=3, **given).order[:2] == best.order[:2]
         assert ours.unet._forward_hooks == {} and "forward" not in vars(ours.unet)
+
+    def test_drafts(self, ours, plain):
+        """The worse drafts go, and what stays is drawn in full: the plain pipeline's pixels again."""
+        given = {"num_candidates": 6, "chunk_size": 4, "seed": 5, "guidance_scale": 2.0}
+        best = ours(PROMPT, keep=1, prune=[(0.25, 0.5), (0.5, 0.67)], num_inference_steps=8, **given)
+        assert best.evaluations == 2 * (2 * 6 + 4 * 3 + 8 * 3)  # two thirds of three are three: no second round
+        best = ours(PROMPT, keep=1, prune=[(0.25, 0.5), (0.5, 0.6)], num_inference_steps=8, **given)
+        assert best.evaluations == 2 * (2 * 6 + 4 * 3 + 8 * 2)
+        assert [each.dropped_after for each in best.candidates[0]] == [None] * 2 + [4] + [2] * 3
+        drafts = ours(PROMPT, keep=1, num_inference_steps=2, **given)
+        assert best.order[3:] == drafts.order[3:] and best.scores[3:] == drafts.scores[3:]
+        winner = best.candidates[0][0]
+        settings = {"num_inference_steps": 8, "guidance_scale": 2.0, "generator": generators(winner.chunk)}
+        again = plain(PROMPT, num_images_per_prompt=2, **settings).images[winner.chunk.index(winner.seed)]
+        assert np.array_equal(pixels(again), pixels(best.images[0]))
 
     @pytest.mark.parametrize(
         "kind",
@@ -334,7 +353,10 @@ class TestPruning:
         pipe.set_progress_bar_config(disable=True)
         given = {"num_candidates": 4, "seed": 0, "num_inference_steps": 5, "guidance_scale": 2.0, "output_type": "pt"}
         tool = RewardReranker(pipe, brightness)
-        whole, best = tool(PROMPT, keep=4, **given), tool(PROMPT, keep=1, prune=[(0.4, 0.5)], **given)
+        whole, best = (
+            tool(PROMPT, keep=4, **given),
+            tool(PROMPT, keep=1, prune=[(0.4, 0.5)], prune_by="previews", **given),
+        )
         assert [each.dropped_after is None for each in best.candidates[0]] == [True, True, False, False]
         winner = whole.images[whole.order.index(best.order[0])]
         assert torch.allclose(best.images[0], winner, atol=2e-3)
@@ -359,7 +381,7 @@ class TestPruning:
 
         ours.unet.conv_in.forward = counted
         try:
-            ours(PROMPT, num_candidates=6, keep=1, chunk_size=4, seed=0, prune=True, **FEW)
+            ours(PROMPT, num_candidates=6, keep=1, chunk_size=4, seed=0, prune=True, prune_by="previews", **FEW)
         finally:
             del ours.unet.conv_in.forward
         assert rows[0] == 8 and max(rows[1:]) == 4
@@ -368,11 +390,11 @@ class TestPruning:
         pipe = StableDiffusionPipeline(**plain.components, requires_safety_checker=False)
         pipe.scheduler = DPMSolverSDEScheduler.from_config(plain.scheduler.config)
         with pytest.raises(InputError, match="noise of all candidates"):
-            RewardReranker(pipe, brightness)(PROMPT, prune=True)
-        assert check_schedule(False) == () and check_schedule([(0.5, 0.5)]) == ((0.5, 0.5),)
+            RewardReranker(pipe, brightness)(PROMPT, prune=True, prune_by="previews")
+        assert check_schedule(False, "drafts") == () and check_schedule([(0.5, 0.5)], "drafts") == ((0.5, 0.5),)
         for wrong in ([(0.5, 0.5), (0.4, 0.5)], [(1.0, 0.5)], [(0.5, 0)], "half"):
             with pytest.raises(InputError):
-                check_schedule(wrong)
+                check_schedule(wrong, "previews")
 
 
 class TestControl:
@@ -411,7 +433,16 @@ class TestControl:
         winner = best.candidates[1][0]
         again = plain(OTHER, image=conditions[1:], num_images_per_prompt=2, generator=generators([2, 3]), **given)
         assert torch.equal(again.images[winner.number], best.images[1])
-        pruned = obeying(OTHER, image=conditions[1:], num_candidates=2, keep=1, seed=2, prune=[(0.5, 0.5)], **given)
+        pruned = obeying(
+            OTHER,
+            image=conditions[1:],
+            num_candidates=2,
+            keep=1,
+            seed=2,
+            prune=[(0.5, 0.5)],
+            prune_by="previews",
+            **given,
+        )
         assert pruned.evaluations == 2 * (2 * 2 + 2)
         assert torch.allclose(pruned.images[0], again.images[pruned.order[0]], atol=1e-3)
 
@@ -419,10 +450,10 @@ class TestControl:
 class TestComponents:
     def test_offload_hooks_are_kept(self, ours):
         given = {"num_candidates": 3, "chunk_size": 2, "keep": 1, "seed": 0, **FEW}
-        expected = [ours(PROMPT, **given).scores, ours(PROMPT, prune=True, **given).scores]
+        expected = [ours(PROMPT, **given).scores, ours(PROMPT, prune=True, prune_by="previews", **given).scores]
         ours.reward_model = NamedReward("fill50k")
         ours.enable_model_cpu_offload(device="cpu")
-        assert [ours(PROMPT, **given).scores, ours(PROMPT, prune=True, **given).scores] == expected
+        assert [ours(PROMPT, **given).scores, ours(PROMPT, prune=True, prune_by="previews", **given).scores] == expected
         ours.remove_all_hooks()
 
     def test_an_offloaded_reward_comes_and_goes(self, ours):

@@ -39,7 +39,7 @@ class Options(Drawing):
     candidates: int = option(16, "pictures drawn of each prompt")
     keep: int = option(4, "pictures kept of each prompt")
     chunk_size: int = option(4, "pictures drawn at a time")
-    prune: bool = option(False, "drop the worse half at a quarter and at half of the steps")
+    prune: bool = option(False, "draw in a quarter of the steps, and only the better ones in all: about half the work")
     output_dir: str = option("runs/rerank", "the folder to write; an unfinished one is gone on with")
 
 
