@@ -28,7 +28,7 @@ from diffusers_ext.options import option, parse, run
 SCRIPT = Path(__file__).parents[1] / "training" / "train_reward_model.py"
 LEARNS = [
     *("--backbone", "tiny", "--freeze_fraction", "0", "--train_batch_size", "16", "--learning_rate", "1e-3"),
-    *("--lr_warmup_steps", "40", "--adam_weight_decay", "0.01", "--validation_steps", "200", "--random_flip"),
+    *("--lr_warmup_steps", "40", "--adam_weight_decay", "0.01", "--validation_steps", "100", "--random_flip"),
 ]
 NUMBERS = (1, 2, 4, 8, 16, 32)
 PRUNINGS = {  # name: (by, schedule, groups of each prompt)
@@ -45,11 +45,11 @@ class Options:
     output_dir: str = option(
         "runs/rerank-benchmark", "rows.jsonl, the trained reward; an unfinished one is gone on with"
     )
-    prompts: int = option(12, "best, prune: prompts, colour pairs the model never saw")
+    prompts: int = option(8, "best, prune: prompts, colour pairs the model never saw")
     steps: int = option(20, "of the sampler")
-    rankings: int = option(1500, "learnt: ranked prompts to train on")
-    train_steps: int = option(400, "learnt: optimiser steps")
-    rounds: int = option(5, "speed: turns of each side")
+    rankings: int = option(1000, "learnt: ranked prompts to train on")
+    train_steps: int = option(300, "learnt: optimiser steps")
+    rounds: int = option(3, "speed: turns of each side")
     image_dir: str = option("docs/images", "where the plot and the grid are written")
 
 

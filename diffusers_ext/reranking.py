@@ -44,7 +44,7 @@ class RewardReranker:
     """
 
     def __init__(self, pipeline: Any, reward: Any, draw: Callable | None = None):
-        self.pipeline, self.reward, self.draw = pipeline, reward, draw or pipeline.__call__
+        self.pipeline, self.reward, self.draw = pipeline, reward, draw or pipeline
         self.parameters = inspect.signature(self.draw).parameters
         self.evaluations = 0
 

@@ -12,9 +12,9 @@ from diffusers import (
     ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    DPMSolverSDEScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionControlNetPipeline,
@@ -323,7 +323,7 @@ class TestPruning:
         """The worse drafts go, and what stays is drawn in full: the plain pipeline's pixels again."""
         given = {"num_candidates": 6, "chunk_size": 4, "seed": 5, "guidance_scale": 2.0}
         best = ours(PROMPT, keep=1, prune=[(0.25, 0.5), (0.5, 0.67)], num_inference_steps=8, **given)
-        assert best.evaluations == 2 * (2 * 6 + 4 * 3 + 8 * 3)  # two thirds of three are three: no second round
+        assert best.evaluations == 2 * (2 * 6 + 8 * 3)  # 0.67 of three are three: no second round
         best = ours(PROMPT, keep=1, prune=[(0.25, 0.5), (0.5, 0.6)], num_inference_steps=8, **given)
         assert best.evaluations == 2 * (2 * 6 + 4 * 3 + 8 * 2)
         assert [each.dropped_after for each in best.candidates[0]] == [None] * 2 + [4] + [2] * 3
@@ -388,8 +388,12 @@ class TestPruning:
 
     def test_what_cannot_be_pruned_is_told(self, plain):
         pipe = StableDiffusionPipeline(**plain.components, requires_safety_checker=False)
-        pipe.scheduler = DPMSolverSDEScheduler.from_config(plain.scheduler.config)
+        pipe.scheduler = DDIMScheduler.from_config(plain.scheduler.config)
+        pipe.scheduler.noise_sampler = None  # as DPMSolverSDEScheduler has one
         with pytest.raises(InputError, match="noise of all candidates"):
+            RewardReranker(pipe, brightness)(PROMPT, prune=True, prune_by="previews")
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+        with pytest.raises(InputError, match="no discrete schedule"):
             RewardReranker(pipe, brightness)(PROMPT, prune=True, prune_by="previews")
         assert check_schedule(False, "drafts") == () and check_schedule([(0.5, 0.5)], "drafts") == ((0.5, 0.5),)
         for wrong in ([(0.5, 0.5), (0.4, 0.5)], [(1.0, 0.5)], [(0.5, 0)], "half"):
