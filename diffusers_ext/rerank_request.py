@@ -47,10 +47,12 @@ class Request:
         """The pipeline's arguments for one prompt."""
         several = isinstance(unwrap_module(getattr(pipe, "controlnet", None)), MultiControlNetModel)
         images = () if several else IMAGES  # the list of several ControlNets has one per net
-        return {
-            name: _entry(value, prompt, len(self.prompts)) if name.startswith(OF_PROMPT) or name in images else value
-            for name, value in self.arguments.items()
-        }
+        count, arguments = len(self.prompts), dict(self.arguments)
+        for name, value in arguments.items():
+            one = name in images and getattr(value, "ndim", 4) < 4  # a single picture as a tensor or an array
+            if (name.startswith(OF_PROMPT) or name in images) and not one:
+                arguments[name] = _entry(value, prompt, count)
+        return arguments
 
     def latents(self, prompt: int, numbers: Sequence[int]) -> torch.Tensor | None:
         """The rows of `latents` that belong to some candidates of a prompt, where they were given."""

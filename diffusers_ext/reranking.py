@@ -47,6 +47,7 @@ class RewardReranker:
         self.pipeline, self.reward, self.draw = pipeline, reward, draw or pipeline
         self.parameters = inspect.signature(self.draw).parameters
         self.evaluations = 0
+        self._encoders: list[tuple[PreTrainedModel, list]] = []  # with what they answered in this call
 
     def __call__(
         self,
@@ -235,7 +236,7 @@ class RewardReranker:
         pipe = self.pipeline
         parts = getattr(pipe, "components", {}).items()
         encoders = [part for name, part in parts if name.startswith("text_encoder")]
-        self._encoders = [(part, []) for part in encoders if isinstance(part, PreTrainedModel)]
+        self._encoders += [(part, []) for part in encoders if isinstance(part, PreTrainedModel)]
         network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
         with ExitStack() as stack:
             bar = None

@@ -1,14 +1,14 @@
 """Stable Diffusion with ControlNet that draws several candidates and returns the best, by a reward and by obedience.
 
 ```py
-pipe = StableDiffusionControlNetRerankPipeline.from_pretrained(
-    "stable-diffusion-v1-5/stable-diffusion-v1-5", controlnet=controlnet, reward_model=load_reward("models/image-reward")
+pipe = DiffusionPipeline.from_pretrained(
+    "stable-diffusion-v1-5/stable-diffusion-v1-5", controlnet=controlnet,
+    reward_model=diffusers_ext.load_reward("models/image-reward"),
+    custom_pipeline="pipelines/controlnet_rerank.py", trust_remote_code=True,
 )
 best = pipe("a red circle", image=edges, condition_extractor="canny", num_candidates=16, keep=4, seed=0)
 best.images[0], best.scores[0], best.candidates[0][0].parts["consistency"]
 ```
-
-By the path of this file, with two classes in it, diffusers finds neither: it takes `_class_name` of a folder saved by one.
 """
 
 from typing import ClassVar
@@ -18,18 +18,11 @@ from diffusers import (
     ControlNetModel,
     MultiControlNetModel,
     StableDiffusionControlNetPipeline,
-    StableDiffusionXLControlNetPipeline,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from diffusers_ext.control_reranking import ControlRerankMixin
 from diffusers_ext.hub_loadable import HubLoadable
@@ -76,51 +69,5 @@ class StableDiffusionControlNetRerankPipeline(HubLoadable, ControlRerankMixin, S
             feature_extractor,
             image_encoder,
             requires_safety_checker,
-        )
-        self.register_modules(reward_model=reward_model)
-
-
-class StableDiffusionXLControlNetRerankPipeline(HubLoadable, ControlRerankMixin, StableDiffusionXLControlNetPipeline):
-    """`StableDiffusionXLControlNetPipeline` with best-of-N; `ControlRerankMixin.__call__` says what is new.
-
-    reward_model: anything with `score(prompts, images)`; or None, and then obedience alone counts.
-    """
-
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae->reward_model"
-    _optional_components: ClassVar[list[str]] = [
-        *StableDiffusionXLControlNetPipeline._optional_components,
-        "reward_model",
-    ]
-    _exclude_from_cpu_offload: ClassVar[list[str]] = ["reward_model"]
-
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        text_encoder_2: CLIPTextModelWithProjection,
-        tokenizer: CLIPTokenizer,
-        tokenizer_2: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        controlnet: Control,
-        scheduler: KarrasDiffusionSchedulers,
-        reward_model: RewardModel | None,  # without a default, else diffusers ignores what is passed for it
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-        feature_extractor: CLIPImageProcessor = None,
-        image_encoder: CLIPVisionModelWithProjection = None,
-    ):
-        super().__init__(
-            vae,
-            text_encoder,
-            text_encoder_2,
-            tokenizer,
-            tokenizer_2,
-            unet,
-            controlnet,
-            scheduler,
-            force_zeros_for_empty_prompt,
-            add_watermarker,
-            feature_extractor,
-            image_encoder,
         )
         self.register_modules(reward_model=reward_model)
