@@ -19,9 +19,9 @@ class Candidate:
 
     number: its place among the prompt's candidates, from 0. seed: of its generator. chunk: the seeds that were drawn in
     one batch with it; `pipe(prompt, generator=[one per seed of the chunk], num_images_per_prompt=len(chunk))` of the
-    pipeline without reranking draws the same pixels again. score: its reward, NaN where there is none. parts: what the
-    score is made of, by name. nsfw: blanked by the safety checker. dropped_after: the steps after which it was pruned;
-    its score is then that of the picture predicted there, and no full batch draws it again. image: None unless kept.
+    pipeline without reranking draws the same pixels again, unless previews pruned the batch. score: its reward, NaN where there is none. parts: what the
+    score is made of, by name. nsfw: blanked by the safety checker. dropped_after: the steps it was given when it was
+    pruned; its score is then that of its draft, or of the picture predicted there. image: None unless kept.
     """
 
     number: int
@@ -105,7 +105,7 @@ def score_pictures(reward: Any, prompt: str, pictures: Sequence[Any]) -> dict[st
 
     reward: has `score(prompts, images) -> (M,)`, and perhaps `score_parts`, which returns such a dict; or is itself such
     a function. Where it refuses the pictures together, each is scored alone, and one it refuses alone is NaN.
-    Raises InputError where it refuses all, or returns another number of scores.
+    Raises InputError where it refuses all, ValueError where it returns another number of scores.
     """
     if not pictures:
         return {"score": np.empty(0)}
@@ -135,7 +135,7 @@ def _scores(score: Callable, prompt: str, pictures: list) -> dict[str, np.ndarra
     scores = {name: torch.as_tensor(values).double().cpu().numpy().reshape(-1) for name, values in found.items()}
     for name, values in scores.items():
         if len(values) != len(pictures):
-            raise InputError(f"the reward gave {len(values)} values of {name!r} for {len(pictures)} pictures")
+            raise ValueError(f"the reward gave {len(values)} values of {name!r} for {len(pictures)} pictures")
     return scores
 
 

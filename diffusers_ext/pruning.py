@@ -1,4 +1,4 @@
-"""Pruned best-of-N: candidates are scored part-way, by the picture that the network predicts, and the worse ones dropped.
+"""Best-of-N pruned by previews: candidates are scored part-way, by the picture that the network predicts, and dropped.
 
 All candidates of a prompt go through one call of the pipeline. At chosen steps the clean latent is read off the
 network's own input z_t and output at time t, whatever the sampler (ᾱ_t of the training schedule):
@@ -7,14 +7,13 @@ network's own input z_t and output at time t, whatever the sampler (ᾱ_t of the
     v-prediction   x_0 = √ᾱ_t z_t − √(1−ᾱ_t) v                (Salimans & Ho 2022, appendix D)
     x-prediction   x_0 itself
 
-It is decoded and scored, and the callback hands the pipeline the latents of the better ones only. Keeping the better half,
-then the better half of these, is successive halving (Karnin et al. 2013; Jamieson & Talwalkar 2016).
+It is decoded and scored, and the callback hands the pipeline the latents of the better ones only.
 
 Shapes: N candidates, M of them left; latents (M, c, h, w).
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,23 +23,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from .errors import InputError
 from .hooks import Chunked, hooked
-
-HALVING = ((0.25, 0.5), (0.5, 0.5))  # (share of the steps done, share of those left that go on)
-Schedule = Sequence[tuple[float, float]]
-
-
-def check_schedule(prune: Any) -> Schedule:
-    """Return the schedule: `HALVING` for True, () for None and False; InputError if it makes no sense."""
-    if prune is None or isinstance(prune, bool):
-        return HALVING if prune else ()
-    try:
-        schedule = tuple((float(done), float(kept)) for done, kept in prune)
-    except (TypeError, ValueError):
-        raise InputError(f"prune {prune!r}: give True, or pairs (share of the steps, share kept)") from None
-    times = [done for done, _ in schedule]
-    if not all(0 < done < 1 and 0 < kept <= 1 for done, kept in schedule) or times != sorted(set(times)):
-        raise InputError(f"prune {prune!r}: shares of the steps must rise within 0 and 1, shares kept lie above 0")
-    return schedule
+from .rerank_request import Request
 
 
 def check_pipeline(pipe: Any, parameters: Collection[str]) -> None:
@@ -63,12 +46,11 @@ class Pruning:
     """One pipeline call that loses candidates on the way; `active` stands around it, `step_end` is its callback.
 
     Args:
-        candidates, chunk_size: N, and how many go through the networks at a time.
+        request: schedule, number of candidates, how many stay at least, and how many go through the networks at a time.
         generators: the list that the pipeline was given. It is cut with the candidates, since samplers that draw noise
             take a generator per sample from it.
         score: pictures (M, 3, H, W) in [0, 1] -> (M,) float64, NaN where there is none.
-        decoder: what decodes predictions, such as an AutoencoderTiny for these latents; default: the pipeline's VAE.
-        least: how many candidates stay at least.
+        decoder: what decodes predictions, such as an AutoencoderTiny for these latents, or the pipeline's VAE.
 
     kept: numbers of the candidates left. dropped: {number: (steps done, its last score)}.
     """
@@ -76,27 +58,22 @@ class Pruning:
     def __init__(
         self,
         pipe: Any,
-        schedule: Schedule,
-        candidates: int,
-        chunk_size: int,
-        generators: list,
+        request: Request,
+        generators: list[torch.Generator],
         score: Callable[[torch.Tensor], np.ndarray],
         decoder: Any,
-        least: int,
     ):
-        self.pipe, self.schedule, self.chunk_size, self.generators = pipe, schedule, chunk_size, generators
-        self.score, self.decoder, self.least = score, decoder or pipe.vae, least
-        self.networks = [Chunked(candidates, chunk_size)]
-        self.kept: list[int] = list(range(candidates))
+        self.pipe, self.request, self.generators, self.score, self.decoder = pipe, request, generators, score, decoder
+        self.kept: list[int] = list(range(len(generators)))
         self.dropped: dict[int, tuple[int, float]] = {}
+        parts = [pipe.unet, getattr(pipe, "controlnet", None)]
+        self.networks = {part: Chunked(len(self.kept), request.chunk_size) for part in parts if part is not None}
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Chunk the networks, and remember what the U-Net saw and said."""
-        networks = [self.pipe.unet, getattr(self.pipe, "controlnet", None)]
-        self.networks = [Chunked(len(self.kept), self.chunk_size) for network in networks if network is not None]
         with ExitStack() as stack:
-            for network, hook in zip(filter(None, networks), self.networks):
+            for network, hook in self.networks.items():
                 stack.enter_context(hooked(network, hook))
             stack.callback(self.pipe.unet.register_forward_hook(self._see, with_kwargs=True).remove)
             yield
@@ -107,9 +84,9 @@ class Pruning:
 
     def step_end(self, step: int, steps: int, latents: torch.Tensor) -> torch.Tensor:
         """Return the latents (M, c, h, w) that go on after step `step` of `steps`, counted from 0."""
-        share = math.prod(kept for done, kept in self.schedule if max(1, round(done * steps)) == step + 1)
-        left = max(self.least, math.ceil(share * len(self.kept) - 1e-9))
-        if share == 1 or left >= len(self.kept) or step + 1 == steps:
+        share = math.prod(kept for done, kept in self.request.schedule if max(1, round(done * steps)) == step + 1)
+        left = self.request.left(len(self.kept), share)
+        if left >= len(self.kept) or step + 1 == steps:
             return latents
         scores = self.score(self.preview())
         rows = sorted(np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[:left].tolist())
@@ -121,8 +98,8 @@ class Pruning:
     def _keep(self, rows: list[int], shape: torch.Size) -> None:
         self.kept = [self.kept[row] for row in rows]
         self.generators[:] = [self.generators[row] for row in rows]
-        for network in self.networks:
-            network.kept = self.kept
+        for hook in self.networks.values():
+            hook.kept = self.kept
         for name, value in vars(self.pipe.scheduler).items():  # what a multistep sampler remembers of the samples
             setattr(self.pipe.scheduler, name, _rows(value, rows, shape))
 
@@ -137,7 +114,7 @@ class Pruning:
             rescale = getattr(self.pipe, "guidance_rescale", 0.0)
             output = rescale_noise_cfg(guided, output, rescale) if rescale else guided
         clean = predicted_clean(self.pipe.scheduler, sample[-count:], timestep, output)
-        return torch.cat([decode(self.decoder, chunk) for chunk in clean.split(self.networks[0].size)])
+        return torch.cat([decode(self.decoder, chunk) for chunk in clean.split(self.networks[self.pipe.unet].size)])
 
 
 def predicted_clean(

@@ -6,7 +6,8 @@
 
 Every candidate has a generator of its own and is drawn by the pipeline itself, in chunks, so that the pixels are those
 of `pipe(prompt, num_images_per_prompt=4, generator=[...])`; the prompt goes through the text encoders once. With
-`prune`, candidates are dropped on the way (`diffusers_ext.pruning`).
+`prune`, the worse candidates are dropped before they cost their full number of steps: successive halving (Karnin et al.
+2013; Jamieson & Talwalkar 2016), by drafts of fewer steps or by predictions part-way (`diffusers_ext.pruning`).
 
 Shapes: P prompts, N candidates of each.
 """
@@ -15,11 +16,11 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.hooks import CpuOffload
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import PreTrainedModel
@@ -27,24 +28,8 @@ from transformers import PreTrainedModel
 from .candidates import Candidate, RerankOutput, as_pictures, gathered, ranked, score_pictures
 from .errors import InputError
 from .hooks import Remember, hooked
-from .pruning import Pruning, Schedule, check_pipeline, check_schedule
-
-SEEDS = 2**63 - 1  # seeds are drawn below this
-OF_PROMPT = ("prompt", "negative_prompt", "pooled_", "negative_pooled_")  # arguments that belong to a prompt begin so
-
-
-@dataclass
-class Request:
-    """A checked call: what to draw, how often, and what is handed on to the pipeline."""
-
-    arguments: dict[str, Any]
-    prompts: list[str]
-    seeds: list[list[int]]
-    device: torch.device
-    keep: int
-    chunk_size: int
-    schedule: Schedule
-    decoder: Any
+from .pruning import Pruning, check_pipeline
+from .rerank_request import Request, Schedule, read_request
 
 
 class RewardReranker:
@@ -59,9 +44,10 @@ class RewardReranker:
     """
 
     def __init__(self, pipeline: Any, reward: Any, draw: Callable | None = None):
-        self.pipeline, self.reward, self.draw = pipeline, reward, draw or pipeline.__call__
+        self.pipeline, self.reward, self.draw = pipeline, reward, draw or pipeline
         self.parameters = inspect.signature(self.draw).parameters
         self.evaluations = 0
+        self._encoders: list[tuple[PreTrainedModel, list]] = []  # with what they answered in this call
 
     def __call__(
         self,
@@ -71,6 +57,7 @@ class RewardReranker:
         chunk_size: int = 4,
         seed: int | Sequence[int] | None = None,
         prune: bool | Schedule | None = None,
+        prune_by: str = "drafts",
         preview_decoder: Any = None,
         reward_prompt: str | Sequence[str] | None = None,
         return_dict: bool = True,
@@ -86,9 +73,12 @@ class RewardReranker:
             seed: candidate n of prompt p starts from seed + p·N + n; or all P·N seeds, prompt by prompt. Without, seeds
                 are drawn from `generator`, or from torch's global one; a list of P·N generators stands for their
                 initial seeds.
-            prune: True for successive halving (`pruning.HALVING`), or pairs (share of the steps done, share of the
-                candidates left that go on). Default: every candidate is drawn to the end.
-            preview_decoder: decodes the predictions that pruning scores, such as an AutoencoderTiny; default: the VAE.
+            prune: pairs (share of the steps, share of those left that go on), or True for the usual ones
+                (`rerank_request.SCHEDULES`). Default: every candidate is drawn to the end.
+            prune_by: drafts: pictures drawn in that share of the steps, from the same seeds; any pipeline, and a sampler
+                without noise of its own. previews: pictures that the network predicts at that share of one run; a
+                U-Net and a discrete schedule.
+            preview_decoder: decodes previews, such as an AutoencoderTiny; default: the pipeline's VAE.
             reward_prompt: what the reward reads, one text or one per prompt; default: the prompt.
             return_dict: False returns the tuple (images, candidates, evaluations).
 
@@ -98,177 +88,166 @@ class RewardReranker:
 
         Raises InputError for what cannot be done, before anything is drawn.
         """
-        call = inspect.signature(self.draw).bind(*args, **kwargs)
-        request = self._request(call.arguments, num_candidates, keep, chunk_size, seed, reward_prompt)
-        request.schedule, request.decoder = check_schedule(prune), preview_decoder
-        if request.schedule:
+        if self.reward is None:
+            raise InputError("no reward to rank by: set reward_model (diffusers_ext.load_reward gives one)")
+        given = inspect.signature(self.draw).bind(*args, **kwargs).arguments
+        choices = (num_candidates, keep, chunk_size, seed, prune, prune_by, reward_prompt)
+        request = read_request(given, self.parameters, *choices)
+        previews = bool(request.schedule) and not request.by_drafts
+        if previews:
             check_pipeline(self.pipeline, self.parameters)
-        self.evaluations = 0
-        candidates: list[list[Candidate]] = []
-        with self._session(request) as bar:
+        self.evaluations, candidates = 0, []
+        with self._session(request.drawings()) as bar:
             for prompt in range(len(request.prompts)):
-                draw_prompt = self._pruned if request.schedule else self._in_chunks
-                candidates.append(draw_prompt(request, prompt, bar))
+                found = (
+                    self._previewed(request, prompt, bar, preview_decoder)
+                    if previews
+                    else self._drafted(request, prompt, bar)
+                )
+                candidates.append(ranked(found, request.keep))
                 if self._interrupted():
                     break
         images = [each.image for best_first in candidates for each in best_first if each.image is not None]
         output = RerankOutput(gathered(images), candidates, self.evaluations)
         return output if return_dict else output.to_tuple()
 
-    # ------------------------------------------------------------------ what is asked for
+    # ------------------------------------------------------------------ the candidates of a prompt
 
-    def _request(self, given: dict, number: int, keep: int, chunk_size: int, seed: Any, reward_prompt: Any) -> Request:
-        arguments = {**{k: v for k, v in given.items() if k != "kwargs"}, **given.get("kwargs", {})}
-        if min(number, keep, chunk_size) < 1:
-            raise InputError(f"num_candidates {number}, keep {keep}, chunk_size {chunk_size}: 1 at least")
-        if self.reward is None:
-            raise InputError("no reward to rank by: set reward_model (diffusers_ext.load_reward gives one)")
-        if arguments.pop("num_images_per_prompt", 1) not in (None, 1):
-            raise InputError(
-                "num_images_per_prompt: num_candidates says how many are drawn, keep how many are returned"
-            )
-        if arguments.get("output_type", "pil") == "latent":
-            raise InputError("output_type 'latent' has no picture to score; ask for 'pil', 'np' or 'pt'")
-        if "generator" not in self.parameters:
-            raise InputError(f"{type(self.pipeline).__name__} takes no generator: its images cannot be drawn again")
-        prompts = _prompts(arguments, reward_prompt)
-        generator = arguments.pop("generator", None)
-        seeds, device = _seeds(seed, generator, len(prompts), number)
-        latents = arguments.get("latents")
-        if latents is not None and len(latents) != len(prompts) * number:
-            raise InputError(f"latents: {len(latents)} rows for {len(prompts)} x {number} candidates; give one each")
-        return Request(arguments, prompts, seeds, device, min(keep, number), chunk_size, (), None)
+    def _drafted(self, request: Request, prompt: int, bar: Any) -> list[Candidate]:
+        """Draw the candidates in few steps and let go of the worse, as often as the schedule says; the rest in all steps."""
+        left, dropped = list(range(len(request.seeds[prompt]))), []
+        for steps, count in request.drafts():
+            drafts = ranked(self._in_chunks(request, prompt, left, bar, steps), request.keep)
+            if self._interrupted():
+                return drafts + dropped
+            for draft in drafts:
+                draft.image, draft.dropped_after = None, steps
+            left, dropped = sorted(draft.number for draft in drafts[:count]), drafts[count:] + dropped
+        return self._in_chunks(request, prompt, left, bar) + dropped
 
-    # ------------------------------------------------------------------ drawing
-
-    def _in_chunks(self, request: Request, prompt: int, bar: Any) -> list[Candidate]:
-        """Draw and score all candidates of a prompt, a chunk at a time; only the pictures of the best stay in memory."""
-        seeds, done, found = request.seeds[prompt], 0, []
-        while done < len(seeds) and not (found and self._interrupted()):
-            numbers = range(done, min(done + request.chunk_size, len(seeds)))
+    def _in_chunks(
+        self, request: Request, prompt: int, left: list[int], bar: Any, steps: int | None = None
+    ) -> list[Candidate]:
+        """Draw and score candidates, a chunk at a time; only the pictures of the best stay in memory."""
+        done, found = 0, []
+        while done < len(left) and not (found and self._interrupted()):
+            numbers, shown = left[done : done + request.chunk_size], bar and bar.n
             try:
-                found = ranked(found + self._chunk(request, prompt, numbers, bar), request.keep)
-                done = numbers.stop
+                found = ranked(found + self._chunk(request, prompt, numbers, bar, steps), request.keep)
+                done += len(numbers)
                 continue
             except RuntimeError as error:
                 if len(numbers) == 1 or not should_reduce_batch_size(error):
                     raise
             # Outside the handler, where nothing holds the failed chunk's tensors any more.
             request.chunk_size = (len(numbers) + 1) // 2
-            warnings.warn(f"out of memory at {len(numbers)} images; going on with {request.chunk_size}", stacklevel=4)
+            if bar is not None:
+                bar.n = shown
+            warnings.warn(f"out of memory at {len(numbers)} images; going on with {request.chunk_size}", stacklevel=5)
             clear_device_cache(garbage_collection=True)
         return found
 
-    def _chunk(self, request: Request, prompt: int, numbers: range, bar: Any) -> list[Candidate]:
+    def _chunk(self, request: Request, prompt: int, numbers: list[int], bar: Any, steps: int | None) -> list[Candidate]:
         chunk = tuple(request.seeds[prompt][number] for number in numbers)
-        output = self._call(request, prompt, numbers, _generators(chunk, request.device), bar)
-        blanks = getattr(output, "nsfw_content_detected", None) or [False] * len(numbers)
-        scores = self._scores(request, prompt, as_pictures(output.images), blanks)
-        return [
-            Candidate(number, chunk[at], chunk, nsfw=bool(blanks[at]), image=output.images[at], **_of(scores, at))
-            for at, number in enumerate(numbers)
-        ]
+        changes = {} if steps is None else {"num_inference_steps": steps}
+        output = self._call(request, prompt, numbers, request.generators(chunk), bar, changes)
+        return self._candidates(request, prompt, numbers, [chunk] * len(numbers), output)
 
-    def _pruned(self, request: Request, prompt: int, bar: Any) -> list[Candidate]:
+    def _previewed(self, request: Request, prompt: int, bar: Any, decoder: Any) -> list[Candidate]:
         """Draw all candidates of a prompt in one call, which loses the worse ones on the way."""
         seeds = tuple(request.seeds[prompt])
-        generators = _generators(seeds, request.device)
+        generators, numbers = request.generators(seeds), list(range(len(seeds)))
 
         def score(pictures: torch.Tensor) -> np.ndarray:
             return self._scores(request, prompt, list(pictures), [False] * len(pictures))["score"]
 
-        pruning = Pruning(
-            self.pipeline,
-            request.schedule,
-            len(seeds),
-            request.chunk_size,
-            generators,
-            score,
-            request.decoder,
-            request.keep,
-        )
+        pruning = Pruning(self.pipeline, request, generators, score, decoder or self.pipeline.vae)
         with pruning.active():
-            output = self._call(request, prompt, range(len(seeds)), generators, bar, pruning)
-        blanks = getattr(output, "nsfw_content_detected", None) or [False] * len(pruning.kept)
-        scores = self._scores(request, prompt, as_pictures(output.images), blanks)
-        found = [
-            Candidate(number, seeds[number], seeds, nsfw=bool(blanks[at]), image=output.images[at], **_of(scores, at))
-            for at, number in enumerate(pruning.kept)
-        ]
-        found += [
+            output = self._call(request, prompt, numbers, generators, bar, {}, pruning)
+        finished = self._candidates(request, prompt, pruning.kept, [seeds] * len(pruning.kept), output)
+        return finished + [
             Candidate(number, seeds[number], seeds, score, dropped_after=steps)
             for number, (steps, score) in pruning.dropped.items()
         ]
-        return ranked(found, request.keep)
 
-    def _call(
-        self,
-        request: Request,
-        prompt: int,
-        numbers: range,
-        generators: list,
-        bar: Any,
-        pruning: Pruning | None = None,
-    ) -> Any:
-        """Call the pipeline for some candidates of a prompt."""
-        progress = _progress(bar, prompt * len(request.seeds[prompt]) + numbers.start, len(numbers))
-        arguments = {
-            name: _entry(value, prompt, len(request.prompts)) if name.startswith(OF_PROMPT) else value
-            for name, value in request.arguments.items()
-        } | {"generator": generators}
-        if "num_images_per_prompt" in self.parameters:
-            arguments["num_images_per_prompt"] = len(numbers)
-        else:
-            texts = {name: value for name, value in arguments.items() if isinstance(value, str)}
-            arguments |= {name: [text] * len(numbers) for name, text in texts.items() if name.startswith(OF_PROMPT[:2])}
-        if request.arguments.get("latents") is not None:
-            first = prompt * len(request.seeds[prompt])
-            arguments["latents"] = request.arguments["latents"][first + numbers.start : first + numbers.stop]
-        if "callback_on_step_end" in self.parameters:
-            arguments |= _callback(request.arguments, progress, pruning)
-        with ExitStack() as stack:
-            for encoder, answers in self._remembered.values():
-                stack.enter_context(hooked(encoder, Remember(answers)))
-            output = self.draw(**arguments)
-        progress(1.0)
-        if not hasattr(output, "images"):
-            raise InputError(f"{type(self.pipeline).__name__} returned {type(output).__name__}, which has no images")
-        return output
+    def _candidates(
+        self, request: Request, prompt: int, numbers: list[int], chunks: list[tuple], output: Any
+    ) -> list[Candidate]:
+        """Score the pictures of some candidates; those that the safety checker blanked have no score."""
+        blanks = getattr(output, "nsfw_content_detected", None) or [False] * len(numbers)
+        scores = self._scores(request, prompt, as_pictures(output.images), blanks)
+        found = []
+        for at, (number, chunk) in enumerate(zip(numbers, chunks)):
+            parts = {name: float(values[at]) for name, values in scores.items()}
+            score, seed = parts.pop("score"), request.seeds[prompt][number]
+            found.append(Candidate(number, seed, chunk, score, parts, bool(blanks[at]), None, output.images[at]))
+        return found
 
     def _scores(self, request: Request, prompt: int, pictures: list, blanks: Sequence[bool]) -> dict[str, np.ndarray]:
         """Score what was not blanked; the rest is NaN."""
         shown = [picture for picture, blank in zip(pictures, blanks) if not blank]
         reward = self.reward[prompt] if isinstance(self.reward, list) else self.reward
-        _onload(reward)
-        found = score_pictures(reward, request.prompts[prompt], shown)
-        where = np.flatnonzero(~np.array(blanks, dtype=bool))
+        with _onloaded(reward):
+            found = score_pictures(reward, request.prompts[prompt], shown)
         scores = {name: np.full(len(pictures), np.nan) for name in found}
         for name, values in found.items():
-            scores[name][where] = values
+            scores[name][~np.array(blanks, dtype=bool)] = values
         return scores
+
+    # ------------------------------------------------------------------ the pipeline
+
+    def _call(
+        self,
+        request: Request,
+        prompt: int,
+        numbers: list[int],
+        generators: list[torch.Generator],
+        bar: Any,
+        changes: dict[str, Any],
+        pruning: Pruning | None = None,
+    ) -> Any:
+        """Call the pipeline for some candidates of a prompt."""
+        arguments = request.of_prompt(prompt, self.pipeline) | {"generator": generators} | changes
+        if "num_images_per_prompt" in self.parameters:
+            arguments["num_images_per_prompt"] = len(numbers)
+        else:
+            texts = {name: value for name, value in arguments.items() if name.endswith("prompt")}
+            arguments |= {name: [text] * len(numbers) for name, text in texts.items() if isinstance(text, str)}
+        if (latents := request.latents(prompt, numbers)) is not None:
+            arguments["latents"] = latents
+        if "callback_on_step_end" in self.parameters:
+            arguments |= _callback(request.arguments, bar, len(numbers), pruning)
+        with ExitStack() as stack:
+            for encoder, answers in self._encoders:
+                stack.enter_context(hooked(encoder, Remember(answers)))
+            output = self.draw(**arguments)
+        if "callback_on_step_end" not in self.parameters:
+            _advance(bar, len(numbers))
+        if not hasattr(output, "images"):
+            raise InputError(f"{type(self.pipeline).__name__} returned {type(output).__name__}, which has no images")
+        return output
 
     def _interrupted(self) -> bool:
         return bool(getattr(self.pipeline, "interrupt", False))
 
     @contextmanager
-    def _session(self, request: Request) -> Iterator[Any]:
+    def _session(self, total: int) -> Iterator[Any]:
         """One bar instead of the pipeline's own, texts remembered, network evaluations counted."""
         pipe = self.pipeline
-        total = sum(map(len, request.seeds))
-        encoders = {
-            name: part for name, part in getattr(pipe, "components", {}).items() if name.startswith("text_encoder")
-        }
-        self._remembered = {name: (part, []) for name, part in encoders.items() if isinstance(part, PreTrainedModel)}
-        settings = dict(getattr(pipe, "_progress_bar_config", {}))
-        bar = pipe.progress_bar(total=total) if hasattr(pipe, "progress_bar") else None
+        parts = getattr(pipe, "components", {}).items()
+        encoders = [part for name, part in parts if name.startswith("text_encoder")]
+        self._encoders += [(part, []) for part in encoders if isinstance(part, PreTrainedModel)]
         network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
         with ExitStack() as stack:
-            if bar is not None:
-                stack.enter_context(bar)
+            bar = None
+            if hasattr(pipe, "progress_bar"):
+                settings = dict(getattr(pipe, "_progress_bar_config", {}))
+                bar = stack.enter_context(pipe.progress_bar(total=total))
                 stack.callback(pipe.set_progress_bar_config, **settings)
                 pipe.set_progress_bar_config(**settings | {"disable": True})
             if isinstance(network, torch.nn.Module):
                 stack.callback(network.register_forward_pre_hook(self._count, with_kwargs=True).remove)
+            stack.callback(self._encoders.clear)
             yield bar
 
     def _count(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -282,73 +261,18 @@ class RerankMixin:
         """Draw several candidates of each prompt and return the best; arguments as in `RewardReranker.__call__`."""
         return RewardReranker(self, self.reward_model, super().__call__)(*args, **kwargs)
 
-
-# ------------------------------------------------------------------ arguments
-
-
-def _prompts(arguments: dict[str, Any], reward_prompt: Any) -> list[str]:
-    """Return what the reward reads, one text per prompt; InputError where that is not known."""
-    prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
-    count = (
-        1 if isinstance(prompt, str) else len(prompt if prompt is not None else embeds if embeds is not None else ())
-    )
-    texts = prompt if reward_prompt is None else reward_prompt
-    texts = [texts] * count if isinstance(texts, str) else list(texts or ())
-    if not count or len(texts) != count:
-        raise InputError(f"{count} prompts and {len(texts)} texts for the reward; with embeddings, give reward_prompt")
-    return texts
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does. Raises InputError for a reward that would be left out: it has neither files nor a name."""
+        reward = self.reward_model
+        if reward is not None and not isinstance(reward, PreTrainedModel):
+            raise InputError(
+                f"reward_model: a {type(reward).__name__} has no files to save; use rewards.named.NamedReward(NAME) with a"
+                " name that load_reward takes, or set pipe.reward_model = None"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def _entry(value: Any, prompt: int, count: int) -> Any:
-    """The entry of one prompt in a list, or its row of embeddings; anything else belongs to all prompts."""
-    if isinstance(value, (list, tuple)) and len(value) == count:
-        return value[prompt]
-    if isinstance(value, torch.Tensor) and len(value) == count:
-        return value[prompt : prompt + 1]
-    return value
-
-
-def _seeds(seed: Any, generator: Any, prompts: int, number: int) -> tuple[list[list[int]], torch.device]:
-    """Return the seeds of every prompt's candidates, and the device that they are drawn on."""
-    total, cpu = prompts * number, torch.device("cpu")
-    if seed is not None and generator is not None:
-        raise InputError("give seed or generator, not both")
-    device = cpu
-    if isinstance(generator, (list, tuple)):
-        device, seed = generator[0].device, [each.initial_seed() for each in generator]
-    if seed is None:
-        device = generator.device if generator is not None else cpu
-        seed = torch.randint(SEEDS, (total,), generator=generator, device=device).tolist()
-    seeds = list(range(seed, seed + total)) if isinstance(seed, int) else [int(each) for each in seed]
-    if len(seeds) != total:
-        raise InputError(f"{len(seeds)} seeds for {prompts} x {number} candidates; give one each, or one number")
-    return [seeds[start : start + number] for start in range(0, total, number)], device
-
-
-def _generators(seeds: Sequence[int], device: torch.device) -> list[torch.Generator]:
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-
-def _of(scores: dict[str, np.ndarray], at: int) -> dict[str, Any]:
-    """The score of one picture and its parts, as a Candidate has them."""
-    values = {name: float(each[at]) for name, each in scores.items()}
-    return {"score": values.pop("score"), "parts": values}
-
-
-# ------------------------------------------------------------------ while the pipeline runs
-
-
-def _progress(bar: Any, done: int, count: int) -> Callable[[float], None]:
-    """Return what moves the bar: called with the share of this call that is done."""
-
-    def move(share: float) -> None:
-        if bar is not None:
-            bar.update(round(done + share * count, 2) - bar.n)
-
-    return move
-
-
-def _callback(arguments: dict[str, Any], progress: Callable[[float], None], pruning: Pruning | None) -> dict[str, Any]:
+def _callback(arguments: dict[str, Any], bar: Any, count: int, pruning: Pruning | None) -> dict[str, Any]:
     """The pipeline's two callback arguments: the caller's callback, then pruning, then the bar."""
     theirs = arguments.get("callback_on_step_end")
     names = list(arguments.get("callback_on_step_end_tensor_inputs") or ["latents"])
@@ -362,14 +286,27 @@ def _callback(arguments: dict[str, Any], progress: Callable[[float], None], prun
         steps = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
         if pruning:
             changed["latents"] = pruning.step_end(step, steps, changed.get("latents", latents))
-        progress((step + 1) / steps)
+        _advance(bar, count / steps)
         return changed
 
     return {"callback_on_step_end": step_end, "callback_on_step_end_tensor_inputs": names}
 
 
-def _onload(reward: Any) -> None:
-    """Bring an offloaded reward to its device: `score` is no `forward`, which is all that accelerate's hooks stand around."""
+def _advance(bar: Any, candidates: float) -> None:
+    if bar is not None:
+        bar.n = round(bar.n + candidates, 3)
+        bar.update(0)
+
+
+@contextmanager
+def _onloaded(reward: Any) -> Iterator[None]:
+    """Bring an offloaded reward to its device, and back: `score` is no `forward`, which accelerate's hook stands around."""
     hook = getattr(reward, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(reward)
+    if not isinstance(hook, CpuOffload) or next(reward.parameters(), None) is None:
+        yield
+        return
+    hook.pre_forward(reward)
+    try:
+        yield
+    finally:
+        hook.init_hook(reward)

@@ -17,18 +17,23 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from diffusers_ext.hub_loadable import HubLoadable
 from diffusers_ext.reranking import RerankMixin
 from diffusers_ext.rewards.interface import RewardModel
 
 
-class RewardRerankPipeline(RerankMixin, StableDiffusionPipeline):
+class RewardRerankPipeline(HubLoadable, RerankMixin, StableDiffusionPipeline):
     """`StableDiffusionPipeline` with best-of-N; `RewardReranker.__call__` says what is new.
 
-    reward_model: anything with `score(prompts, images)`, or None, which must be set before a call.
+    reward_model: anything with `score(prompts, images)`; or None, and then to be set before a call.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae->reward_model"
     _optional_components: ClassVar[list[str]] = [*StableDiffusionPipeline._optional_components, "reward_model"]
+    _exclude_from_cpu_offload: ClassVar[list[str]] = [
+        *StableDiffusionPipeline._exclude_from_cpu_offload,
+        "reward_model",
+    ]
 
     def __init__(
         self,
