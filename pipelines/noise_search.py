@@ -33,7 +33,11 @@ class NoiseSearchPipeline(HubLoadable, StableDiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae->reward_model"
-    _optional_components: ClassVar = [*StableDiffusionPipeline._optional_components, "reward_model"]
+    _optional_components: ClassVar[list[str]] = [*StableDiffusionPipeline._optional_components, "reward_model"]
+    _exclude_from_cpu_offload: ClassVar[list[str]] = [
+        *StableDiffusionPipeline._exclude_from_cpu_offload,
+        "reward_model",
+    ]
 
     def __init__(
         self,

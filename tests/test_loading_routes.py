@@ -68,6 +68,7 @@ first = NoiseSearchPipeline.from_pipe(base, reward_model=load_reward("reward"))
 result = picture(NoiseSearchPipeline.from_pipe(first))  # takes the reward along
 """,
 }
+LOCAL = ("folder", "checkout", "class")
 HUB_ROUTES = {
     "Hub": 'result = picture(DiffusionPipeline.from_pretrained("me/search", trust_remote_code=True))',
     "Hub, code alone": """
@@ -112,6 +113,14 @@ result = picture(DiffusionPipeline.from_pretrained("from-remote-code", trust_rem
 """,
 }
 REWARDS = {
+    "another pipeline": """
+from diffusers_ext import load_reward
+from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
+from diffusers_ext.pipelines.reward_rerank import RewardRerankPipeline
+pipe = NoiseSearchPipeline.from_pretrained("base", reward_model=load_reward("reward"))
+RewardRerankPipeline.from_pipe(pipe).save_pretrained("rerank")
+result = picture(DiffusionPipeline.from_pretrained("rerank", trust_remote_code=True))
+""",
     "override": """
 from diffusers_ext import ImageRewardModel
 other = ImageRewardModel.from_pretrained("reward")
@@ -128,8 +137,14 @@ result = {"same": pipe.reward_model is other}
 from diffusers_ext import load_reward
 pipe = DiffusionPipeline.from_pretrained("saved", reward_model=None, trust_remote_code=True)
 pipe.reward_model = other = load_reward("fill50k")
-pipe.save_pretrained("without")  # a reward that has no weights cannot be saved: it is left out
+pipe.save_pretrained("without")  # a reward without weights of its own is left out
 result = {"same": pipe.reward_model is other, **names(DiffusionPipeline.from_pretrained("without", trust_remote_code=True))}
+""",
+    "by name": """
+from diffusers_ext.rewards.named import NamedReward
+pipe = DiffusionPipeline.from_pretrained("saved", reward_model=NamedReward("fill50k"), trust_remote_code=True)
+pipe.save_pretrained("named")
+result = names(DiffusionPipeline.from_pretrained("named", trust_remote_code=True))
 """,
     "none": 'result = names(DiffusionPipeline.from_pretrained("saved", reward_model=None, trust_remote_code=True))',
     "none, drawn": """
@@ -142,10 +157,6 @@ result = names(DiffusionPipeline.from_pretrained("no-reward", trust_remote_code=
 """,
 }
 AUTO_MODEL = {
-    "reward": """
-reward = AutoModel.from_pretrained("reward", trust_remote_code=True)
-result = {"score": reward.score("red circle", torch.zeros(1, 3, 32, 32)).item(), "package": "diffusers_ext" in sys.modules}
-""",
     "reward, Hub": """
 reward = AutoModel.from_pretrained("me/reward", trust_remote_code=True)
 result = {"score": reward.score("red circle", torch.zeros(1, 3, 32, 32)).item(), "package": "diffusers_ext" in sys.modules}
@@ -209,7 +220,8 @@ def online(work, hub):
 def offline(work, hub, online):
     """The same without the network, after all was loaded once."""
     asked = len(hub.requests)
-    pieces = {**ROUTES, **OFFLINE_ROUTES, **HUB_ROUTES, **AUTO_MODEL, **BLOCKS}
+    local = {route: ROUTES[route] for route in LOCAL}
+    pieces = {**local, **OFFLINE_ROUTES, **HUB_ROUTES, **AUTO_MODEL, **BLOCKS}
     answers, _ = fresh_processes.run(pieces, work, work / "site", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     assert len(hub.requests) == asked
     return answers
@@ -231,7 +243,7 @@ def test_a_route_gives_the_same_pipeline(online, route):
     assert online[route] == {**online["saving"], "class": kind, "reward": REWARD}
 
 
-@pytest.mark.parametrize("route", [*ROUTES, *OFFLINE_ROUTES])
+@pytest.mark.parametrize("route", [*LOCAL, *OFFLINE_ROUTES])
 def test_a_route_without_the_network(online, offline, route):
     expected = {**online["saving"], "class": offline[route].get("class")}
     assert offline[route] == expected
@@ -256,9 +268,15 @@ def test_nothing_saved_tells_where_it_came_from(online, work):
         assert "_name_or_path" not in json.loads(path.read_text()), path
 
 
+def test_two_pipelines_share_their_parts(online):
+    assert online["another pipeline"]["class"] == "diffusers_ext.pipelines.reward_rerank.RewardRerankPipeline"
+    assert online["another pipeline"]["reward"] == REWARD
+
+
 def test_rewards_are_replaced_left_out_or_absent(online):
     assert online["override"] == online["override, Hub"] == {"same": True}
     assert online["set afterwards"] == {"same": True, "class": SEARCH, "reward": None}
+    assert online["by name"] == {"class": SEARCH, "reward": "diffusers_ext.rewards.named.NamedReward"}
     assert online["none"] == online["absent"] == {"class": SEARCH, "reward": None}
     assert online["none, drawn"]["error"].startswith("InputError: no reward to rank by")
 
