@@ -159,3 +159,15 @@ def test_what_cannot_be_searched(pipe, arguments, message):
 def test_one_prompt_at_a_time(pipe):
     with pytest.raises(InputError, match="one prompt"):
         NoiseSearch(pipe, Brightness())([PROMPT], **DRAWING)
+
+
+@pytest.mark.parametrize("method", ["local", "gradient"])
+def test_around_a_stable_diffusion_xl(untrained_xl, method):
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(untrained_xl)
+    pipe.set_progress_bar_config(disable=True)
+    found = search(pipe, method=method, num_candidates=11, starts=2, radius=1.0, height=64, width=64)
+    assert found.history[-1]["score"] > found.history[0]["score"]
+    again = pipe(PROMPT, latents=found.latents, height=64, width=64, output_type="pt", **DRAWING).images
+    assert torch.allclose(again, found.images, atol=2e-3)
