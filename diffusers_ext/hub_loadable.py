@@ -135,8 +135,13 @@ def _component_homes(pipe: Any) -> dict[str, tuple[str, str]]:
     for part, component in pipe.components.items():
         kind = type(unwrap_module(component))
         module = kind.__module__
-        if not hasattr(component, "save_pretrained") or module.split(".")[0] in LOADABLE_CLASSES:
-            continue  # diffusers finds it, or does not save it
+        if component is None or module.split(".")[0] in LOADABLE_CLASSES:
+            continue
+        if not hasattr(component, "save_pretrained"):  # diffusers would leave it out, with a line in the log
+            raise InputError(
+                f"{part}: a {kind.__name__} has no files to save; set it to None, or take"
+                " diffusers_ext.rewards.named.NamedReward(NAME), which is saved by its name"
+            )
         if module.split(".")[0] in REMOTE:  # a class beside its weights: here it is the package's, if that has it
             module = f"{REWARDS}.{module.split('.')[-1]}"
         if module == "__main__" or not _holds(module, kind.__name__):

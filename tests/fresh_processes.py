@@ -70,7 +70,7 @@ def run(pieces: dict[str, str], folder: Path, package: Path | None, **variables:
         **variables,
     }
     command = [sys.executable, "-S", "-c", PROGRAM, json.dumps(pieces)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return dict(json.loads(line) for line in lines), done.stderr
