@@ -10,12 +10,10 @@ from PIL.Image import Image
 
 Gallery = Sequence[tuple[Image, str]]  # pictures and what is to be said of each: prompt, seed, score
 
-LIMITS = """## Limits
-
-Its reward orders the pictures of one prompt and no more: scores of different prompts do not compare, and none marks a
+LIMITS = "## Limits\n\nIt draws what its base model draws, with that model's biases and under its licence."
+OF_A_REWARD = """Its reward orders the pictures of one prompt and no more: scores of different prompts do not compare, and none marks a
 good picture. The longer one searches with one reward, the more one finds what that reward overlooks: from 16 candidates
-on take an ensemble, and look at a reward that did not choose.
-"""
+on take an ensemble, and look at a reward that did not choose."""
 
 
 def write_pipeline_card(folder: Path, pipe: Any, name: str, gallery: Gallery = (), module: str | None = None) -> Path:
@@ -56,7 +54,8 @@ pipe = DiffusionPipeline.from_pretrained(snapshot_download("{name}", local_files
 ```""",
         *([_around_other_weights(kind, module)] if module else []),
         "## Parts\n\n| part | class |\n|---|---|\n" + _parts(pipe),
-        *([LIMITS] if rewarded else []),
+        LIMITS,
+        *([OF_A_REWARD] if rewarded else []),
     ]
     return _write(folder, data, sections)
 
@@ -89,7 +88,7 @@ blocks.sub_blocks.insert("rerank", block, len(blocks.sub_blocks))""",
 
 
 def _write_usage(folder: Path, kind: type, name: str, code: str, remark: str) -> Path:
-    sections = [f"# {name.split('/')[-1]}", _summary(kind), f"## Use\n\n```python\n{code}\n```\n\n{remark}"]
+    sections = [f"# {name.split('/')[-1]}", _summary(kind), f"## Use\n\n```python\n{code}\n```\n\n{remark}", LIMITS]
     return _write(folder, _data([], license="apache-2.0"), sections)
 
 
