@@ -464,8 +464,10 @@ class TestComponents:
         moves = []
 
         class Weighing(torch.nn.Linear):
-            def to(self, device):
-                moves.append(str(device))
+            dtype, device = torch.float32, torch.device("cpu")
+
+            def to(self, *args, **kwargs):
+                moves.append(str(args[0]))
                 return self
 
             def score(self, prompts, images):

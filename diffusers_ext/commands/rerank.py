@@ -158,7 +158,7 @@ def _reranker(options: Options):
     reward = load_reward(options.reward or "fill50k").to(device)
     model = embedded_model() if options.model == "embedded" else options.model
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, options.dtype))
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, options.dtype))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"--model {model}: no pipeline could be loaded: {str(error).splitlines()[0]}") from None
     pipe.to(device).set_progress_bar_config(disable=True)
