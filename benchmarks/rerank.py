@@ -45,7 +45,8 @@ class Options:
     output_dir: str = option(
         "runs/rerank-benchmark", "rows.jsonl, the trained reward; an unfinished one is gone on with"
     )
-    prompts: int = option(8, "best, prune: prompts, colour pairs the model never saw")
+    prompts: int = option(16, "best: prompts, colour pairs the model never saw")
+    pruned_prompts: int = option(8, "prune: the first so many of them")
     steps: int = option(20, "of the sampler")
     rankings: int = option(1000, "learnt: ranked prompts to train on")
     train_steps: int = option(300, "learnt: optimiser steps")
@@ -196,7 +197,7 @@ def grid(options: Options) -> None:
 def prune(options: Options, folder: Path, rows: Rows) -> None:
     from diffusers_ext import load_reward
 
-    rewards = candidates(options, rows)
+    rewards = candidates(options, rows)[: options.pruned_prompts]
     tool, whole = reranker(load_reward("fill50k")), 2 * 16 * options.steps  # guidance sends each through twice
     print("\n| pruned best of 16 | evaluations | gain kept | 95 % | same winner |\n|---|---|---|---|---|")
     for name, (by, schedule, groups) in PRUNINGS.items():
@@ -251,24 +252,26 @@ def learnt(options: Options, folder: Path, rows: Rows) -> None:
         script["main"](parse(script["Options"], [*LEARNS, *map(str, arguments)]))
     exact, tool = load_reward("fill50k"), reranker(load_reward(folder / "reward"))
 
-    def draw(at: int, text: str) -> dict:
-        settings = {"num_candidates": 16, "keep": 16, "chunk_size": 16, "seed": 500_000 + seed_of(at)}
-        found = tool(text, **settings, **drawing(options))
-        return {"exact": exact.score(text, found.images).tolist()}  # in the order of the learnt reward
-
     texts = [f"{circle} circle with {background} background" for circle, background in basic_pairs("test")]
-    found = np.array(
-        [
-            rows(f"learnt-{options.steps}-{at}", lambda at=at, text=text: draw(at, text))["exact"]
-            for at, text in enumerate(texts)
-        ]
+    print(
+        "\n| guidance | deviation of 16 | all 16 | the learnt reward's best | gain | 95 % | the exact reward's best |\n|---|---|---|---|---|---|---|"
     )
-    columns = np.stack([found.mean(1), found[:, 0], found[:, :4].mean(1), found.max(1), found[:, 0] - found.mean(1)], 1)
-    names = ("all 16", "the learnt reward's best", "its best four", "the exact reward's best", "gain of its best")
-    low, high = interval(columns)
-    print("\n| exact reward of | mean | 95 % |\n|---|---|---|")
-    for at, name in enumerate(names):
-        print(f"| {name} | {columns[:, at].mean():.3f} | {low[at]:.3f} to {high[at]:.3f} |")
+    for guidance in (1.0, 2.0):
+
+        def draw(at: int, text: str, guidance: float = guidance) -> dict:
+            settings = {"num_candidates": 16, "keep": 16, "chunk_size": 16, "seed": 500_000 + seed_of(at)}
+            images = tool(text, **settings, **drawing(options) | {"guidance_scale": guidance}).images
+            return {"exact": exact.score(text, images).tolist()}  # in the order of the learnt reward
+
+        name = f"learnt-{options.steps}-{guidance}"
+        found = [rows(f"{name}-{at}", lambda at=at, text=text: draw(at, text)) for at, text in enumerate(texts)]
+        rewards = np.array([row["exact"] for row in found])
+        gain = rewards[:, 0] - rewards.mean(1)
+        low, high = interval(gain[:, None])[:, 0]
+        print(
+            f"| {guidance:g} | {rewards.std(1, ddof=1).mean():.2f} | {rewards.mean():.2f} | {rewards[:, 0].mean():.2f} "
+            f"| {gain.mean():+.2f} | {low:+.2f} to {high:+.2f} | {rewards.max(1).mean():.2f} |"
+        )
     print(f"\n{len(texts)} prompts of colour pairs in no ranking and no training picture")
 
 
