@@ -47,7 +47,7 @@ class Options:
         "runs/rerank-benchmark", "rows.jsonl, the trained reward; an unfinished one is gone on with"
     )
     prompts: int = option(16, "best: prompts, colour pairs the model never saw")
-    pruned_prompts: int = option(8, "prune: the first so many of them")
+    pruned_prompts: int = option(16, "prune: the first so many of them")
     steps: int = option(20, "of the sampler")
     rankings: int = option(1000, "learnt: ranked prompts to train on")
     train_steps: int = option(300, "learnt: optimiser steps")
