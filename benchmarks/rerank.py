@@ -10,6 +10,7 @@ best    the best of N, over disjoint groups of candidates, against what the orde
 prune   pruned best-of-16 against full best-of-16 of the same seeds: share of the gain kept, share of the evaluations spent.
 learnt  a reward trained from simulated rankings (training/train_reward_model.py) chooses; the exact reward, which it
         never saw, judges. Colour pairs that neither the rankings nor the model's training had.
+grid    candidates of four prompts, from the highest exact reward to the lowest.
 speed   wall and CPU time of best-of-N against a loop over the plain pipeline that draws and scores one by one, in turns.
 """
 
@@ -41,11 +42,12 @@ PRUNINGS = {  # name: (by, schedule, groups of each prompt)
 
 @dataclass
 class Options:
-    parts: list[str] = option(["best", "prune", "learnt", "speed"], "what to measure")
+    parts: list[str] = option(["best", "prune", "learnt", "speed", "grid"], "what to measure")
     output_dir: str = option(
         "runs/rerank-benchmark", "rows.jsonl, the trained reward; an unfinished one is gone on with"
     )
-    prompts: int = option(8, "best, prune: prompts, colour pairs the model never saw")
+    prompts: int = option(16, "best: prompts, colour pairs the model never saw")
+    pruned_prompts: int = option(16, "prune: the first so many of them")
     steps: int = option(20, "of the sampler")
     rankings: int = option(1000, "learnt: ranked prompts to train on")
     train_steps: int = option(300, "learnt: optimiser steps")
@@ -60,7 +62,7 @@ def main(options: Options) -> None:
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     rows = Rows(folder / "rows.jsonl")
-    parts: dict[str, Callable] = {"best": best, "prune": prune, "learnt": learnt, "speed": speed}
+    parts: dict[str, Callable] = {"best": best, "prune": prune, "learnt": learnt, "speed": speed, "grid": grid}
     for part in options.parts:
         parts[part](options, folder, rows)
 
@@ -127,25 +129,30 @@ def drawing(options: Options) -> dict:
 
 
 def best(options: Options, folder: Path, rows: Rows) -> None:
+    from diffusers_ext.grids import plot_curves
+
     rewards = candidates(options, rows)
     measured, alone = rewards[:, :32], rewards[:, 32:]  # the prediction is made from candidates of its own
     found = np.array([measured.reshape(len(measured), -1, n).max(2).mean(1) for n in NUMBERS]).T  # (P, len(NUMBERS))
     expected = np.array([[expected_best(each, n) for n in NUMBERS] for each in alone])
+    mean = rewards.mean(1, keepdims=True)  # gains are over the mean candidate of the prompt
+    gains, gaps = interval(found - mean), interval(found - expected)
     print(
-        "\n| N | exact reward of the best | 95 % | order statistics of N = 1 | difference | 95 % |\n|---|---|---|---|---|---|"
+        "\n| N | exact reward of the best | gain | 95 % | difference from the order statistics | 95 % |\n|---|---|---|---|---|---|"
     )
-    intervals, gaps = interval(found), interval(found - expected)
     for at, n in enumerate(NUMBERS):
         print(
-            f"| {n} | {found[:, at].mean():.3f} | {intervals[0, at]:.3f} to {intervals[1, at]:.3f} "
-            f"| {expected[:, at].mean():.3f} | {(found - expected)[:, at].mean():+.3f} | {gaps[0, at]:+.3f} to {gaps[1, at]:+.3f} |"
+            f"| {n} | {found[:, at].mean():.3f} "
+            f"| {(found - mean)[:, at].mean():.3f} | {gains[0, at]:.3f} to {gains[1, at]:.3f} "
+            f"| {(found - expected)[:, at].mean():+.3f} | {gaps[0, at]:+.3f} to {gaps[1, at]:+.3f} |"
         )
     spread = rewards.std(axis=1, ddof=1).mean()
-    print(
-        f"\n{len(rewards)} prompts, deviation within a prompt {spread:.3f}; the best of 32 gains {found[:, -1].mean() - found[:, 0].mean():.3f}"
-    )
-    plot(options, found, expected)
-    grid(options)
+    print(f"\n{len(rewards)} prompts, deviation among the candidates of one {spread:.3f}")
+    curves = {
+        "best of N": (NUMBERS, (found - mean).mean(0)),
+        "order statistics of other candidates": (NUMBERS, (expected - mean).mean(0)),
+    }
+    plot_curves(Path(options.image_dir) / "rerank.png", curves, "N", "gain in exact reward")
 
 
 def expected_best(rewards: np.ndarray, number: int) -> float:
@@ -162,20 +169,10 @@ def interval(values: np.ndarray, draws: int = 2000) -> np.ndarray:
     return np.percentile(means, [2.5, 97.5], axis=0)
 
 
-def plot(options: Options, found: np.ndarray, expected: np.ndarray) -> None:
-    from diffusers_ext.grids import plot_curves
-
-    low, high = interval(found)
-    curves = {
-        "best of N": (NUMBERS, found.mean(0)),
-        "order statistics of N = 1": (NUMBERS, expected.mean(0)),
-        "95 % over prompts": (NUMBERS, low),
-        "": (NUMBERS, high),
-    }
-    plot_curves(Path(options.image_dir) / "rerank.png", curves, "N", "exact reward")
+# ------------------------------------------------------------------ pictures
 
 
-def grid(options: Options) -> None:
+def grid(options: Options, folder: Path, rows: Rows) -> None:
     """Sixteen candidates of three prompts, from the highest exact reward to the lowest, every third shown."""
     from diffusers_ext import load_reward
     from diffusers_ext.grids import labelled_grid
@@ -196,7 +193,7 @@ def grid(options: Options) -> None:
 def prune(options: Options, folder: Path, rows: Rows) -> None:
     from diffusers_ext import load_reward
 
-    rewards = candidates(options, rows)
+    rewards = candidates(options, rows)[: options.pruned_prompts]
     tool, whole = reranker(load_reward("fill50k")), 2 * 16 * options.steps  # guidance sends each through twice
     print("\n| pruned best of 16 | evaluations | gain kept | 95 % | same winner |\n|---|---|---|---|---|")
     for name, (by, schedule, groups) in PRUNINGS.items():
@@ -251,24 +248,26 @@ def learnt(options: Options, folder: Path, rows: Rows) -> None:
         script["main"](parse(script["Options"], [*LEARNS, *map(str, arguments)]))
     exact, tool = load_reward("fill50k"), reranker(load_reward(folder / "reward"))
 
-    def draw(at: int, text: str) -> dict:
-        settings = {"num_candidates": 16, "keep": 16, "chunk_size": 16, "seed": 500_000 + seed_of(at)}
-        found = tool(text, **settings, **drawing(options))
-        return {"exact": exact.score(text, found.images).tolist()}  # in the order of the learnt reward
-
     texts = [f"{circle} circle with {background} background" for circle, background in basic_pairs("test")]
-    found = np.array(
-        [
-            rows(f"learnt-{options.steps}-{at}", lambda at=at, text=text: draw(at, text))["exact"]
-            for at, text in enumerate(texts)
-        ]
+    print(
+        "\n| guidance | deviation of 16 | all 16 | the learnt reward's best | gain | 95 % | the exact reward's best |\n|---|---|---|---|---|---|---|"
     )
-    columns = np.stack([found.mean(1), found[:, 0], found[:, :4].mean(1), found.max(1), found[:, 0] - found.mean(1)], 1)
-    names = ("all 16", "the learnt reward's best", "its best four", "the exact reward's best", "gain of its best")
-    low, high = interval(columns)
-    print("\n| exact reward of | mean | 95 % |\n|---|---|---|")
-    for at, name in enumerate(names):
-        print(f"| {name} | {columns[:, at].mean():.3f} | {low[at]:.3f} to {high[at]:.3f} |")
+    for guidance in (1.0, 2.0):
+
+        def draw(at: int, text: str, guidance: float = guidance) -> dict:
+            settings = {"num_candidates": 16, "keep": 16, "chunk_size": 16, "seed": 500_000 + seed_of(at)}
+            images = tool(text, **settings, **drawing(options) | {"guidance_scale": guidance}).images
+            return {"exact": exact.score(text, images).tolist()}  # in the order of the learnt reward
+
+        name = f"learnt-{options.steps}-{guidance}"
+        found = [rows(f"{name}-{at}", lambda at=at, text=text: draw(at, text)) for at, text in enumerate(texts)]
+        rewards = np.array([row["exact"] for row in found])
+        gain = rewards[:, 0] - rewards.mean(1)
+        low, high = interval(gain[:, None])[:, 0]
+        print(
+            f"| {guidance:g} | {rewards.std(1, ddof=1).mean():.2f} | {rewards.mean():.2f} | {rewards[:, 0].mean():.2f} "
+            f"| {gain.mean():+.2f} | {low:+.2f} to {high:+.2f} | {rewards.max(1).mean():.2f} |"
+        )
     print(f"\n{len(texts)} prompts of colour pairs in no ranking and no training picture")
 
 

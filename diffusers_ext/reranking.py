@@ -90,7 +90,7 @@ class RewardReranker:
         """
         if self.reward is None:
             raise InputError("no reward to rank by: set reward_model (diffusers_ext.load_reward gives one)")
-        given = inspect.signature(self.draw).bind(*args, **kwargs).arguments
+        given = inspect.signature(self.draw).bind_partial(*args, **kwargs).arguments
         choices = (num_candidates, keep, chunk_size, seed, prune, prune_by, reward_prompt)
         request = read_request(given, self.parameters, *choices)
         previews = bool(request.schedule) and not request.by_drafts

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -17,15 +18,18 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UniPCMultistepScheduler,
 )
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
 
 from diffusers_ext import RewardReranker, embedded_model, load_reward
+from diffusers_ext import tiny_stable_diffusion as tiny
 from diffusers_ext.candidates import Candidate, ranked, score_pictures
 from diffusers_ext.errors import InputError
 from diffusers_ext.pruning import predicted_clean
@@ -305,6 +309,52 @@ class TestAnyPipeline:
         pruned = ours(PROMPT, num_candidates=4, keep=1, seed=0, prune=[(0.5, 0.25)], prune_by="previews", **given)
         assert pruned.evaluations == 2 * (2 * 4 + 2 * 1) and len(pruned.images) == 1
 
+    def test_stable_diffusion_3(self):
+        """A transformer, flow matching, three prompts: nothing of Stable Diffusion's U-Net is asked for."""
+        torch.manual_seed(0)
+        words = tiny.tokenizer(["red circle with blue background"], merges=16)
+        config = CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=32,
+            projection_dim=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tiny.TOKENS,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+        )
+        transformer = SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=64,
+            caption_projection_dim=32,
+            pooled_projection_dim=64,
+        )
+        pipe = StableDiffusion3Pipeline(
+            transformer=transformer.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, shift_factor=0.06).eval(),
+            text_encoder=CLIPTextModelWithProjection(config).eval(),
+            tokenizer=words,
+            text_encoder_2=CLIPTextModelWithProjection(config).eval(),
+            tokenizer_2=words,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+        rows, size = [], {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 3.0}
+        pipe.text_encoder_2.text_projection.register_forward_hook(lambda *given: rows.append(1))
+        best = RewardReranker(pipe, brightness)(PROMPT, num_candidates=4, keep=1, seed=0, prune=[(0.5, 0.5)], **size)
+        assert best.evaluations == 2 * (2 * 4 + 4 * 2) and len(rows) == 2
+        winner = best.candidates[0][0]
+        again = pipe(PROMPT, num_images_per_prompt=2, generator=generators(winner.chunk), **size).images
+        assert np.array_equal(pixels(again[winner.chunk.index(winner.seed)]), pixels(best.images[0]))
+
 
 class TestPruning:
     def test_fewer_evaluations_and_the_same_pictures(self, ours):
@@ -464,8 +514,10 @@ class TestComponents:
         moves = []
 
         class Weighing(torch.nn.Linear):
-            def to(self, device):
-                moves.append(str(device))
+            dtype, device = torch.float32, torch.device("cpu")
+
+            def to(self, *args, **kwargs):
+                moves.append(str(args[0]))
                 return self
 
             def score(self, prompts, images):

@@ -158,7 +158,7 @@ def _reranker(options: Options):
     reward = load_reward(options.reward or "fill50k").to(device)
     model = embedded_model() if options.model == "embedded" else options.model
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, options.dtype))
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, options.dtype))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"--model {model}: no pipeline could be loaded: {str(error).splitlines()[0]}") from None
     pipe.to(device).set_progress_bar_config(disable=True)
@@ -167,8 +167,13 @@ def _reranker(options: Options):
 
 def _chunk(options: Options, reranker, text: str, prompt: int, numbers: range, folder) -> list[dict]:
     """Draw and score some candidates of a prompt, write their pictures, return their rows."""
-    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {
+        "negative_prompt": options.negative_prompt,
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "height": options.height,
+        "width": options.width,
+    }
     first = options.seed + prompt * options.candidates
     output = reranker(
         text,
@@ -177,7 +182,7 @@ def _chunk(options: Options, reranker, text: str, prompt: int, numbers: range, f
         chunk_size=options.chunk_size,
         seed=[first + number for number in numbers],
         prune=options.prune,
-        **given,
+        **{name: value for name, value in given.items() if value is not None},
     )
     rows = []
     for candidate in output.candidates[0]:
