@@ -190,6 +190,52 @@ overlooks: measure with another reward as well.
     return _write(run, data, text)
 
 
+def write_image_text_card(run: Path, samples: int, held_out: int) -> Path:
+    """Write README.md of a run folder of train_image_text.py."""
+    options = _record(run)["options"]
+    data = ModelCardData(
+        library_name="open_clip",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["open_clip", "clip", "locked-image-tuning", "diffusers_ext"],
+    )
+    measured = {
+        name: value for row in read_metrics(run) if "loss" not in row for name, value in row.items() if name != "step"
+    }
+    table = "\n".join(["| measure | last step |", "|---|---|", *(f"| {n} | {v:.3f} |" for n, v in measured.items())])
+    learned = "its projection and the text tower" if options["unlock_text_tower"] else "the projections alone"
+    text = f"""# {run.name}: a small image-text model
+
+## Use
+
+```python
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:{run.name}")
+tokenizer = open_clip.get_tokenizer("local-dir:{run.name}")
+```
+
+## Training
+
+Locked-image tuning (Zhai et al. 2022): {options["vision_tower"].split("/")[-1]} and {Path(options["text_tower"]).name}, joined
+by {options["projection"]} projections into {options["embed_dim"]} dimensions; {learned} learned. {samples:,} captioned
+pictures of {", ".join(Path(each).name for each in options["train_data_dir"])}; {held_out:,} held out.
+
+{_training(run)}
+
+## Measured
+
+{table if measured else "Nothing was measured: no held-out captions and no labelled pictures were given."}
+
+zero_shot: share of pictures whose class is told by its name in {", ".join(map(repr, options["zero_shot_templates"]))}; r1, r5:
+share whose own caption, or picture, is the nearest, or among the five nearest.
+
+## Limits
+
+It knows the pictures and words it was trained on and little else; its licence is bounded by those of both towers and the data.
+"""
+    return _write(run, data, text)
+
+
 def _record(run: Path) -> dict:
     return json.loads((run / OPTIONS).read_text(encoding="utf-8"))
 
