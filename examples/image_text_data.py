@@ -16,7 +16,7 @@ from diffusers_ext import randomness
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import option, run
 
-PHOTO = ["a photo of a {}", "a picture of a {}", "a close-up photo of a {}", "a realistic photo of the {}", "{}"]
+PHOTO = ["a photo of a {}", "a picture of the {}"]
 STYLES = {  # what the drawing styles are called beside the assets' own captions
     "noto": "a cartoon of {}",
     "twemoji": "clip art of {}",
