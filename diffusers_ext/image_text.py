@@ -7,6 +7,7 @@ Shapes: N pictures or texts, L tokens, V and T the towers' widths.
 """
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,8 +107,7 @@ def text_activations(towers: Towers, texts: Sequence[str], cache_dir: str | Path
     """Return the text tower's pooled output, (N, T) float32 on the CPU, each text encoded once, for all runs."""
     text, digests = towers.model.text, Digests(cache_dir)
     weights = digest_of_tensors([text.transformer])
-    vocabulary = digest_of(towers.tokenizer.tokenizer.backend_tokenizer.to_str())
-    about = {"tokenizer": vocabulary, "context_length": towers.config["text_cfg"]["context_length"]}
+    about = {"tokenizer": _vocabulary(towers), "context_length": towers.config["text_cfg"]["context_length"]}
     store = Store(cache_dir, {"value": "pooled-texts", "weights": weights, **about}, digests)
     keys = [digest_of(each) for each in texts]
     missing = set(store.missing(keys))
@@ -125,6 +125,12 @@ def text_activations(towers: Towers, texts: Sequence[str], cache_dir: str | Path
     store.fill([key for key, _ in new], Batches(len(new), TEXTS, encode), show)
     digests.save()
     return torch.from_numpy(np.stack([store[key].numpy() for key in keys]))
+
+
+def _vocabulary(towers: Towers) -> str:
+    """The digest of the tokenizer, without the padding and truncation that it remembers from its last call."""
+    described = json.loads(towers.tokenizer.tokenizer.backend_tokenizer.to_str())
+    return digest_of(json.dumps({**described, "padding": None, "truncation": None}))
 
 
 def save(towers: Towers, folder: str | Path) -> Path:

@@ -183,6 +183,8 @@ def test_cached_activations_are_the_models_own(towers, folder, tmp_path):
     objective = ImageTextObjective(towers.model).eval()
     with torch.no_grad():
         found = objective.texts(text_activations(towers, texts, tmp_path))
+        text_activations(towers, texts, tmp_path)  # the tokenizer was used meanwhile: it is the same one still
+        assert len(list(tmp_path.glob("pooled-texts-*/*.safetensors"))) == 1
         wanted = F.normalize(towers.model.eval().encode_text(towers.tokenizer(texts)), dim=1)
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
         files = sorted(folder.glob("red*.png"))
