@@ -192,11 +192,13 @@ overlooks: measure with another reward as well.
 
 def write_image_text_card(run: Path, samples: int, held_out: int) -> Path:
     """Write README.md of a run folder of train_image_text.py."""
-    options = _record(run)["options"]
+    options, config = _record(run)["options"], json.loads((run / "open_clip_config.json").read_text(encoding="utf-8"))
     data = ModelCardData(
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
         tags=["open_clip", "clip", "locked-image-tuning", "diffusers_ext"],
+        license="other",
+        license_name="that-of-the-towers-and-the-data",
     )
     measured = {
         name: value for row in read_metrics(run) if "loss" not in row for name, value in row.items() if name != "step"
@@ -216,7 +218,7 @@ tokenizer = open_clip.get_tokenizer("local-dir:{run.name}")
 
 ## Training
 
-Locked-image tuning (Zhai et al. 2022): {options["vision_tower"].split("/")[-1]} and {Path(options["text_tower"]).name}, joined
+Locked-image tuning (Zhai et al. 2022): {config["model_cfg"]["vision_cfg"]["timm_model_name"]} and {Path(options["text_tower"]).name}, joined
 by {options["projection"]} projections into {options["embed_dim"]} dimensions; {learned} learned. {samples:,} captioned
 pictures of {", ".join(Path(each).name for each in options["train_data_dir"])}; {held_out:,} held out.
 

@@ -133,18 +133,18 @@ def _vocabulary(towers: Towers) -> str:
     return digest_of(json.dumps({**described, "padding": None, "truncation": None}))
 
 
-def save(towers: Towers, folder: str | Path) -> Path:
+def save(towers: Towers, folder: str | Path, name: str | None = None) -> Path:
     """Write the model as open_clip's own loaders read it: configuration, safetensors, tokenizer, and the text tower's config.
 
-    The text tower's configuration is looked for by open_clip at the folder's path as it is now, or at the Hub name it was
-    given by; `load_backbone` finds it wherever the folder is moved.
+    open_clip looks for the text tower's configuration under the Hub name that the tower was given by, else under `name`,
+    owner/name of the repository this goes to, else at the folder's path; `load_backbone` finds it in the folder anyway.
     """
     from open_clip.push_to_hf_hub import save_for_hf
 
     folder = Path(folder).resolve()
     config = copy.deepcopy(towers.config)
     if Path(config["text_cfg"]["hf_model_name"]).is_dir():
-        config["text_cfg"] |= {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
+        config["text_cfg"] |= dict.fromkeys(("hf_model_name", "hf_tokenizer_name"), name or str(folder))
     save_for_hf(towers.model, towers.tokenizer, config, folder, safe_serialization=True)
     towers.model.text.config.save_pretrained(folder)
     return folder

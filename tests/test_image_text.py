@@ -205,6 +205,8 @@ def test_open_clip_loads_it_and_it_may_be_moved(towers, folder, tmp_path):
     torch.testing.assert_close(
         found, load_backbone(str(place)).embed_images([folder / "red-plain-0.png"]), atol=1e-5, rtol=1e-4
     )
+    named = json.loads((save(towers, tmp_path / "pushed", "me/colours") / "open_clip_config.json").read_text())
+    assert named["model_cfg"]["text_cfg"]["hf_model_name"] == "me/colours"
     place.rename(tmp_path / "moved")
     texts = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'moved'}")(["a red square"])
     with torch.no_grad():
@@ -262,7 +264,8 @@ def test_a_run_resumes_exactly_and_is_a_model(vision, text, folder, tmp_path, la
     assert {"zero_shot/colours", "zero_shot/colours/plain", "zero_shot/colours/striped"} <= set(measured)
     assert {"image_to_text_r1", "text_to_image_r5"} <= set(measured)
     assert rows[-2]["loss"] < rows[0]["loss"]
-    assert "zero_shot/colours" in (whole / "README.md").read_text()
+    card = (whole / "README.md").read_text()
+    assert "zero_shot/colours" in card and "test_efficientnet and" in card
     assert load_backbone(str(whole)).embed_texts(["a red square"]).shape == (1, 16)
 
     shutil.copytree(whole, tmp_path / "cut")
@@ -281,6 +284,7 @@ def test_a_run_resumes_exactly_and_is_a_model(vision, text, folder, tmp_path, la
         (["--text_tower", "nowhere/at/all"], "--text_tower nowhere/at/all"),
         (["--zero_shot_templates", "a photo"], "template 'a photo': needs {} once"),
         (["--zero_shot_label_column", "kind"], "no label under 'kind'"),
+        (["--push_to_hub"], "--hub_model_id is missing"),
         (["--caption_column", "words"], "no caption under 'words'"),
     ],
 )

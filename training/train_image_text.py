@@ -103,7 +103,7 @@ def main(options: Options) -> None:
     loop.train(accelerator, objective, dataset, options, ImageTextPreview(objective, measures))
 
     if accelerator.is_main_process:
-        run_folder = save(towers, options.output_dir)
+        run_folder = save(towers, options.output_dir, options.hub_model_id)
         write_image_text_card(run_folder, len(rows), len(held_out))
         if options.push_to_hub:
             print(f"published at {push(run_folder, options)}")
@@ -121,6 +121,8 @@ def check_options(options: Options) -> None:
     ):
         if not getattr(options, name):
             raise InputError(f"--{name} is missing: {remedy}")
+    if options.push_to_hub and not options.hub_model_id:
+        raise InputError("--hub_model_id is missing: the pushed model's configuration names its repository, owner/name")
     if options.embed_dim < 1 or options.context_length < 2:
         raise InputError("--embed_dim must be positive and --context_length at least 2")
     check_templates(options.zero_shot_templates)
