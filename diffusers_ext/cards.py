@@ -4,6 +4,7 @@ Every number comes from metrics.jsonl, the command and the versions from options
 """
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -238,6 +239,11 @@ It knows the pictures and words it was trained on and little else; its licence i
     return _write(run, data, text)
 
 
+def published(command: str) -> str:
+    """Return a command as a card shows it: of an absolute path only the last name, as others have no such folder."""
+    return re.sub(r"(?<![\w.:/])[~/][^\s'\"=,@]*/([^\s'\"=,@/]+)", r"\1", command)
+
+
 def _record(run: Path) -> dict:
     return json.loads((run / OPTIONS).read_text(encoding="utf-8"))
 
@@ -266,7 +272,7 @@ def _training(run: Path) -> str:
     plot_curves(run / "loss.png", curves, "step", "loss", log_y=True)
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"""```bash
-{record["command"]}
+{published(record["command"])}
 ```
 
 {rows[-1]["step"]:,} steps of {options["train_batch_size"]} x {options["gradient_accumulation_steps"]} samples per process, AdamW at

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_ext import cli, embedded_model
 from diffusers_ext.card_check import card_problems
+from diffusers_ext.cards import published
 from diffusers_ext.errors import InputError
 from diffusers_ext.model_check import check_model
 
@@ -150,3 +151,22 @@ def test_a_training_is_started_by_its_name(capfd):
     with pytest.raises(SystemExit):
         cli.main(["train", "dance"])
     assert "name a training" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (
+            "train.py --data /home/me/pictures --reward clip:ViT-B-32/openai",
+            "train.py --data pictures --reward clip:ViT-B-32/openai",
+        ),
+        ("train.py --data=/home/me/pictures/ --rate 1e-3", "train.py --data=pictures/ --rate 1e-3"),
+        (
+            "train.py --data data/pictures --model owner/name ~/x/y",
+            "train.py --data data/pictures --model owner/name y",
+        ),
+        ("train.py --d '/a b/c' https://host/x/y", "train.py --d '/a b/c' https://host/x/y"),
+    ],
+)
+def test_a_card_shows_no_path_of_this_machine(command, shown):
+    assert published(command) == shown
