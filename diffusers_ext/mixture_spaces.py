@@ -1,0 +1,175 @@
+"""The two spaces in which features can be clustered: as they come, and whitened by their covariance within classes.
+
+    plain       z = x / ‖x‖
+    whitened    z = (x − m) S^{-1/2} up to a rotation, scaled to unit length
+
+m is the mean and S the tied covariance within (class, session), shrunk towards a multiple of the identity. Both come from sums that
+add up over sessions, so the map moves as data arrive, and components, whose sums are kept unwhitened, move with it.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .mixture_blocks import blocks, gather, rows_of
+from .mixture_em import Fit, Recipe, Statistics, fit, reduced
+from .vmf import pooled_concentration
+
+Whitener = tuple[torch.Tensor, torch.Tensor]
+
+
+class TiedCovariance(nn.Module):
+    """Sums of all features, of their products within (class, session), and of degrees of freedom; float64."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("freedom", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("scatter", torch.zeros(dim, dim, dtype=torch.float64))
+
+    def add(self, features: torch.Tensor, classes: torch.Tensor) -> None:
+        """Add features (N, d) of one session; classes (N,)."""
+        present, place = torch.unique(classes, return_inverse=True)
+        sizes = torch.bincount(place).double()
+        sums = torch.zeros(len(present), features.shape[1], dtype=torch.float64).index_add(0, place, features.double())
+        centred = features - (sums / sizes[:, None]).float()[place]
+        self.scatter += (centred.T @ centred).double()
+        self.freedom += len(features) - len(present)
+        self.total += sums.sum(0)
+        self.count += len(features)
+
+    def merge(self, other: "TiedCovariance") -> None:
+        """Add the sums of another learner."""
+        for name, value in other.named_buffers():
+            getattr(self, name).add_(value)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.total / self.count.clamp_min(1)
+
+    def factor(self) -> torch.Tensor:
+        """Return the lower Cholesky factor L of the shrunk S, (d, d) float64; the identity before there is any scatter.
+
+        Shrinkage is d / (d + degrees of freedom), towards the mean variance.
+        """
+        dim = len(self.total)
+        if self.freedom < 1:
+            return torch.eye(dim, dtype=torch.float64)
+        weight = dim / (dim + self.freedom)
+        covariance = self.scatter / self.freedom
+        level = covariance.diagonal().mean().clamp_min(1e-12)
+        return torch.linalg.cholesky((1 - weight) * covariance + weight * level * torch.eye(dim, dtype=torch.float64))
+
+    def whitener(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean (d,) and the map M (d, d) of z = (x − mean) M, float64; rotations of S^{-1/2} cluster alike."""
+        identity = torch.eye(len(self.total), dtype=torch.float64)
+        return self.mean, torch.linalg.solve_triangular(self.factor(), identity, upper=False).T
+
+
+class MixtureSpace(nn.Module):
+    """The components of all classes in one space, rows sorted by class, then age; grown by `learn`.
+
+    counts (K,), sums (K, d) of features of unit length, unwhitened, and lengths (K,), ‖r‖/n in this space, are float64;
+    classes (K,) and ids (K,) int64. With `whiten`, functions take the covariance's whitener, else None.
+    """
+
+    def __init__(self, dim: int, components: int, whiten: bool):
+        super().__init__()
+        self.whiten = whiten
+        for name, shape, dtype in (
+            ("counts", (components,), torch.float64),
+            ("sums", (components, dim), torch.float64),
+            ("lengths", (components,), torch.float64),
+            ("classes", (components,), torch.int64),
+            ("ids", (components,), torch.int64),
+            ("kappa", (), torch.float64),
+            ("next_id", (), torch.int64),
+        ):
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+
+    def embed(self, features: torch.Tensor, whitener: Whitener | None) -> torch.Tensor:
+        """Return features (N, d) in this space, of unit length, in their type."""
+        if self.whiten:
+            mean, matrix = whitener
+            features = (features - mean.to(features)) @ matrix.to(features)
+        return F.normalize(features, dim=1)
+
+    def statistics(self, whitener: Whitener | None) -> Statistics:
+        """Return counts and resultants in this space; a whitened resultant has its direction now and its length then."""
+        if not self.whiten:
+            return Statistics(self.counts, self.sums, self.classes)
+        directions = self.embed(self.sums / self.counts[:, None], whitener)
+        return Statistics(self.counts, directions * (self.lengths * self.counts)[:, None], self.classes)
+
+    def learn(self, features, classes, whitener: Whitener | None, recipe: Recipe, key: tuple[int, int]) -> Fit:
+        """Learn a session of unit features (N, d) and classes (N,); key: (seed, session)."""
+        embedded = self.embed(features, whitener)
+        kappa = float(self.kappa) if len(self.counts) else None
+        found = fit(embedded, classes, self.statistics(whitener), kappa, recipe, key)
+        self.take(found, features)
+        return found
+
+    def take(self, found: Fit, features: torch.Tensor) -> None:
+        """Take over a fit: components that merged add up under the oldest's id, new ones get new ids."""
+        size, whole = len(found.statistics.counts), found.statistics
+        untouched = torch.bincount(found.places, minlength=size) + torch.bincount(found.moved, minlength=size) == 1
+        ids = torch.full((size,), torch.iinfo(torch.int64).max).scatter_reduce(0, found.moved, self.ids, "amin")
+        fresh = ids == torch.iinfo(torch.int64).max
+        ids[fresh] = self.next_id + torch.arange(int(fresh.sum()))
+        lengths = whole.resultants.norm(dim=1) / whole.counts
+        kept = untouched[found.moved]  # bit for bit as they were
+        lengths[found.moved[kept]] = self.lengths[kept]
+        sums = torch.zeros(size, features.shape[1], dtype=torch.float64).index_add(0, found.moved, self.sums)
+        self.sums = sums.index_add(0, found.places, features.double())
+        self.next_id = self.next_id + int(fresh.sum())
+        self.counts, self.lengths, self.classes, self.ids = whole.counts, lengths, whole.classes, ids
+        self.kappa = torch.tensor(found.kappa, dtype=torch.float64)
+
+    def drop(self, gone: int) -> None:
+        """Remove the components of a class; later classes move up by one. κ is estimated from what is left."""
+        kept = self.classes != gone
+        for name in ("counts", "sums", "lengths", "classes", "ids"):
+            setattr(self, name, getattr(self, name)[kept])
+        self.classes = self.classes - (self.classes > gone).long()
+        if self.whiten:  # lengths are of this space; directions do not matter to κ
+            resultants = torch.zeros_like(self.sums)
+            resultants[:, 0] = self.counts * self.lengths
+        else:
+            resultants = self.sums
+        kappa = pooled_concentration(self.counts, resultants, self.sums.shape[1])
+        self.kappa = self.kappa if kappa is None else torch.tensor(kappa, dtype=torch.float64)
+
+    def absorb(
+        self, other: "MixtureSpace", places: torch.Tensor, share: float, whitener: Whitener | None, recipe: Recipe
+    ):
+        """Add another space's components, its class i being class places[i] here, and reduce; share: its weight in κ."""
+        self.kappa = torch.lerp(self.kappa, other.kappa, share)
+        classes = torch.cat([self.classes, places[other.classes]])
+        order = torch.argsort(classes, stable=True)
+        for name in ("counts", "sums", "lengths"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)])[order])
+        self.ids, self.classes = torch.cat([self.ids, self.next_id + other.ids])[order], classes[order]
+        self.next_id = self.next_id + other.next_id
+        found, target = reduced(self.statistics(whitener), float(self.kappa), recipe)
+        nothing = torch.empty(0, dtype=torch.int64)
+        self.take(Fit(found, nothing, target, float(self.kappa)), torch.zeros(0, self.sums.shape[1]))
+
+    def nearest(self, embedded: torch.Tensor, classes: torch.Tensor, whitener: Whitener | None) -> torch.Tensor:
+        """Return the component of each sample's class that is closest (equation 6), (N,) positions; classes all known."""
+        means, places = self.statistics(whitener).means.to(embedded), torch.empty(len(embedded), dtype=torch.int64)
+        for wanted, rows in blocks(classes):
+            of_class = rows_of(self.classes, wanted)
+            cosine = gather(embedded, rows) @ gather(means, of_class).transpose(1, 2)
+            best = cosine.masked_fill((of_class < 0)[:, None], -torch.inf).argmax(2)
+            places[rows[rows >= 0]] = of_class.gather(1, best)[rows >= 0]
+        return places
+
+    def count(self, features: torch.Tensor, classes: torch.Tensor, whitener: Whitener | None) -> None:
+        """Count samples to their nearest components, without any change of their number."""
+        embedded = self.embed(features, whitener)
+        places, old = self.nearest(embedded, classes, whitener), self.statistics(whitener)
+        whole = old.add(embedded, places)
+        kappa = pooled_concentration(whole.counts, whole.resultants, features.shape[1])
+        everywhere = torch.arange(len(self.counts))
+        self.take(Fit(whole, places, everywhere, float(self.kappa) if kappa is None else kappa), features)
