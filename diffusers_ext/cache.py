@@ -110,6 +110,34 @@ def digest_of_file(file: File) -> str:
         return hashlib.sha256(stream.read()).hexdigest()
 
 
+def digest_of_tensors(modules: Sequence[torch.nn.Module]) -> str:
+    """Return the SHA-256 of the weights of modules."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Batches:
+    """`Store.fill` asks for values one by one, in order; this computes each with its neighbours.
+
+    compute(positions) returns the values at these positions, stacked; called for one run of batch_size at a time.
+    """
+
+    def __init__(self, count: int, batch_size: int, compute: Callable[[range], torch.Tensor]):
+        self.count, self.batch_size, self.compute = count, batch_size, compute
+        self.number, self.values = -1, torch.empty(0)
+
+    def __call__(self, index: int) -> torch.Tensor:
+        number, place = divmod(index, self.batch_size)
+        if number != self.number:
+            first = number * self.batch_size
+            self.number, self.values = number, self.compute(range(first, min(first + self.batch_size, self.count)))
+        return self.values[place]
+
+
 class Store:
     """Tensors of one shape and type by key, in memory-mapped files of one folder.
 

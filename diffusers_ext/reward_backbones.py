@@ -8,7 +8,6 @@
 Shapes: N images, L = 1 + patches, W the image encoder's width, D the width of embeddings.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,12 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from . import tiny_image_reward
-from .cache import Digests, Store, digest_of, digest_of_file, fingerprint
+from .backbones import is_open_clip, load_backbone
+from .cache import Digests, Store, digest_of, digest_of_file, digest_of_tensors, fingerprint
 from .data.files import File, load
 from .errors import InputError
 from .objectives.ranking import Rewards
-from .rewards.linear_head import LinearHeadConfig, LinearHeadReward, is_open_clip, load_backbone
+from .rewards.linear_head import LinearHeadConfig, LinearHeadReward
 from .rewards.modeling_image_reward import ImageRewardConfig, ImageRewardModel, RewardHead
 from .rewards.reward_inputs import pixels
 
@@ -241,13 +241,3 @@ class CachedTexts:
 
     def __call__(self, text: str) -> torch.Tensor:
         return self.store[digest_of(text)]
-
-
-def digest_of_tensors(modules: Sequence[nn.Module]) -> str:
-    """Return the SHA-256 of the weights of modules."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

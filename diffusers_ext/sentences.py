@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .cache import Digests, Store, digest_of, fingerprint
+from .cache import Batches, Digests, Store, digest_of, fingerprint
 from .errors import InputError
 
 FILES = ("config.json", "*token*.json", "vocab.*", "*.model", "merges.txt", "*.safetensors", "sentence_*.json", "1_*/*")
@@ -72,28 +72,17 @@ def embed(
             chunk = order[first : first + CHUNK]
             missing = set(store.missing([keys[index] for index in chunk]))
             new = [index for index in chunk if keys[index] in missing]
-            store.fill([keys[index] for index in new], Batches([texts[index] for index in new], load, batch_size, bar))
+
+            def encode(positions: range, new: list[int] = new) -> torch.Tensor:
+                bar.update(len(positions))
+                return load()([texts[new[position]] for position in positions])
+
+            store.fill([keys[index] for index in new], Batches(len(new), batch_size, encode))
             values = torch.stack([store[keys[index]] for index in chunk]).numpy()
             rows = np.empty((len(texts), values.shape[1]), np.float32) if rows is None else rows
             rows[chunk] = values
             bar.update(first + len(chunk) - bar.n)
     return rows
-
-
-class Batches:
-    """The embedding of text i, encoded with its neighbours in a batch; the store asks for them in order."""
-
-    def __init__(self, texts: list[str], load, batch_size: int, bar: tqdm):
-        self.texts, self.load, self.batch_size, self.bar = texts, load, batch_size, bar
-        self.number, self.values = -1, torch.empty(0)
-
-    def __call__(self, index: int) -> torch.Tensor:
-        number, place = divmod(index, self.batch_size)
-        if number != self.number:
-            texts = self.texts[number * self.batch_size :][: self.batch_size]
-            self.number, self.values = number, self.load()(texts)
-            self.bar.update(len(texts))
-        return self.values[place]
 
 
 def local_folder(encoder: str) -> Path:

@@ -126,8 +126,8 @@ def main(options: Options) -> None:
 
 def check_options(options: Options) -> None:
     """Refuse what is missing or excludes each other, before any data are read."""
+    from diffusers_ext.backbones import is_open_clip
     from diffusers_ext.reward_backbones import kind_of
-    from diffusers_ext.rewards.linear_head import is_open_clip
 
     if options.backbone is None:
         raise InputError("--backbone is missing: name an ImageReward or BLIP folder, an open_clip model/tag, or tiny")

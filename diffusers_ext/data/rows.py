@@ -145,13 +145,16 @@ def _object(line: str, origin: str) -> dict:
 def _row(values: dict, folder: Path, columns: Columns, origin: str, inside: bool) -> Row:
     if values.keys() >= set(FILL50K.values()):
         values = {**{ours: values[theirs] for ours, theirs in FILL50K.items()}, **values}
-    image = _file(values, folder, columns.image, "image", origin, inside)
-    condition = columns.condition and _file(values, folder, columns.condition, "conditioning_image", origin, inside)
-    mask = columns.mask and _file(values, folder, columns.mask, "mask", origin, inside)
+    image = named_file(values, folder, columns.image, "image", origin, inside)
+    condition = columns.condition and named_file(
+        values, folder, columns.condition, "conditioning_image", origin, inside
+    )
+    mask = columns.mask and named_file(values, folder, columns.mask, "mask", origin, inside)
     return Row(image, captions(values, columns.caption, origin), condition or None, origin, mask or None)
 
 
-def _file(values: dict, folder: Path, column: str, role: str, origin: str, inside: bool) -> Path:
+def named_file(values: dict, folder: Path, column: str, role: str, origin: str, inside: bool) -> Path:
+    """Return the file that a row names under a column; InputError if there is none, or it leaves a folder it must not."""
     names = [f"{column}_file_name", column] + (["file_name"] if column == "image" else [])
     name = next((values[name] for name in names if values.get(name)), None)
     if not isinstance(name, str):
