@@ -6,37 +6,47 @@ over a view, once per distinct count; padding, and loops over classes, are not n
 """
 
 import torch
+from torch.nn import functional as F
 
 from .mixture_em import Statistics
 from .vmf import log_normalizer
 
 
 class ComponentScores:
-    """A frozen view of a mixture for prediction. weights: "uniform" or "counts" within a class; score: see `logits`."""
+    """A mixture laid out for prediction.
 
-    def __init__(self, statistics: Statistics, kappa: float, classes: int, weights: str, score: str, device=None):
+    weights: of the components in a class, "uniform" or by "counts". shrinkage: ρ of a von Mises-Fisher prior of the
+    components' means around the class's own direction m_c, which makes resultants r + ρ m_c; 0 is the paper's rule.
+    score: "plugin" is the density at the estimated means; "predictive" integrates over the means that the counts leave possible,
+    p(z | component) = C_d(κ) C_d(κ‖r‖) / C_d(‖κr + κz‖) in float64, which discounts components seen a few times.
+    """
+
+    def __init__(
+        self, statistics: Statistics, kappa: float, classes: int, weights: str, score: str, shrinkage: float = 0.0
+    ):
         self.kappa, self.score, self.classes = kappa, score, classes
         per_class = torch.bincount(statistics.classes, minlength=classes)
         size = per_class[statistics.classes]
         self.order = torch.argsort(size, stable=True)  # by count, then class
         shares = -size.double().log()
         if weights == "counts":
-            total = torch.zeros(classes, dtype=torch.float64).index_add(0, statistics.classes, statistics.counts)
+            total = torch.bincount(statistics.classes, statistics.counts, minlength=classes)
             shares = (statistics.counts / total[statistics.classes]).log()
-        self.log_weights = shares[self.order].float().to(device)
-        self.means = statistics.means[self.order].float().to(device)
-        self.lengths = statistics.resultants[self.order].norm(dim=1).to(device)
-        by_count = torch.argsort(per_class, stable=True)
+        self.log_weights = shares[self.order].float()
+        self.resultants = shrunk(statistics, classes, shrinkage)[self.order]
+        self.lengths = self.resultants.norm(dim=1)
+        self.means = F.normalize(self.resultants, dim=1).float()
         self.groups = [(int(n), int((per_class == n).sum())) for n in per_class.unique()]
-        self.back = torch.argsort(by_count).to(device)
-        self.order = self.order.to(device)
+        self.back = torch.argsort(torch.argsort(per_class, stable=True))
+
+    def to(self, device: torch.device) -> "ComponentScores":
+        """Move to where predictions are made."""
+        for name in ("order", "log_weights", "resultants", "lengths", "means", "back"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
 
     def logits(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Return s_ck of unit features (N, d) in this layout's order, (N, K).
-
-        "plugin" is the density at the estimated means. "predictive" integrates over the means that the counts leave possible:
-        p(z | component) = C_d(κ) C_d(κ‖r‖) / C_d(‖κr + κz‖), float64, which discounts components seen a few times.
-        """
+        """Return s_ck of unit features (N, d), up to what all components share: (N, K), columns as in `order`."""
         cosine = embedded @ self.means.T
         if self.score == "plugin":
             return torch.add(self.log_weights, cosine, alpha=self.kappa)
@@ -44,6 +54,18 @@ class ComponentScores:
         joint = (lengths**2 + 1 + 2 * lengths * cosine.double()).clamp_min(0).sqrt()
         fixed = log_normalizer(self.kappa * lengths, dim)
         return (fixed - log_normalizer(self.kappa * joint, dim) + self.log_weights).to(embedded.dtype)
+
+    def logits_without(self, embedded: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Return the plugin logits of samples that were learnt, each without its share in its own component, (N,) positions.
+
+        For validation on exemplars; samples with own = −1 were not learnt.
+        """
+        cosine = embedded @ self.means.T
+        rows = (own >= 0).nonzero().squeeze(1)
+        columns = torch.argsort(self.order)[own[rows]]
+        mine, rest = embedded[rows], (self.resultants[columns] - embedded[rows]).to(embedded.dtype)
+        cosine[rows, columns] = (F.normalize(rest, dim=1) * mine).sum(1) * (rest.norm(dim=1) > 1e-3)
+        return torch.add(self.log_weights, cosine, alpha=self.kappa)
 
     def of_classes(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the classes' scores, (N, C), −inf for a class without components."""
@@ -57,3 +79,12 @@ class ComponentScores:
             parts.append(part)
             start += count * classes
         return torch.cat(parts, 1)[:, self.back]
+
+
+def shrunk(statistics: Statistics, classes: int, shrinkage: float) -> torch.Tensor:
+    """Return resultants drawn towards their classes' directions, (K, d) float64; a class's is the mean of its components'."""
+    if shrinkage == 0:
+        return statistics.resultants
+    own = torch.zeros(classes, statistics.resultants.shape[1], dtype=torch.float64)
+    own = F.normalize(own.index_add(0, statistics.classes, statistics.means), dim=1)
+    return statistics.resultants + shrinkage * own[statistics.classes]

@@ -155,9 +155,9 @@ class MixtureSpace(nn.Module):
         nothing = torch.empty(0, dtype=torch.int64)
         self.take(Fit(found, nothing, target, float(self.kappa)), torch.zeros(0, self.sums.shape[1]))
 
-    def nearest(self, embedded: torch.Tensor, classes: torch.Tensor, whitener: Whitener | None) -> torch.Tensor:
+    def nearest(self, embedded: torch.Tensor, classes: torch.Tensor, statistics: Statistics) -> torch.Tensor:
         """Return the component of each sample's class that is closest (equation 6), (N,) positions; classes all known."""
-        means, places = self.statistics(whitener).means.to(embedded), torch.empty(len(embedded), dtype=torch.int64)
+        means, places = statistics.means.to(embedded), torch.empty(len(embedded), dtype=torch.int64)
         for wanted, rows in blocks(classes):
             of_class = rows_of(self.classes, wanted)
             cosine = gather(embedded, rows) @ gather(means, of_class).transpose(1, 2)
@@ -168,7 +168,8 @@ class MixtureSpace(nn.Module):
     def count(self, features: torch.Tensor, classes: torch.Tensor, whitener: Whitener | None) -> None:
         """Count samples to their nearest components, without any change of their number."""
         embedded = self.embed(features, whitener)
-        places, old = self.nearest(embedded, classes, whitener), self.statistics(whitener)
+        old = self.statistics(whitener)
+        places = self.nearest(embedded, classes, old)
         whole = old.add(embedded, places)
         kappa = pooled_concentration(whole.counts, whole.resultants, features.shape[1])
         everywhere = torch.arange(len(self.counts))

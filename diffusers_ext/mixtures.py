@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import InputError
-from .mixture_em import Recipe
+from .mixture_em import Recipe, Statistics
 from .mixture_inputs import Label, as_features, as_labels, check_kind, pack
 from .mixture_memory import select
 from .mixture_scores import ComponentScores
@@ -31,7 +31,8 @@ from .randomness import generator
 from .vmf import log_normalizer
 
 CHUNK = 4096  # rows of a prediction: the last bits of a row depend on the product it is computed in
-TEMPERATURES = torch.logspace(-3, 1, 81, dtype=torch.float64)
+TEMPERATURES = torch.logspace(-3, 1, 41)
+SHRINKAGES = (0.0, 3.0, 10.0, 30.0, 100.0)
 HELD_OUT = (
     10  # one sample in so many of a class is held out, to choose the space and the temperature; then it is learnt
 )
@@ -46,7 +47,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     of each session and the memory. seed: of the seeding of components and the held-out tenth; nothing else is random.
     k_new: components proposed per class and session, at most one for n_min samples. estep: "soft" or "hard". reduction:
     "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture_reduction. max_components: of a class. weights:
-    of a class's components, "uniform" or by "counts". score: "plugin" or "predictive", see mixture_scores. encoder: what the
+    of a class's components, "uniform" or by "counts". score: "plugin" or "predictive", see mixture_scores. shrinkage: of components'
+    means towards their class's when predicting, as many pseudo-samples; 0 is the paper's rule, and None chooses as `transform="auto"` does. encoder: what the
     features are of, a backbone's name, for the card and whoever loads the model. labels, log and grown are what growth left in the configuration:
     leave them out.
     """
@@ -70,6 +72,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         max_components: int = 32,
         weights: str = "uniform",
         score: str = "plugin",
+        shrinkage: float | None = None,
         encoder: str | None = None,
         labels: list[Label] | None = None,
         log: list[dict] | None = None,
@@ -94,6 +97,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         self.register_buffer("memory_classes", torch.zeros(stored, dtype=torch.int64))
         self.register_buffer("memory_sessions", torch.zeros(stored, dtype=torch.int64))
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+        self.register_buffer("shrinkage", torch.tensor(shrinkage or 0.0, dtype=torch.float64))
         self.register_buffer("chosen", torch.zeros((), dtype=torch.int64))
         self._labels, self._log, self._ready = list(labels or []), list(log or []), None
 
@@ -199,7 +203,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def merge(self, other: "VMFMixtureClassifier") -> "VMFMixtureClassifier":
         """Take up what another classifier of the same settings learnt, without its data; returns self.
 
-        Statistics add up; components of a class that both know are then reduced. κ and the temperature are the mean of both,
+        Statistics add up; components of a class that both know are then reduced. κ, temperature and shrinkage are the means of both,
         weighted by samples, until the next session.
         """
         if (self.config.dim, list(self.spaces)) != (other.config.dim, list(other.spaces)):
@@ -214,7 +218,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         whitener = self._whitener()
         for name, space in self.spaces.items():
             space.absorb(other.spaces[name], places, share, whitener, self._recipe())
-        self.temperature = torch.lerp(self.temperature, other.temperature, share)
+        for name in ("temperature", "shrinkage"):
+            setattr(self, name, torch.lerp(getattr(self, name), getattr(other, name), share))
         self.memory_features = torch.cat([self.memory_features, other.memory_features])
         self.memory_classes = torch.cat([self.memory_classes, places[other.memory_classes]])
         self.memory_sessions = torch.cat([self.memory_sessions, other.memory_sessions])
@@ -328,26 +333,40 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         position[order] = torch.arange(len(order)) - first[classes[order]]
         return position < sizes[classes] // HELD_OUT
 
-    def _scores(self, space: MixtureSpace, whitener) -> ComponentScores:
-        statistics = space.statistics(whitener)
-        return ComponentScores(
-            statistics, float(space.kappa), len(self._labels), self.config.weights, self.config.score
-        )
+    def _scores(self, space: MixtureSpace, statistics: Statistics, shrinkage: float) -> ComponentScores:
+        kinds = (self.config.weights, self.config.score)
+        return ComponentScores(statistics, float(space.kappa), len(self._labels), *kinds, shrinkage)
 
     def _choose(self, features: torch.Tensor, classes: torch.Tensor) -> dict[str, float]:
-        """Choose the space and the temperature on held-out samples and the memory; return balanced accuracies."""
+        """Choose space, shrinkage and temperature; return each space's balanced accuracy.
+
+        By the log-likelihood of labels, classes weighing equally, on held-out samples and on the memory's exemplars without
+        their own share: it compares spaces, in which densities are not comparable, and is less grainy than accuracy.
+        """
+        own = torch.cat([torch.full((len(features),), -1), torch.arange(len(self.memory_features))])
         features, classes = torch.cat([features, self.memory_features]), torch.cat([classes, self.memory_classes])
         if not len(features):
             return {}
-        whitener, accuracy, scores = self._whitener(), {}, {}
-        for name, space in self.spaces.items():
-            view = self._scores(space, whitener)
-            scores[name] = view.of_classes(view.logits(space.embed(features, whitener))).double()
-            accuracy[name] = balanced_accuracy(scores[name].argmax(1), classes)
-        best = max(accuracy, key=accuracy.__getitem__)
-        self.chosen = torch.tensor(list(self.spaces).index(best))
-        losses = torch.stack([F.cross_entropy(scores[best] * each, classes) for each in TEMPERATURES])
-        self.temperature = TEMPERATURES[losses.argmin()].clone()
+        whitener, accuracy, least = self._whitener(), {}, torch.inf
+        tried = SHRINKAGES if self.config.shrinkage is None else (self.config.shrinkage,)
+        for at, (name, space) in enumerate(self.spaces.items()):
+            embedded, statistics = space.embed(features, whitener), space.statistics(whitener)
+            places = space.nearest(embedded, classes, statistics).masked_fill(own < 0, -1)
+            best = torch.inf
+            for shrinkage in tried:
+                view = self._scores(space, statistics, shrinkage)
+                scores = view.of_classes(view.logits_without(embedded, places))
+                loss, temperature = fit_temperature(scores, classes)
+                if loss < best:
+                    best, accuracy[name] = loss, balanced_accuracy(scores.argmax(1), classes)
+                if loss < least:
+                    least = loss
+                    for target, value in (
+                        (self.chosen, at),
+                        (self.shrinkage, shrinkage),
+                        (self.temperature, temperature),
+                    ):
+                        target.fill_(value)
         return accuracy
 
     def _rewrite_memory(self, features: torch.Tensor | None = None, classes: torch.Tensor | None = None) -> None:
@@ -366,7 +385,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def _memory_places(self) -> torch.Tensor:
         """The component of each exemplar, (M,) positions."""
         whitener = self._whitener()
-        return self.space.nearest(self.space.embed(self.memory_features, whitener), self.memory_classes, whitener)
+        embedded = self.space.embed(self.memory_features, whitener)
+        return self.space.nearest(embedded, self.memory_classes, self.space.statistics(whitener))
 
     def _close_session(self, samples: int, classes: torch.Tensor, accuracy: dict[str, float]) -> None:
         self._log.append(
@@ -378,6 +398,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
                 "components": len(self.space.counts),
                 "space": list(self.spaces)[int(self.chosen)],
                 "kappa": self.kappa_,
+                "shrinkage": float(self.shrinkage),
                 "temperature": float(self.temperature),
                 "held_out_accuracy": accuracy,
             }
@@ -396,7 +417,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
             raise InputError("nothing has been learnt yet; call partial_fit first")
         if self._ready is None:
             whitener = self._whitener()
-            self._ready = self._scores(self.space, whitener), whitener
+            scores = self._scores(self.space, self.space.statistics(whitener), float(self.shrinkage))
+            self._ready = scores, whitener
         scores, whitener = self._ready
         parts = as_features(features, self.config.dim).split(CHUNK)
         return torch.cat([act(scores, self.space.embed(part, whitener)) for part in parts])
@@ -423,6 +445,13 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
                 space.count(features, classes, whitener)
             self._log[-1]["samples"] += len(rows)
         self._record()
+
+
+def fit_temperature(scores: torch.Tensor, classes: torch.Tensor) -> tuple[float, float]:
+    """Return the least balanced negative log-likelihood of classes (N,) under softmax(τ·scores), (N, C), and its τ."""
+    sizes = torch.bincount(classes, minlength=scores.shape[1]).clamp_min(1)
+    losses = torch.stack([F.cross_entropy(scores * each, classes, 1 / sizes.float()) for each in TEMPERATURES])
+    return float(losses.min()), float(TEMPERATURES[losses.argmin()])
 
 
 def balanced_accuracy(predicted: torch.Tensor, classes: torch.Tensor) -> float:
