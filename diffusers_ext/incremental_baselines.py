@@ -59,7 +59,7 @@ class NearestMean(Learner):
     def scores(self, features):
         cosine = F.normalize(features) @ F.normalize(self.sums).float().T
         best = torch.full((len(features), len(self.classes)), -torch.inf)
-        return best.index_reduce(1, self.owners, cosine, "amax")
+        return best.scatter_reduce(1, self.owners.expand_as(cosine), cosine, "amax")
 
     @property
     def stored_floats(self) -> int:
@@ -90,16 +90,10 @@ class StreamingLDA(Learner):
     def __init__(self, dim: int, seed: int = 0):
         super().__init__(dim, seed)
         self.covariance = TiedCovariance(dim)
-        self.sums, self.counts = torch.zeros(0, dim).double(), torch.zeros(0).double()
 
     def _learn(self, features, places):
-        size = len(self.classes) - len(self.sums)
-        self.sums = torch.cat([self.sums, torch.zeros(size, self.dim).double()])
-        self.counts = torch.cat([self.counts, torch.zeros(size).double()])
-        self.sums += self._sums(features, places, len(self.sums))
-        self.counts += torch.bincount(places, minlength=len(self.counts))
         self.covariance.add(features, places)
-        means = self.sums / self.counts[:, None]
+        means = self.covariance.sums / self.covariance.counts[:, None]
         self.weights = torch.cholesky_solve(means.T, self.covariance.factor())
         self.bias = -0.5 * (means.T * self.weights).sum(0)
 
@@ -108,7 +102,7 @@ class StreamingLDA(Learner):
 
     @property
     def stored_floats(self) -> int:
-        return self.sums.numel() + self.dim**2 + self.dim
+        return self.covariance.sums.numel() + self.dim**2
 
 
 class Ridge(Learner):

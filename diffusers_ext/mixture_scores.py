@@ -55,18 +55,6 @@ class ComponentScores:
         fixed = log_normalizer(self.kappa * lengths, dim)
         return (fixed - log_normalizer(self.kappa * joint, dim) + self.log_weights).to(embedded.dtype)
 
-    def logits_without(self, embedded: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Return the plugin logits of samples that were learnt, each without its share in its own component, (N,) positions.
-
-        For validation on exemplars; samples with own = −1 were not learnt.
-        """
-        cosine = embedded @ self.means.T
-        rows = (own >= 0).nonzero().squeeze(1)
-        columns = torch.argsort(self.order)[own[rows]]
-        mine, rest = embedded[rows], (self.resultants[columns] - embedded[rows]).to(embedded.dtype)
-        cosine[rows, columns] = (F.normalize(rest, dim=1) * mine).sum(1) * (rest.norm(dim=1) > 1e-3)
-        return torch.add(self.log_weights, cosine, alpha=self.kappa)
-
     def of_classes(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the classes' scores, (N, C), −inf for a class without components."""
         parts, start = [], 0

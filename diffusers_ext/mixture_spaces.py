@@ -3,7 +3,7 @@
     plain       z = x / ‖x‖
     whitened    z = (x − m) S^{-1/2} up to a rotation, scaled to unit length
 
-m is the mean and S the tied covariance within (class, session), shrunk towards a multiple of the identity. Both come from sums that
+m is the mean and S the tied covariance within classes, shrunk towards a multiple of the identity. Both come from sums that
 add up over sessions, so the map moves as data arrive, and components, whose sums are kept unwhitened, move with it.
 """
 
@@ -19,51 +19,67 @@ Whitener = tuple[torch.Tensor, torch.Tensor]
 
 
 class TiedCovariance(nn.Module):
-    """Sums of all features, of their products within (class, session), and of degrees of freedom; float64."""
+    """Counts (C,) and sums (C, d) of each class and the second moment (d, d) of all, float64: the covariance within classes.
 
-    def __init__(self, dim: int):
+    They are exact sums, so the covariance is the same whatever the order of sessions.
+    """
+
+    def __init__(self, dim: int, classes: int = 0):
         super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("freedom", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("total", torch.zeros(dim, dtype=torch.float64))
-        self.register_buffer("scatter", torch.zeros(dim, dim, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(classes, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(classes, dim, dtype=torch.float64))
+        self.register_buffer("moment", torch.zeros(dim, dim, dtype=torch.float64))
 
     def add(self, features: torch.Tensor, classes: torch.Tensor) -> None:
-        """Add features (N, d) of one session; classes (N,)."""
-        present, place = torch.unique(classes, return_inverse=True)
-        sizes = torch.bincount(place).double()
-        sums = torch.zeros(len(present), features.shape[1], dtype=torch.float64).index_add(0, place, features.double())
-        centred = features - (sums / sizes[:, None]).float()[place]
-        self.scatter += (centred.T @ centred).double()
-        self.freedom += len(features) - len(present)
-        self.total += sums.sum(0)
-        self.count += len(features)
+        """Add features (N, d) of classes (N,), of which there may be new ones."""
+        self.grow(int(classes.max()) + 1)
+        self.counts += torch.bincount(classes, minlength=len(self.counts))
+        self.sums = self.sums.index_add(0, classes, features.double())
+        for part in features.split(8192):  # sums of a block round in single precision, sums of blocks do not
+            self.moment += (part.T @ part).double()
 
-    def merge(self, other: "TiedCovariance") -> None:
-        """Add the sums of another learner."""
-        for name, value in other.named_buffers():
-            getattr(self, name).add_(value)
+    def grow(self, classes: int) -> None:
+        """Make room for so many classes."""
+        more = max(0, classes - len(self.counts))
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(more)])
+        self.sums = torch.cat([self.sums, self.sums.new_zeros(more, self.sums.shape[1])])
+
+    def merge(self, other: "TiedCovariance", places: torch.Tensor) -> None:
+        """Add the sums of another learner, whose class i is class places[i] here."""
+        self.grow(int(places.max()) + 1 if len(places) else 0)
+        self.counts = self.counts.index_add(0, places, other.counts)
+        self.sums = self.sums.index_add(0, places, other.sums)
+        self.moment += other.moment
+
+    def drop(self, gone: int) -> None:
+        """Take a class out of the covariance but for its second moment within, which is not kept by class."""
+        kept = torch.arange(len(self.counts)) != gone
+        self.moment -= torch.outer(self.sums[gone], self.sums[gone]) / self.counts[gone]
+        self.counts, self.sums = self.counts[kept], self.sums[kept]
 
     @property
     def mean(self) -> torch.Tensor:
-        return self.total / self.count.clamp_min(1)
+        """The mean of the classes' means, (d,): the classes weigh equally."""
+        means = self.sums / self.counts.clamp_min(1)[:, None]
+        return means.sum(0) / (self.counts > 0).sum().clamp_min(1)
 
     def factor(self) -> torch.Tensor:
         """Return the lower Cholesky factor L of the shrunk S, (d, d) float64; the identity before there is any scatter.
 
         Shrinkage is d / (d + degrees of freedom), towards the mean variance.
         """
-        dim = len(self.total)
-        if self.freedom < 1:
+        dim, seen = len(self.moment), self.counts > 0
+        freedom = self.counts.sum() - seen.sum()
+        if freedom < 1:
             return torch.eye(dim, dtype=torch.float64)
-        weight = dim / (dim + self.freedom)
-        covariance = self.scatter / self.freedom
-        level = covariance.diagonal().mean().clamp_min(1e-12)
+        between = (self.sums[seen] / self.counts[seen, None].sqrt()).double()
+        covariance = (self.moment - between.T @ between) / freedom
+        weight, level = dim / (dim + freedom), covariance.diagonal().mean().clamp_min(1e-12)
         return torch.linalg.cholesky((1 - weight) * covariance + weight * level * torch.eye(dim, dtype=torch.float64))
 
     def whitener(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean (d,) and the map M (d, d) of z = (x − mean) M, float64; rotations of S^{-1/2} cluster alike."""
-        identity = torch.eye(len(self.total), dtype=torch.float64)
+        identity = torch.eye(len(self.moment), dtype=torch.float64)
         return self.mean, torch.linalg.solve_triangular(self.factor(), identity, upper=False).T
 
 

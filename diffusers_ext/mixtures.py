@@ -91,14 +91,16 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         names = {"auto": ("plain", "whitened"), "none": ("plain",), "whiten": ("whitened",)}[transform]
         grown = grown or {}
         self.spaces = nn.ModuleDict({name: MixtureSpace(dim, grown.get(name, 0), name == "whitened") for name in names})
-        self.covariance = TiedCovariance(dim) if "whitened" in names else None
+        self.covariance = TiedCovariance(dim, len(labels or [])) if "whitened" in names else None
         stored = grown.get("memory", 0)
         self.register_buffer("memory_features", torch.zeros(stored, dim))
         self.register_buffer("memory_classes", torch.zeros(stored, dtype=torch.int64))
         self.register_buffer("memory_sessions", torch.zeros(stored, dtype=torch.int64))
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
-        self.register_buffer("shrinkage", torch.tensor(shrinkage or 0.0, dtype=torch.float64))
+        self.register_buffer("drawn", torch.tensor(shrinkage or 0.0, dtype=torch.float64))
         self.register_buffer("chosen", torch.zeros((), dtype=torch.int64))
+        trials = (len(names), len(self._shrinkages()), len(TEMPERATURES))
+        self.register_buffer("trials", torch.zeros(trials, dtype=torch.float64))
         self._labels, self._log, self._ready = list(labels or []), list(log or []), None
 
     # What was learnt.
@@ -185,13 +187,13 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def forget(self, label: Label) -> "VMFMixtureClassifier":
         """Drop a class: its components and exemplars. κ is estimated again; nothing else of other classes changes.
 
-        The tied covariance and its mean are sums over all classes, and keep its share.
+        The tied covariance keeps the class's scatter around its own mean, which is not kept by class.
         """
         if label not in self._labels:
             raise InputError(f"forget: no class {label!r}; classes_ has those that are known")
         gone = self._labels.index(label)
-        for space in self.spaces.values():
-            space.drop(gone)
+        for part in [*self.spaces.values(), *([] if self.covariance is None else [self.covariance])]:
+            part.drop(gone)
         kept = self.memory_classes != gone
         self.memory_features, self.memory_sessions = self.memory_features[kept], self.memory_sessions[kept]
         self.memory_classes = _without(self.memory_classes[kept], gone)
@@ -214,11 +216,12 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         samples = [float(each.space.counts.sum()) for each in (self, other)]
         share = samples[1] / max(sum(samples), 1.0)
         if self.covariance is not None:
-            self.covariance.merge(other.covariance)
+            self.covariance.merge(other.covariance, places)
         whitener = self._whitener()
         for name, space in self.spaces.items():
             space.absorb(other.spaces[name], places, share, whitener, self._recipe())
-        for name in ("temperature", "shrinkage"):
+        self.trials += other.trials
+        for name in ("temperature", "drawn"):
             setattr(self, name, torch.lerp(getattr(self, name), getattr(other, name), share))
         self.memory_features = torch.cat([self.memory_features, other.memory_features])
         self.memory_classes = torch.cat([self.memory_classes, places[other.memory_classes]])
@@ -338,36 +341,31 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         return ComponentScores(statistics, float(space.kappa), len(self._labels), *kinds, shrinkage)
 
     def _choose(self, features: torch.Tensor, classes: torch.Tensor) -> dict[str, float]:
-        """Choose space, shrinkage and temperature; return each space's balanced accuracy.
+        """Choose space, shrinkage and temperature by what held-out samples lost so far; return balanced accuracies now.
 
-        By the log-likelihood of labels, classes weighing equally, on held-out samples and on the memory's exemplars without
-        their own share: it compares spaces, in which densities are not comparable, and is less grainy than accuracy.
+        The log-loss of class labels, summed over the sessions, each sample being judged before it is learnt: it compares
+        spaces, whose densities are not comparable, and is less grainy than accuracy. Exemplars are no judges: herding
+        picks the easy ones.
         """
-        own = torch.cat([torch.full((len(features),), -1), torch.arange(len(self.memory_features))])
-        features, classes = torch.cat([features, self.memory_features]), torch.cat([classes, self.memory_classes])
         if not len(features):
             return {}
-        whitener, accuracy, least = self._whitener(), {}, torch.inf
-        tried = SHRINKAGES if self.config.shrinkage is None else (self.config.shrinkage,)
+        whitener, accuracy = self._whitener(), {}
         for at, (name, space) in enumerate(self.spaces.items()):
             embedded, statistics = space.embed(features, whitener), space.statistics(whitener)
-            places = space.nearest(embedded, classes, statistics).masked_fill(own < 0, -1)
-            best = torch.inf
-            for shrinkage in tried:
+            for place, shrinkage in enumerate(self._shrinkages()):
                 view = self._scores(space, statistics, shrinkage)
-                scores = view.of_classes(view.logits_without(embedded, places))
-                loss, temperature = fit_temperature(scores, classes)
-                if loss < best:
-                    best, accuracy[name] = loss, balanced_accuracy(scores.argmax(1), classes)
-                if loss < least:
-                    least = loss
-                    for target, value in (
-                        (self.chosen, at),
-                        (self.shrinkage, shrinkage),
-                        (self.temperature, temperature),
-                    ):
-                        target.fill_(value)
+                scores = view.of_classes(view.logits(embedded))
+                self.trials[at, place] += len(features) * log_losses(scores, classes)
+                accuracy[f"{name}, {shrinkage:g}"] = balanced_accuracy(scores.argmax(1), classes)
+        best, temperature = divmod(int(self.trials.argmin()), len(TEMPERATURES))
+        chosen, drawn = divmod(best, len(self._shrinkages()))
+        for target, value in ((self.chosen, chosen), (self.drawn, self._shrinkages()[drawn])):
+            target.fill_(value)
+        self.temperature.fill_(TEMPERATURES[temperature])
         return accuracy
+
+    def _shrinkages(self) -> tuple[float, ...]:
+        return SHRINKAGES if self.config.shrinkage is None else (self.config.shrinkage,)
 
     def _rewrite_memory(self, features: torch.Tensor | None = None, classes: torch.Tensor | None = None) -> None:
         """Select again among the old exemplars and a session's samples."""
@@ -398,7 +396,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
                 "components": len(self.space.counts),
                 "space": list(self.spaces)[int(self.chosen)],
                 "kappa": self.kappa_,
-                "shrinkage": float(self.shrinkage),
+                "shrinkage": float(self.drawn),
                 "temperature": float(self.temperature),
                 "held_out_accuracy": accuracy,
             }
@@ -417,7 +415,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
             raise InputError("nothing has been learnt yet; call partial_fit first")
         if self._ready is None:
             whitener = self._whitener()
-            scores = self._scores(self.space, self.space.statistics(whitener), float(self.shrinkage))
+            scores = self._scores(self.space, self.space.statistics(whitener), float(self.drawn))
             self._ready = scores, whitener
         scores, whitener = self._ready
         parts = as_features(features, self.config.dim).split(CHUNK)
@@ -447,11 +445,10 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         self._record()
 
 
-def fit_temperature(scores: torch.Tensor, classes: torch.Tensor) -> tuple[float, float]:
-    """Return the least balanced negative log-likelihood of classes (N,) under softmax(τ·scores), (N, C), and its τ."""
-    sizes = torch.bincount(classes, minlength=scores.shape[1]).clamp_min(1)
-    losses = torch.stack([F.cross_entropy(scores * each, classes, 1 / sizes.float()) for each in TEMPERATURES])
-    return float(losses.min()), float(TEMPERATURES[losses.argmin()])
+def log_losses(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Return the mean log-loss of classes (N,), each class weighing equally, under softmax(τ·scores) for each τ, (T,)."""
+    weights = 1 / torch.bincount(classes, minlength=scores.shape[1]).clamp_min(1).float()
+    return torch.stack([F.cross_entropy(scores * each, classes, weights) for each in TEMPERATURES.tolist()]).double()
 
 
 def balanced_accuracy(predicted: torch.Tensor, classes: torch.Tensor) -> float:
