@@ -16,7 +16,7 @@ from .mixture_spaces import TiedCovariance
 from .randomness import generator, normal
 
 CHUNK = 4096  # rows of a prediction
-RIDGES = [10.0**power for power in range(-7, 2)]  # of the mean square of an input
+RIDGES = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # of the mean square of an input
 PENALTIES = (1e-4, 3e-3)
 
 
@@ -234,7 +234,7 @@ def logistic(
     weights = torch.zeros(features.shape[1], size, requires_grad=True)
     bias = torch.zeros(size, requires_grad=True)
     of_class = 1 / torch.bincount(places, minlength=size).clamp_min(1).float()
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=60, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights, bias], max_iter=30, history_size=10, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()

@@ -10,6 +10,8 @@ import torch
 
 from .mixture_blocks import blocks, gather, rows_of
 
+TABLE = 2048  # samples of a component whose inner products are computed at once
+
 
 def select(
     features: torch.Tensor, classes: torch.Tensor, components: torch.Tensor, counts: torch.Tensor, budget: int
@@ -60,19 +62,19 @@ def equal_shares(available: torch.Tensor, budget: torch.Tensor, priority: torch.
 def _herd(features: torch.Tensor, component: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
     """Pick quota (K,) samples of each component so that running means stay close to its mean; ties to the lowest row."""
     picked, order = [], []
-    for wanted, rows in blocks(component):
+    for wanted, rows in blocks(component, cells=1 << 14):
         wanted, rows = wanted[quota[wanted] > 0], rows[quota[wanted] > 0]
         if not len(wanted):
             continue
         block, free, at = gather(features, rows), rows >= 0, torch.arange(len(rows))
-        mean, total = block.sum(1) / free.sum(1, keepdim=True), torch.zeros(len(rows), features.shape[1])
+        pull = torch.einsum("cnd,cd->cn", block, block.sum(1) / free.sum(1, keepdim=True))
+        drag, inner = torch.zeros_like(pull), block @ block.transpose(1, 2) if rows.shape[1] <= TABLE else None
         for step in range(int(quota[wanted].max())):
-            # |mean − (total + z)/(step+1)| is least where z has the largest product with what is missing
-            missing = (step + 1) * mean - total
-            best = torch.einsum("cnd,cd->cn", block, missing).masked_fill(~free, -torch.inf).argmax(1)
+            # |mean − (sum of picked + z)/(step+1)| is least where z has the largest product with what is missing
+            best = ((step + 1) * pull - drag).masked_fill(~free, -torch.inf).argmax(1)
             going = step < quota[wanted]
             free[at[going], best[going]] = False
-            total += block[at, best] * going[:, None]
+            drag += inner[at, best] if inner is not None else torch.einsum("cnd,cd->cn", block, block[at, best])
             picked.append(rows[at[going], best[going]])
             order.append(wanted[going])
     if not picked:

@@ -29,9 +29,11 @@ class TiedCovariance(nn.Module):
         self.register_buffer("counts", torch.zeros(classes, dtype=torch.float64))
         self.register_buffer("sums", torch.zeros(classes, dim, dtype=torch.float64))
         self.register_buffer("moment", torch.zeros(dim, dim, dtype=torch.float64))
+        self._whitener: Whitener | None = None
 
     def add(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         """Add features (N, d) of classes (N,), of which there may be new ones."""
+        self._whitener = None
         self.grow(int(classes.max()) + 1)
         self.counts += torch.bincount(classes, minlength=len(self.counts))
         self.sums = self.sums.index_add(0, classes, features.double())
@@ -46,6 +48,7 @@ class TiedCovariance(nn.Module):
 
     def merge(self, other: "TiedCovariance", places: torch.Tensor) -> None:
         """Add the sums of another learner, whose class i is class places[i] here."""
+        self._whitener = None
         self.grow(int(places.max()) + 1 if len(places) else 0)
         self.counts = self.counts.index_add(0, places, other.counts)
         self.sums = self.sums.index_add(0, places, other.sums)
@@ -53,6 +56,7 @@ class TiedCovariance(nn.Module):
 
     def drop(self, gone: int) -> None:
         """Take a class out of the covariance but for its second moment within, which is not kept by class."""
+        self._whitener = None
         kept = torch.arange(len(self.counts)) != gone
         self.moment -= torch.outer(self.sums[gone], self.sums[gone]) / self.counts[gone]
         self.counts, self.sums = self.counts[kept], self.sums[kept]
@@ -79,8 +83,10 @@ class TiedCovariance(nn.Module):
 
     def whitener(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean (d,) and the map M (d, d) of z = (x − mean) M, float64; rotations of S^{-1/2} cluster alike."""
-        identity = torch.eye(len(self.moment), dtype=torch.float64)
-        return self.mean, torch.linalg.solve_triangular(self.factor(), identity, upper=False).T
+        if self._whitener is None:
+            identity = torch.eye(len(self.moment), dtype=torch.float64)
+            self._whitener = self.mean, torch.linalg.solve_triangular(self.factor(), identity, upper=False).T
+        return self._whitener
 
 
 class MixtureSpace(nn.Module):

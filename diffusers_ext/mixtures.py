@@ -99,8 +99,9 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
         self.register_buffer("drawn", torch.tensor(shrinkage or 0.0, dtype=torch.float64))
         self.register_buffer("chosen", torch.zeros((), dtype=torch.int64))
-        trials = (len(names), len(self._shrinkages()), len(TEMPERATURES))
-        self.register_buffer("trials", torch.zeros(trials, dtype=torch.float64))
+        tried = (len(names), len(self._shrinkages()), len(TEMPERATURES))
+        self.register_buffer("losses", torch.zeros(tried, dtype=torch.float64))
+        self.register_buffer("right", torch.zeros(len(names), dtype=torch.float64))
         self._labels, self._log, self._ready = list(labels or []), list(log or []), None
 
     # What was learnt.
@@ -220,7 +221,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         whitener = self._whitener()
         for name, space in self.spaces.items():
             space.absorb(other.spaces[name], places, share, whitener, self._recipe())
-        self.trials += other.trials
+        self.losses += other.losses
+        self.right += other.right
         for name in ("temperature", "drawn"):
             setattr(self, name, torch.lerp(getattr(self, name), getattr(other, name), share))
         self.memory_features = torch.cat([self.memory_features, other.memory_features])
@@ -341,27 +343,29 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         return ComponentScores(statistics, float(space.kappa), len(self._labels), *kinds, shrinkage)
 
     def _choose(self, features: torch.Tensor, classes: torch.Tensor) -> dict[str, float]:
-        """Choose space, shrinkage and temperature by what held-out samples lost so far; return balanced accuracies now.
+        """Choose by what held-out samples told so far, each judged before it is learnt; return balanced accuracies now.
 
-        The log-loss of class labels, summed over the sessions, each sample being judged before it is learnt: it compares
-        spaces, whose densities are not comparable, and is less grainy than accuracy. Exemplars are no judges: herding
-        picks the easy ones.
+        The space by balanced accuracy, shrinkage and temperature in it by the log-loss of labels, both summed over sessions.
+        Densities of two spaces are not comparable, and exemplars are no judges: herding picks the easy ones.
         """
         if not len(features):
             return {}
         whitener, accuracy = self._whitener(), {}
         for at, (name, space) in enumerate(self.spaces.items()):
             embedded, statistics = space.embed(features, whitener), space.statistics(whitener)
+            right = []
             for place, shrinkage in enumerate(self._shrinkages()):
                 view = self._scores(space, statistics, shrinkage)
                 scores = view.of_classes(view.logits(embedded))
-                self.trials[at, place] += len(features) * log_losses(scores, classes)
-                accuracy[f"{name}, {shrinkage:g}"] = balanced_accuracy(scores.argmax(1), classes)
-        best, temperature = divmod(int(self.trials.argmin()), len(TEMPERATURES))
-        chosen, drawn = divmod(best, len(self._shrinkages()))
-        for target, value in ((self.chosen, chosen), (self.drawn, self._shrinkages()[drawn])):
-            target.fill_(value)
-        self.temperature.fill_(TEMPERATURES[temperature])
+                self.losses[at, place] += len(features) * log_losses(scores, classes)
+                right.append(balanced_accuracy(scores.argmax(1), classes))
+            drawn, temperature = divmod(int(self.losses[at].argmin()), len(TEMPERATURES))
+            accuracy[name] = right[drawn]
+            self.right[at] += len(features) * right[drawn]
+            if self.right[at] >= self.right.max():  # the last of equals
+                self.chosen.fill_(at)
+                self.drawn.fill_(self._shrinkages()[drawn])
+                self.temperature.fill_(TEMPERATURES[temperature])
         return accuracy
 
     def _shrinkages(self) -> tuple[float, ...]:

@@ -19,8 +19,8 @@ KINDS = {  # classes, domains, modes of a cell, concentration
     "indep200": (50, 4, 1, 55.0),
     "sub400": (50, 4, 2, 65.0),
     "indep600": (100, 6, 1, 65.0),
-    "shared": (50, 4, 1, 65.0),
-    "cone": (50, 4, 1, 65.0),
+    "shared": (50, 4, 1, 55.0),
+    "cone": (50, 4, 1, 85.0),
     "single": (50, 1, 1, 55.0),
 }
 
@@ -71,7 +71,7 @@ def _means(kind: str, draw: np.random.Generator, classes: int, domains: int, spl
         return own
     of_class = _unit(draw.standard_normal((classes, 1, 1, DIM)))
     of_domain = _unit(draw.standard_normal((1, domains, 1, DIM)))
-    return _unit(0.68 * of_class + 0.95 * of_domain + 0.45 * own)
+    return _unit(0.7 * of_class + 0.7 * of_domain + 0.3 * own)
 
 
 def _draw(kind: str, draw: np.random.Generator, means: np.ndarray, sizes: np.ndarray, kappa: float) -> Planted:
@@ -90,8 +90,8 @@ def _draw(kind: str, draw: np.random.Generator, means: np.ndarray, sizes: np.nda
 def _nuisance(draw: np.random.Generator, count: int) -> np.ndarray:
     """A common offset, and noise of large variance in an eighth of the directions."""
     noise = np.zeros((count, DIM))
-    noise[:, : DIM // 8] = 0.8 * draw.standard_normal((count, DIM // 8))
-    return noise + 2.0 * np.eye(DIM)[-1]
+    noise[:, : DIM // 8] = 0.3 * draw.standard_normal((count, DIM // 8))
+    return noise + np.eye(DIM)[-1]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
