@@ -76,7 +76,7 @@ def real(options: Options) -> None:
                     if key(row) in done or (options.learners and learner not in options.learners):
                         continue
                     result = evaluate_stream(make(), torch.from_numpy(features), sessions, test)
-                    row.update(result.as_dict())
+                    row.update(result)
                     with open(output, "a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")
 

@@ -80,30 +80,3 @@ def _herd(features: torch.Tensor, component: torch.Tensor, quota: torch.Tensor) 
     if not picked:
         return torch.empty(0, dtype=torch.int64)
     return torch.cat(picked)[torch.argsort(torch.cat(order), stable=True)]
-
-
-def check(
-    classes: torch.Tensor, components: torch.Tensor, budget: int, seen: torch.Tensor, available: torch.Tensor
-) -> None:
-    """Assert the invariants. classes, components (M,) of the memory; seen (C,) classes so far; available (M', 2): (class,
-    component) of every sample that could have been kept.
-    """
-    assert len(classes) <= budget
-    kept = {int(each): classes == each for each in seen}
-    sizes = {each: int(rows.sum()) for each, rows in kept.items()}
-    stock = {each: int((available[:, 0] == each).sum()) for each in sizes}
-    _check_level(sizes, stock)
-    assert budget < len(seen) or all(sizes[each] >= 1 for each in sizes if stock[each])
-    for each, rows in kept.items():
-        of_class = available[available[:, 0] == each, 1]
-        names = of_class.unique().tolist()
-        _check_level(
-            {name: int((components[rows] == name).sum()) for name in names},
-            {name: int((of_class == name).sum()) for name in names},
-        )
-
-
-def _check_level(sizes: dict, stock: dict) -> None:
-    """Sizes differ by at most one, except where everything there is was kept."""
-    for name, size in sizes.items():
-        assert size == stock[name] or size >= max(sizes.values()) - 1, (sizes, stock)

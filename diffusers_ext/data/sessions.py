@@ -47,9 +47,15 @@ class Sessions:
 
 
 def build_sessions(
-    labels: Sequence[int], domains: Sequence[int], setting: str, groups: int = 5, seed: int = 0
+    labels: Sequence[int],
+    domains: Sequence[int],
+    setting: str,
+    groups: int = 5,
+    seed: int = 0,
+    domain_order: Sequence[int] | None = None,
 ) -> Sessions:
-    """Return the sessions of a setting; labels and domains (N,) are positions 0, 1, ...; groups: of classes, NC and NCD.
+    """Return the sessions of a setting; labels and domains (N,) are positions 0, 1, ...; groups: of classes, NC and NCD;
+    domain_order: of ND, by default a draw.
 
     Cells without rows are left out, and so are sessions without cells. Raises InputError if there are more groups than classes, or a single domain where
     domains are to arrive one by one.
@@ -69,7 +75,9 @@ def build_sessions(
     if setting == "NC":
         blocks = [(group, range(places)) for group in of_group]
     elif setting == "ND":
-        blocks = [(order, [domain]) for domain in generator(seed, "domain order", 0).permutation(places)]
+        blocks = [
+            (order, [domain]) for domain in domain_order or generator(seed, "domain order", 0).permutation(places)
+        ]
     else:
         pairs = [(group, [domain]) for group in of_group for domain in range(places)]
         blocks = [pairs[at] for at in generator(seed, "block order", 0).permutation(len(pairs))]

@@ -6,7 +6,7 @@ max_{t<T} a[t, j] − a[T, j]; the maximum leaves the last session out, so that 
 """
 
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,77 +14,105 @@ import torch
 
 from ..data.sessions import Sessions
 
+Predict = Callable[[np.ndarray], np.ndarray]  # rows -> labels, numbers of the sessions
 
-@dataclass
-class StreamResult:
-    """What one learner did on one stream; accuracies in percent, times in CPU seconds of this process."""
 
-    average_incremental_accuracy: float
-    final_accuracy: float
-    forgetting: float
-    worst_domain: float
-    cell_mean: float
-    accuracy: list[float]
-    matrix: list[list[float | None]]
-    domain_accuracy: dict[int, float]
-    stored_floats: int
-    fit_seconds: float
-    predict_microseconds: float
-    components_per_class: list[float] = field(default_factory=list)
+class StreamState:
+    """The measures of one learner on one stream so far: `test` after each session, `summary` at the end; JSON in between.
+
+    test (N,) bool: the half that is never learnt. Accuracies are in percent. `rows` has a row per session, `matrix` a[t, j].
+    """
+
+    def __init__(self, sessions: Sessions, test: np.ndarray):
+        self.sessions, self.held = sessions, test
+        self.rows: list[dict] = []
+        self.matrix: list[list[float | None]] = []
+        self.arrived = np.full(len(test), -1)  # the session that brought a row's cell first
+        self.right = np.zeros(len(test), bool)
+
+    @property
+    def done(self) -> int:
+        return len(self.rows)
+
+    def test(self, predict: Predict, components: Mapping | None = None) -> dict:
+        """Measure after the next session; return its row. components: of each class, where the learner has them."""
+        self._arrive(self.done)
+        seen = (self.arrived >= 0).nonzero()[0]
+        start = time.process_time()
+        answers = predict(seen)
+        spent = time.process_time() - start
+        self.right[seen] = answers == self.sessions.labels[seen]
+        self.matrix.append([self._accuracy(self.arrived == session) for session in range(self.done + 1)])
+        row = {
+            "step": self.done + 1,
+            "accuracy": self._accuracy(self.arrived >= 0),
+            "components": {str(label): count for label, count in (components or {}).items()},
+            "tested": len(seen),
+            "predict_seconds": spent,
+        }
+        self.rows.append(row)
+        return row
+
+    def summary(self) -> dict:
+        """Average incremental and final accuracy, forgetting, domains, components and the cost of predicting."""
+        seen, domains = self.arrived >= 0, self.sessions.domains
+        of_domain = {int(each): self._accuracy(seen & (domains == each)) for each in np.unique(domains[seen])}
+        cells = self.sessions.labels * (domains.max() + 1) + domains
+        accuracy, tested = [row["accuracy"] for row in self.rows], sum(row["tested"] for row in self.rows)
+        return {
+            "average_incremental_accuracy": float(np.mean(accuracy)),
+            "final_accuracy": accuracy[-1],
+            "forgetting": forgetting(self.matrix),
+            "worst_domain": min(of_domain.values()),
+            "cell_mean": float(np.mean([self._accuracy(seen & (cells == each)) for each in np.unique(cells[seen])])),
+            "accuracy": accuracy,
+            "matrix": self.matrix,
+            "domain_accuracy": of_domain,
+            "predict_microseconds": 1e6 * sum(row["predict_seconds"] for row in self.rows) / max(tested, 1),
+            "components_per_class": [float(np.mean(list(r["components"].values()) or [0])) for r in self.rows],
+        }
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        """What `restore` needs."""
+        return {"rows": self.rows, "matrix": self.matrix, "right": self.right.nonzero()[0].tolist()}
+
+    def restore(self, saved: dict) -> None:
+        """Go on from what `as_dict` gave."""
+        for session in range(len(saved["rows"])):
+            self._arrive(session)
+        self.rows, self.matrix = saved["rows"], saved["matrix"]
+        self.right[saved["right"]] = True
+
+    def _arrive(self, session: int) -> None:
+        rows = self.sessions.rows(session, self.held)
+        self.arrived[rows] = session
+
+    def _accuracy(self, chosen: np.ndarray) -> float | None:
+        return 100 * float(self.right[chosen].mean()) if chosen.any() else None
 
 
-def evaluate_stream(learner: Any, features: torch.Tensor, sessions: Sessions, test: np.ndarray) -> StreamResult:
-    """Feed the sessions to a learner with `partial_fit` and `predict`, and test it after each.
+def evaluate_stream(learner: Any, features: torch.Tensor, sessions: Sessions, test: np.ndarray) -> dict:
+    """Feed the sessions to a learner with `partial_fit` and `predict`, test it after each, and return the summary.
 
-    features (N, d) of all rows; test (N,) bool: the half that is never learnt. Labels are the numbers of the sessions.
+    features (N, d) of all rows; test (N,) bool: the half that is never learnt. Labels are the numbers of the sessions. Adds
+    stored_floats and fit_seconds, CPU seconds of this process.
     """
-    arrived = np.full(len(test), -1)  # the session that brought a row's cell first
-    matrix = np.full((len(sessions), len(sessions)), np.nan)
-    accuracy, components, spent, asked, predicted = [], [], 0.0, 0, 0.0
+    state, spent = StreamState(sessions, test), 0.0
     for now in range(len(sessions)):
         rows = sessions.rows(now, ~test)
         start = time.process_time()
-        learner.partial_fit(features[rows], torch.from_numpy(sessions.labels[rows]))
+        if len(rows):
+            learner.partial_fit(features[rows], torch.from_numpy(sessions.labels[rows]))
         spent += time.process_time() - start
-        arrived[sessions.rows(now, test)] = now
-        seen = (arrived >= 0).nonzero()[0]
-        start = time.process_time()
-        answer = np.asarray(learner.predict(features[seen]))
-        predicted, asked = predicted + time.process_time() - start, asked + len(seen)
-        right = np.full(len(test), np.nan)
-        right[seen] = answer == sessions.labels[seen]
-        accuracy.append(100 * float(np.nanmean(right)))
-        for session in range(now + 1):
-            if (arrived == session).any():
-                matrix[now, session] = 100 * right[arrived == session].mean()
-        if hasattr(learner, "n_components_"):
-            components.append(float(np.mean(list(learner.n_components_.values()))))
-    domains = {
-        int(each): 100 * float(np.nanmean(right[sessions.domains == each]))
-        for each in np.unique(sessions.domains[seen])
-    }
-    cells = sessions.labels * (sessions.domains.max() + 1) + sessions.domains
-    return StreamResult(
-        average_incremental_accuracy=float(np.mean(accuracy)),
-        final_accuracy=accuracy[-1],
-        forgetting=forgetting(matrix),
-        worst_domain=min(domains.values()),
-        cell_mean=100 * float(np.mean([right[seen][cells[seen] == each].mean() for each in np.unique(cells[seen])])),
-        accuracy=accuracy,
-        matrix=[[None if np.isnan(value) else float(value) for value in row] for row in matrix],
-        domain_accuracy=domains,
-        stored_floats=int(learner.stored_floats),
-        fit_seconds=spent,
-        predict_microseconds=1e6 * predicted / max(asked, 1),
-        components_per_class=components,
-    )
+        state.test(lambda rows: np.asarray(learner.predict(features[rows])), getattr(learner, "n_components_", None))
+    return {**state.summary(), "stored_floats": int(learner.stored_floats), "fit_seconds": spent}
 
 
-def forgetting(matrix: np.ndarray) -> float:
+def forgetting(matrix: list[list[float | None]]) -> float:
     """Return the mean over sessions before the last of the best earlier accuracy minus the last; 0 for one session."""
+    table = np.full((len(matrix), len(matrix)), np.nan)
+    for session, row in enumerate(matrix):
+        table[session, : len(row)] = [np.nan if value is None else value for value in row]
     last = len(matrix) - 1
-    drops = [np.nanmax(matrix[:last, j]) - matrix[last, j] for j in range(last) if not np.isnan(matrix[last, j])]
+    drops = [np.nanmax(table[:last, j]) - table[last, j] for j in range(last) if not np.isnan(table[last, j])]
     return float(np.mean(drops)) if drops else 0.0

@@ -23,7 +23,7 @@ def on_planted(learner: Any, halves: tuple[Planted, Planted, float], setting: st
     )
     held = np.arange(len(features)) >= len(train.features)
     sessions = build_sessions(labels.numpy(), domains.numpy(), setting, 5, seed)
-    found = evaluate_stream(learner, features, sessions, held).as_dict()
+    found = evaluate_stream(learner, features, sessions, held)
     if hasattr(learner, "predict_component"):
         found["modes_per_class"] = found["components_per_class"][-1]
         found["kappa_ratio"] = learner.kappa_ / kappa
