@@ -17,7 +17,7 @@ import torch
 from .mixture_blocks import blocks, gather
 from .vmf import log_normalizer, mean_resultant_length
 
-THRESHOLDS = {"kl": 0.05, "cosine": 0.9}  # where none is given
+THRESHOLDS = {"kl": 1.0, "cosine": 0.8}  # where none is given
 
 
 def reduce(

@@ -78,7 +78,7 @@ class TiedCovariance(nn.Module):
             return torch.eye(dim, dtype=torch.float64)
         between = (self.sums[seen] / self.counts[seen, None].sqrt()).double()
         covariance = (self.moment - between.T @ between) / freedom
-        weight, level = dim / (dim + freedom), covariance.diagonal().mean().clamp_min(1e-12)
+        weight, level = dim / (dim + freedom), covariance.diagonal().mean().clamp_min(1e-6)  # duplicates have none
         return torch.linalg.cholesky((1 - weight) * covariance + weight * level * torch.eye(dim, dtype=torch.float64))
 
     def whitener(self) -> tuple[torch.Tensor, torch.Tensor]:

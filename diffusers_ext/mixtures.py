@@ -147,8 +147,12 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         """
         features = as_features(features, self.config.dim)
         classes = self._register(labels, len(features))
-        if not len(features):
-            return self
+        if len(features):
+            self._learn(features, classes)
+        return self
+
+    def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
+        """Expand, learn, reduce, choose, count what was held out, rewrite the memory: algorithm 1 of the paper, closed form."""
         held = self._held_out(classes)
         if self.covariance is not None:
             self.covariance.add(features[~held], classes[~held])
@@ -164,23 +168,23 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
                 space.count(features[held], classes[held], whitener)
         self._rewrite_memory(features, classes)
         self._close_session(len(features), classes, accuracy)
-        return self
 
     def partial_fit_batches(self, batches: Iterable[tuple[Any, Any]]) -> "VMFMixtureClassifier":
-        """Learn one session that does not fit in memory, from batches of (features, labels) that can be read twice.
+        """Learn one session that does not fit in memory, from batches of (features, labels) that can be read several times.
 
         Up to 1,024 samples of a class, drawn by the seed, are learnt as a session; the others are then counted to their
         nearest components. A session of fewer is learnt exactly as by `partial_fit`.
         """
         if iter(batches) is batches:
-            raise InputError("batches are read twice: give a list or a DataLoader instead of an iterator")
+            raise InputError("batches are read several times: give a list or a DataLoader instead of an iterator")
         sizes: dict[Label, int] = {}
         for _, labels in batches:
             for label in as_labels(labels):
                 sizes[label] = sizes.get(label, 0) + 1
         kept = {label: self._draw("batches", label, size)[:SAMPLE] for label, size in sizes.items()}
         parts = [(x[rows], [y[row] for row in rows]) for x, y, rows in self._rows_of_batches(batches, kept)]
-        self.partial_fit(torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part])
+        features, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
+        self._learn(features, self._register(labels, len(features)))
         if any(size > SAMPLE for size in sizes.values()):
             self._count_others(batches, kept)
         return self
@@ -254,10 +258,19 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         return scores.softmax(1).cpu().numpy()
 
     @torch.no_grad()
-    def predict_component(self, features: Any) -> np.ndarray:
-        """Return the id of the most probable component of each row, of whichever class, (N,) int64; ids are never reused."""
-        best = self._in_chunks(features, lambda scores, z: scores.order[scores.logits(z).argmax(1)])
-        return self.space.ids[best].cpu().numpy()
+    def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
+        """Return the id of each row's component, (N,) int64: the closest of its class where labels are given (equation 6),
+        else the most probable of all. Ids are never used again."""
+        if labels is None:
+            best = self._in_chunks(features, lambda scores, z: scores.order[scores.logits(z).argmax(1)])
+            return self.space.ids[best].cpu().numpy()
+        unknown = set(as_labels(labels)) - set(self._labels)
+        if unknown:
+            raise InputError(f"no class {sorted(unknown)[0]!r}; classes_ has those that are known")
+        features = as_features(features, self.config.dim)
+        classes, whitener = self._register(labels, len(features)), self._whitener()
+        embedded = self.space.embed(features, whitener)
+        return self.space.ids[self.space.nearest(embedded, classes, self.space.statistics(whitener))].numpy()
 
     @torch.no_grad()
     def score_samples(self, features: Any) -> np.ndarray:

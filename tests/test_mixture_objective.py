@@ -51,7 +51,7 @@ def test_the_e_step_takes_the_closest_mean_of_the_true_class():
     features, means, labels, logits = drawn()
     cosine = F.cosine_similarity(features[:, None], means[None], dim=2)
     for row, chosen in enumerate(assign(logits, OWNERS, labels).tolist()):
-        own = (OWNERS == labels[row]).nonzero().squeeze(1)
+        own = (labels[row] == OWNERS).nonzero().squeeze(1)
         assert chosen == int(own[cosine[row, own].argmax()])
 
 
@@ -89,14 +89,14 @@ def test_an_objective_learns_and_its_teacher_stays(tmp_path):
     batch = {"image": torch.randn(24, 3, 2, 2), "label": torch.arange(24) % 3, "weight": torch.full((24,), 1 / 24)}
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 0.02)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         parts = objective(batch)
         optimizer.zero_grad()
         parts["loss"].backward()
         optimizer.step()
-        losses.append(float(parts["loss"]))
-    assert losses[-1] < 0.6 * losses[0] and {"classification", "distillation", "regulariser"} < set(parts)
+        losses.append(parts["loss"].item())
+    assert losses[-1] < 0.7 * losses[0] and {"classification", "distillation", "regulariser"} < set(parts)
     assert all(torch.equal(value, was) for value, was in zip(objective.teacher.parameters(), before))
     head.save_pretrained(tmp_path)
     loaded = MixtureHead.from_pretrained(tmp_path)
-    assert torch.equal(loaded.means, head.means) and loaded.owners.tolist() == [0, 1, 0, 2]
+    assert torch.equal(loaded.means, head.means) and loaded.of_class.tolist() == [0, 1, 0, 2]

@@ -53,7 +53,7 @@ class ClassifierOptions:
     estep: str = option("soft", "how samples are shared among components", ("soft", "hard"))
     reduction: str = option("evidence", "when two components become one", ("evidence", "icl", "kl", "cosine"))
     alpha: float = option(1.0, "of reduction by evidence: above 1 more components stay")
-    threshold: float | None = option(None, "of reduction by kl or cosine; default: 0.05 and 0.9")
+    threshold: float | None = option(None, "of reduction by kl or cosine; default: 1 nat and 0.8")
     weights: str = option("uniform", "of a class's components", ("uniform", "counts"))
     score: str = option(
         "plugin",

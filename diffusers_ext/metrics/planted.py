@@ -13,7 +13,7 @@ def on_planted(learner: Any, halves: tuple[Planted, Planted, float], setting: st
     """Run a learner over a planted stream, what `planted` returns; 5 groups of classes in NC and NCD.
 
     Returns the stream's measures, and for a mixture modes_per_class, kappa_ratio (estimated over planted) and rand_index:
-    how components of test samples agree with their modes.
+    how components of training samples agree with their modes.
     """
     import torch
 
@@ -27,7 +27,9 @@ def on_planted(learner: Any, halves: tuple[Planted, Planted, float], setting: st
     if hasattr(learner, "predict_component"):
         found["modes_per_class"] = found["components_per_class"][-1]
         found["kappa_ratio"] = learner.kappa_ / kappa
-        found["rand_index"] = adjusted_rand_index(learner.predict_component(train.features), train.modes.numpy())
+        found["rand_index"] = adjusted_rand_index(
+            learner.predict_component(train.features, train.labels), train.modes.numpy()
+        )
     return found
 
 

@@ -85,12 +85,12 @@ class MixtureHead(ModelMixin, ConfigMixin):
         super().__init__()
         self.means = nn.Parameter(torch.zeros(len(owners), dim))
         self.log_kappa = nn.Parameter(torch.tensor(kappa).log())
-        self.register_buffer("owners", torch.tensor(owners, dtype=torch.int64))
+        self.register_buffer("of_class", torch.tensor(owners, dtype=torch.int64))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the components' logits, (N, K); κ is held in 1 to 200."""
         kappa = self.log_kappa.exp().clamp(1, 200)
-        return component_logits(features, self.means, self.owners, kappa)
+        return component_logits(features, self.means, self.of_class, kappa)
 
 
 class MixtureObjective(Objective):
@@ -122,7 +122,7 @@ class MixtureObjective(Objective):
         return self
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        labels, owners = batch["label"], self.head.owners
+        labels, owners = batch["label"], self.head.of_class
         features = self.backbone(batch["image"])
         logits = self.head(features)
         assigned = assign(logits, owners, labels)
