@@ -35,7 +35,7 @@ class Options:
     cache_dir: str | None = option(None, "real: where features are kept; default: a folder that is removed")
     output: str = option("incremental.jsonl", "real: a row per learner, stream and order")
     orders: int = option(5, "real: orders of classes, domains and blocks, seeds 0 ..")
-    learners: list[str] | None = option(None, "real: only these learners; default: all")
+    learners: list[str] | None = option(None, "real, planted: only these learners; default: all")
     threads: int = option(1, "threads of torch")
 
 
@@ -47,7 +47,7 @@ def main(options: Options) -> None:
         real(options)
         print(table(Path(options.output)))
     if "planted" in options.parts:
-        for row in planted_streams():
+        for row in planted_streams(options.learners):
             print(json.dumps(row), flush=True)
     if "speed" in options.parts:
         print(json.dumps(speed()), flush=True)
@@ -182,7 +182,7 @@ def mean(rows: list[dict], name: str) -> str:
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def planted_streams():
+def planted_streams(chosen: list[str] | None):
     """Yield final accuracies on planted streams, means over seeds 10 to 12."""
     from diffusers_ext.data.planted import KINDS, planted
     from diffusers_ext.data.sessions import SETTINGS
@@ -194,7 +194,7 @@ def planted_streams():
             for seed in (10, 11, 12):
                 halves = planted(kind, seed)
                 for learner, make in learners(halves[0].features.shape[1], seed).items():
-                    if "joint" not in learner:
+                    if learner in (chosen or [OURS]) or not chosen:
                         sums.setdefault(learner, []).append(on_planted(make(), halves, setting, seed))
             yield {
                 "stream": kind,

@@ -94,9 +94,7 @@ class Run:
         """Run the baselines that have no row yet, on the same sessions."""
         path = self.folder / "baselines.jsonl"
         done = {json.loads(line)["learner"] for line in path.read_text().splitlines()} if path.exists() else set()
-        made = (
-            baselines(self.features.shape[1], self.options.seed, self.options.memory) if self.options.baselines else {}
-        )
+        made = self._rivals() if self.options.baselines else {}
         for name, learner in tqdm(made.items(), desc="baselines"):
             if name not in done:
                 result = evaluate_stream(learner, self.features, self.sessions, self.test)
@@ -118,6 +116,10 @@ class Run:
         self._sheet().save(_made(self.folder / "samples" / "components.png"))
         ours = {**self.state.summary(), "stored_floats": self.classifier.stored_floats}
         write_incremental_card(self.folder, ours, self._baselines(), self.classifier)
+
+    def _rivals(self) -> dict:
+        options = self.options
+        return baselines(self.features.shape[1], options.seed, options.memory, (options.projections,))
 
     def _baselines(self) -> list[dict]:
         path = self.folder / "baselines.jsonl"

@@ -25,7 +25,7 @@ def test_every_cell_comes_once_and_the_order_is_the_seeds(setting):
     assert sorted(cells) == [(label, domain) for label in range(7) for domain in range(3)]
     assert len(sessions) == {"NC": 3, "ND": 3, "NCD": 9}[setting]
     assert sessions.cells == build_sessions(labels, domains, setting, 3, seed=4).cells
-    assert sessions.cells != build_sessions(labels, domains, setting, 3, seed=5).cells
+    assert any(sessions.cells != build_sessions(labels, domains, setting, 3, seed=other).cells for other in range(5, 9))
     rows = np.concatenate([sessions.rows(now, np.ones(len(labels), bool)) for now in range(len(sessions))])
     assert sorted(rows) == list(range(len(labels)))
     for part in sessions.cells:
@@ -93,10 +93,10 @@ def stream():
     return features, build_sessions(labels, domains, "NCD", 2, 0), np.arange(len(labels)) % 5 == 0
 
 
-@pytest.mark.parametrize("name", list(baselines(24, 0)))
+@pytest.mark.parametrize("name", list(baselines(24, 0, projections=(100,))))
 def test_every_baseline_learns_a_stream(stream, name):
     features, sessions, test = stream
-    learner = baselines(24, 0, memory=40, projections=(100,)).get(name) or baselines(24, 0)[name]
+    learner = baselines(24, 0, memory=40, projections=(100,))[name]
     found = evaluate_stream(learner, features, sessions, test)
     assert found["final_accuracy"] > 80 and found["stored_floats"] > 0
 

@@ -70,6 +70,7 @@ class Options(DataOptions, ClassifierOptions):
     output_dir: str = option("runs/incremental", "the run folder: classifier, card, metrics, protocol, plots, sessions")
     seed: int = option(0, "of the order of classes, domains and blocks, and of what the classifier draws")
     baselines: bool = option(True, "run every baseline on the same stream, for the table")
+    projections: int = option(2000, "random projections of the baseline RanPAC; the paper has 10000")
     resume_from_checkpoint: str | None = option(None, "'latest': go on after the last whole session", ("latest",))
     push_to_hub: bool = option(False, "upload classifier and card when done")
     hub_model_id: str | None = option(None, "owner/name of the repository to push to; default: the name of output_dir")

@@ -80,7 +80,7 @@ class StreamState:
         """Go on from what `as_dict` gave."""
         for session in range(len(saved["rows"])):
             self._arrive(session)
-        self.rows, self.matrix = saved["rows"], saved["matrix"]
+        self.rows, self.matrix = list(saved["rows"]), list(saved["matrix"])
         self.right[saved["right"]] = True
 
     def _arrive(self, session: int) -> None:
