@@ -65,7 +65,7 @@ The order of sessions is in protocol.json. {", ".join(f"{name} {version}" for na
 
 ## Limits
 
-It knows what the frozen backbone tells apart. The memory holds {len(classifier.memory_features)} feature vectors of training pictures, no
+It knows what the frozen backbone tells apart. The memory holds {len(classifier.exemplars.features)} feature vectors of training pictures, no
 pictures. Probabilities are calibrated on held-out samples of the sessions; novelty scores are comparable within one session.
 """
     path = run / "README.md"

@@ -1,6 +1,6 @@
 """What a session may be given as: features and labels in the forms people have them, checked before anything is learnt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,3 +62,27 @@ def check_kind(labels: Sequence[Label], known: Sequence[Label] = ()) -> None:
 def pack(labels: list[Label]) -> np.ndarray:
     """Return labels as an array of their own type."""
     return np.array(labels) if labels else np.empty(0, dtype=object)
+
+
+def rows_of_batches(
+    batches: Iterable[tuple[Any, Any]], dim: int, kept: dict[Label, np.ndarray], others: bool = False
+) -> Iterator[tuple[torch.Tensor, list[Label], list[int]]]:
+    """Yield features, labels and the wanted rows of each batch.
+
+    kept: of each label, which of its samples are wanted, counted through all batches; with `others`, which are not.
+    """
+    chosen, seen = {label: set(rows.tolist()) for label, rows in kept.items()}, dict.fromkeys(kept, 0)
+    for features, labels in batches:
+        rows, values = [], as_labels(labels)
+        for row, label in enumerate(values):
+            if (seen[label] in chosen[label]) != others:
+                rows.append(row)
+            seen[label] += 1
+        if rows:
+            yield as_features(features, dim), values, rows
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless a setting has one of its values."""
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

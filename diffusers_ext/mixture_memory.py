@@ -7,10 +7,35 @@ a class ran out; so do component sizes inside a class; every class keeps one whi
 """
 
 import torch
+from torch import nn
 
 from .mixture_blocks import blocks, gather, rows_of
 
 TABLE = 2048  # samples of a component whose inner products are computed at once
+
+
+class Exemplars(nn.Module):
+    """What is remembered: features (M, d) float32, their classes and sessions (M,) int64."""
+
+    def __init__(self, dim: int, stored: int):
+        super().__init__()
+        self.register_buffer("features", torch.zeros(stored, dim))
+        self.register_buffer("classes", torch.zeros(stored, dtype=torch.int64))
+        self.register_buffer("sessions", torch.zeros(stored, dtype=torch.int64))
+
+    def add(self, features: torch.Tensor, classes: torch.Tensor, sessions: torch.Tensor) -> None:
+        """Append; `keep` brings the number back to the budget."""
+        self.features = torch.cat([self.features, features])
+        self.classes, self.sessions = torch.cat([self.classes, classes]), torch.cat([self.sessions, sessions])
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.features, self.classes, self.sessions = self.features[rows], self.classes[rows], self.sessions[rows]
+
+    def drop(self, gone: int) -> None:
+        """Forget a class; later classes move up by one."""
+        self.keep(self.classes != gone)
+        self.classes = self.classes - (self.classes > gone).long()
 
 
 def select(

@@ -6,10 +6,13 @@ over a view, once per distinct count; padding, and loops over classes, are not n
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from .mixture_em import Statistics
 from .vmf import log_normalizer
+
+TEMPERATURES = torch.logspace(-3, 1, 41)
 
 
 class ComponentScores:
@@ -76,3 +79,54 @@ def shrunk(statistics: Statistics, classes: int, shrinkage: float) -> torch.Tens
     own = torch.zeros(classes, statistics.resultants.shape[1], dtype=torch.float64)
     own = F.normalize(own.index_add(0, statistics.classes, statistics.means), dim=1)
     return statistics.resultants + shrinkage * own[statistics.classes]
+
+
+class Judge(nn.Module):
+    """What held-out samples told of each space, shrinkage and temperature, each judged before it was learnt.
+
+    The space is chosen by balanced accuracy, shrinkage and temperature in it by the log-loss of labels, both summed over
+    sessions. Densities of two spaces are not comparable; and exemplars of a memory are no judges: herding picks the easy ones.
+    """
+
+    def __init__(self, spaces: int, shrinkages: tuple[float, ...]):
+        super().__init__()
+        self.shrinkages = shrinkages
+        for name, shape in (("losses", (spaces, len(shrinkages), len(TEMPERATURES))), ("right", (spaces,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("shrinkage", torch.tensor(shrinkages[0], dtype=torch.float64))
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+
+    def hear(self, scores: list[list[torch.Tensor]], classes: torch.Tensor) -> list[float]:
+        """Take class scores (N, C) of each space and shrinkage for held-out classes (N,); return the spaces' accuracies."""
+        accuracies = []
+        for space, tried in enumerate(scores):
+            self.losses[space] += len(classes) * torch.stack([log_losses(each, classes) for each in tried])
+            shrinkage, temperature = divmod(int(self.losses[space].argmin()), len(TEMPERATURES))
+            accuracies.append(balanced_accuracy(tried[shrinkage].argmax(1), classes))
+            self.right[space] += len(classes) * accuracies[-1]
+            if self.right[space] >= self.right.max():  # of equals the last, the whitened one
+                self.chosen.fill_(space)
+                self.shrinkage.fill_(self.shrinkages[shrinkage])
+                self.temperature.fill_(TEMPERATURES[temperature])
+        return accuracies
+
+    def merge(self, other: "Judge", share: float) -> None:
+        """Add what another's samples told; its share of shrinkage and temperature."""
+        self.losses += other.losses
+        self.right += other.right
+        self.shrinkage.lerp_(other.shrinkage, share)
+        self.temperature.lerp_(other.temperature, share)
+
+
+def log_losses(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Return the mean log-loss of classes (N,), each class weighing equally, under softmax(τ·scores) for each τ, (T,)."""
+    weights = 1 / torch.bincount(classes, minlength=scores.shape[1]).clamp_min(1).float()
+    return torch.stack([F.cross_entropy(scores * each, classes, weights) for each in TEMPERATURES.tolist()]).double()
+
+
+def balanced_accuracy(predicted: torch.Tensor, classes: torch.Tensor) -> float:
+    """Return the mean over classes of the share predicted right."""
+    sizes = torch.bincount(classes)
+    right = torch.bincount(classes, (predicted == classes).double(), minlength=len(sizes))
+    return float((right / sizes)[sizes > 0].mean())

@@ -11,6 +11,7 @@ then learns, then reduces them, and rewrites a memory that is balanced across cl
 open is decided, and said, in mixture_em.py, mixture_reduction.py and mixture_memory.py.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,19 +20,17 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
-from torch.nn import functional as F
 
 from .errors import InputError
 from .mixture_em import Recipe, Statistics
-from .mixture_inputs import Label, as_features, as_labels, check_kind, pack
-from .mixture_memory import select
-from .mixture_scores import ComponentScores
+from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, pack, rows_of_batches
+from .mixture_memory import Exemplars, select
+from .mixture_scores import ComponentScores, Judge
 from .mixture_spaces import MixtureSpace, TiedCovariance
 from .randomness import generator
 from .vmf import log_normalizer
 
 CHUNK = 4096  # rows of a prediction: the last bits of a row depend on the product it is computed in
-TEMPERATURES = torch.logspace(-3, 1, 41)
 SHRINKAGES = (0.0, 3.0, 10.0, 30.0, 100.0)
 HELD_OUT = (
     10  # one sample in so many of a class is held out, to choose the space and the temperature; then it is learnt
@@ -79,11 +78,11 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         grown: dict | None = None,
     ):
         super().__init__()
-        _check_choice("transform", transform, ("auto", "none", "whiten"))
-        _check_choice("estep", estep, ("soft", "hard"))
-        _check_choice("reduction", reduction, ("evidence", "icl", "kl", "cosine"))
-        _check_choice("weights", weights, ("uniform", "counts"))
-        _check_choice("score", score, ("plugin", "predictive"))
+        check_choice("transform", transform, ("auto", "none", "whiten"))
+        check_choice("estep", estep, ("soft", "hard"))
+        check_choice("reduction", reduction, ("evidence", "icl", "kl", "cosine"))
+        check_choice("weights", weights, ("uniform", "counts"))
+        check_choice("score", score, ("plugin", "predictive"))
         if dim < 2 or memory < 0 or k_new < 1 or n_min < 1 or max_components < 1 or alpha <= 0:
             raise InputError(
                 "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory 0 or more"
@@ -92,16 +91,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         grown = grown or {}
         self.spaces = nn.ModuleDict({name: MixtureSpace(dim, grown.get(name, 0), name == "whitened") for name in names})
         self.covariance = TiedCovariance(dim, len(labels or [])) if "whitened" in names else None
-        stored = grown.get("memory", 0)
-        self.register_buffer("memory_features", torch.zeros(stored, dim))
-        self.register_buffer("memory_classes", torch.zeros(stored, dtype=torch.int64))
-        self.register_buffer("memory_sessions", torch.zeros(stored, dtype=torch.int64))
-        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
-        self.register_buffer("drawn", torch.tensor(shrinkage or 0.0, dtype=torch.float64))
-        self.register_buffer("chosen", torch.zeros((), dtype=torch.int64))
-        tried = (len(names), len(self._shrinkages()), len(TEMPERATURES))
-        self.register_buffer("losses", torch.zeros(tried, dtype=torch.float64))
-        self.register_buffer("right", torch.zeros(len(names), dtype=torch.float64))
+        self.exemplars = Exemplars(dim, grown.get("memory", 0))
+        self.judge = Judge(len(names), SHRINKAGES if shrinkage is None else (shrinkage,))
         self._labels, self._log, self._ready = list(labels or []), list(log or []), None
 
     # What was learnt.
@@ -114,7 +105,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     @property
     def space(self) -> MixtureSpace:
         """The mixture that predicts."""
-        return self.spaces[list(self.spaces)[int(self.chosen)]]
+        return self.spaces[list(self.spaces)[int(self.judge.chosen)]]
 
     @property
     def n_components_(self) -> dict[Label, int]:
@@ -135,7 +126,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     @property
     def stored_floats(self) -> int:
         """Numbers carried from session to session, without the memory's exemplars."""
-        return sum(value.numel() for name, value in self.named_buffers() if not name.startswith("memory"))
+        return sum(value.numel() for name, value in self.named_buffers() if not name.startswith("exemplars"))
 
     # Learning.
 
@@ -182,7 +173,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
             for label in as_labels(labels):
                 sizes[label] = sizes.get(label, 0) + 1
         kept = {label: self._draw("batches", label, size)[:SAMPLE] for label, size in sizes.items()}
-        parts = [(x[rows], [y[row] for row in rows]) for x, y, rows in self._rows_of_batches(batches, kept)]
+        parts = [(x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, kept)]
         features, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
         self._learn(features, self._register(labels, len(features)))
         if any(size > SAMPLE for size in sizes.values()):
@@ -197,11 +188,9 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         if label not in self._labels:
             raise InputError(f"forget: no class {label!r}; classes_ has those that are known")
         gone = self._labels.index(label)
-        for part in [*self.spaces.values(), *([] if self.covariance is None else [self.covariance])]:
+        covariances = [] if self.covariance is None else [self.covariance]
+        for part in (*self.spaces.values(), *covariances, self.exemplars):
             part.drop(gone)
-        kept = self.memory_classes != gone
-        self.memory_features, self.memory_sessions = self.memory_features[kept], self.memory_sessions[kept]
-        self.memory_classes = _without(self.memory_classes[kept], gone)
         del self._labels[gone]
         self._log.append({"session": len(self._log), "forgotten": label, "classes": len(self._labels)})
         self._record()
@@ -225,13 +214,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         whitener = self._whitener()
         for name, space in self.spaces.items():
             space.absorb(other.spaces[name], places, share, whitener, self._recipe())
-        self.losses += other.losses
-        self.right += other.right
-        for name in ("temperature", "drawn"):
-            setattr(self, name, torch.lerp(getattr(self, name), getattr(other, name), share))
-        self.memory_features = torch.cat([self.memory_features, other.memory_features])
-        self.memory_classes = torch.cat([self.memory_classes, places[other.memory_classes]])
-        self.memory_sessions = torch.cat([self.memory_sessions, other.memory_sessions])
+        self.judge.merge(other.judge, share)
+        self.exemplars.add(other.exemplars.features, places[other.exemplars.classes], other.exemplars.sessions)
         self._rewrite_memory()
         self._log.append({"session": len(self._log), "merged": len(other._log), "classes": len(self._labels)})
         self._record()
@@ -254,7 +238,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     def predict_proba(self, features: Any) -> np.ndarray:
         """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on held-out samples."""
-        scores = self.decision_function(features).double() * self.temperature
+        scores = self.decision_function(features).double() * self.judge.temperature
         return scores.softmax(1).cpu().numpy()
 
     @torch.no_grad()
@@ -294,7 +278,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
                     "share": count / float(total[owner]),
                     "mean_cosine": float(space.lengths[at]),
                     "exemplars": int(exemplars.sum()),
-                    "sessions": self.memory_sessions[exemplars].unique().tolist(),
+                    "sessions": self.exemplars.sessions[exemplars].unique().tolist(),
                 }
             )
         return rows
@@ -303,25 +287,16 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def memory_(self) -> dict[str, np.ndarray]:
         """The exemplars: features (M, dim), labels, component ids and sessions."""
         return {
-            "features": self.memory_features.numpy(),
-            "labels": self.classes_[self.memory_classes.numpy()],
+            "features": self.exemplars.features.numpy(),
+            "labels": self.classes_[self.exemplars.classes.numpy()],
             "components": self.space.ids[self._memory_places()].numpy(),
-            "sessions": self.memory_sessions.numpy(),
+            "sessions": self.exemplars.sessions.numpy(),
         }
 
     # How.
 
     def _recipe(self) -> Recipe:
-        config = self.config
-        return Recipe(
-            config.k_new,
-            config.n_min,
-            config.estep,
-            config.reduction,
-            config.alpha,
-            config.threshold,
-            config.max_components,
-        )
+        return Recipe(**{field.name: self.config[field.name] for field in dataclasses.fields(Recipe)})
 
     def _whitener(self):
         return None if self.covariance is None else self.covariance.whitener()
@@ -356,52 +331,31 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         return ComponentScores(statistics, float(space.kappa), len(self._labels), *kinds, shrinkage)
 
     def _choose(self, features: torch.Tensor, classes: torch.Tensor) -> dict[str, float]:
-        """Choose by what held-out samples told so far, each judged before it is learnt; return balanced accuracies now.
-
-        The space by balanced accuracy, shrinkage and temperature in it by the log-loss of labels, both summed over sessions.
-        Densities of two spaces are not comparable, and exemplars are no judges: herding picks the easy ones.
-        """
+        """Let the held-out samples judge; return the balanced accuracy of each space on them."""
         if not len(features):
             return {}
-        whitener, accuracy = self._whitener(), {}
-        for at, (name, space) in enumerate(self.spaces.items()):
+        whitener, scores = self._whitener(), []
+        for space in self.spaces.values():
             embedded, statistics = space.embed(features, whitener), space.statistics(whitener)
-            right = []
-            for place, shrinkage in enumerate(self._shrinkages()):
-                view = self._scores(space, statistics, shrinkage)
-                scores = view.of_classes(view.logits(embedded))
-                self.losses[at, place] += len(features) * log_losses(scores, classes)
-                right.append(balanced_accuracy(scores.argmax(1), classes))
-            drawn, temperature = divmod(int(self.losses[at].argmin()), len(TEMPERATURES))
-            accuracy[name] = right[drawn]
-            self.right[at] += len(features) * right[drawn]
-            if self.right[at] >= self.right.max():  # the last of equals
-                self.chosen.fill_(at)
-                self.drawn.fill_(self._shrinkages()[drawn])
-                self.temperature.fill_(TEMPERATURES[temperature])
-        return accuracy
-
-    def _shrinkages(self) -> tuple[float, ...]:
-        return SHRINKAGES if self.config.shrinkage is None else (self.config.shrinkage,)
+            views = [self._scores(space, statistics, each) for each in self.judge.shrinkages]
+            scores.append([view.of_classes(view.logits(embedded)) for view in views])
+        return dict(zip(self.spaces, self.judge.hear(scores, classes)))
 
     def _rewrite_memory(self, features: torch.Tensor | None = None, classes: torch.Tensor | None = None) -> None:
         """Select again among the old exemplars and a session's samples."""
         if features is not None:
-            self.memory_features = torch.cat([self.memory_features, features])
-            self.memory_classes = torch.cat([self.memory_classes, classes])
-            session = torch.full((len(classes),), len(self._log), dtype=torch.int64)
-            self.memory_sessions = torch.cat([self.memory_sessions, session])
+            self.exemplars.add(features, classes, torch.full_like(classes, len(self._log)))
         places = self._memory_places()
-        embedded = self.space.embed(self.memory_features, self._whitener())
-        kept = select(embedded, self.memory_classes, places, self.space.counts[places], self.config.memory)
-        self.memory_features, self.memory_classes = self.memory_features[kept], self.memory_classes[kept]
-        self.memory_sessions = self.memory_sessions[kept]
+        embedded = self.space.embed(self.exemplars.features, self._whitener())
+        self.exemplars.keep(
+            select(embedded, self.exemplars.classes, places, self.space.counts[places], self.config.memory)
+        )
 
     def _memory_places(self) -> torch.Tensor:
         """The component of each exemplar, (M,) positions."""
         whitener = self._whitener()
-        embedded = self.space.embed(self.memory_features, whitener)
-        return self.space.nearest(embedded, self.memory_classes, self.space.statistics(whitener))
+        embedded = self.space.embed(self.exemplars.features, whitener)
+        return self.space.nearest(embedded, self.exemplars.classes, self.space.statistics(whitener))
 
     def _close_session(self, samples: int, classes: torch.Tensor, accuracy: dict[str, float]) -> None:
         self._log.append(
@@ -411,10 +365,10 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
                 "session_classes": len(classes.unique()),
                 "classes": len(self._labels),
                 "components": len(self.space.counts),
-                "space": list(self.spaces)[int(self.chosen)],
+                "space": list(self.spaces)[int(self.judge.chosen)],
                 "kappa": self.kappa_,
-                "shrinkage": float(self.drawn),
-                "temperature": float(self.temperature),
+                "shrinkage": float(self.judge.shrinkage),
+                "temperature": float(self.judge.temperature),
                 "held_out_accuracy": accuracy,
             }
         )
@@ -424,7 +378,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         """Write what grew into the configuration, from which a loaded classifier is built."""
         self._ready = None
         grown = {name: len(space.counts) for name, space in self.spaces.items()}
-        grown["memory"] = len(self.memory_features)
+        grown["memory"] = len(self.exemplars.features)
         self.register_to_config(labels=list(self._labels), log=[dict(row) for row in self._log], grown=grown)
 
     def _in_chunks(self, features: Any, act: Callable[[ComponentScores, torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -432,53 +386,18 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
             raise InputError("nothing has been learnt yet; call partial_fit first")
         if self._ready is None:
             whitener = self._whitener()
-            scores = self._scores(self.space, self.space.statistics(whitener), float(self.drawn))
+            scores = self._scores(self.space, self.space.statistics(whitener), float(self.judge.shrinkage))
             self._ready = scores, whitener
         scores, whitener = self._ready
         parts = as_features(features, self.config.dim).split(CHUNK)
         return torch.cat([act(scores, self.space.embed(part, whitener)) for part in parts])
 
-    def _rows_of_batches(self, batches, kept: dict, others: bool = False):
-        """Yield features, labels and the rows of each batch that are kept, or those that are not."""
-        chosen = {label: set(rows.tolist()) for label, rows in kept.items()}
-        seen = dict.fromkeys(kept, 0)
-        for features, labels in batches:
-            rows, values = [], as_labels(labels)
-            for row, label in enumerate(values):
-                if (seen[label] in chosen[label]) != others:
-                    rows.append(row)
-                seen[label] += 1
-            if rows:
-                yield as_features(features, self.config.dim), values, rows
-
     def _count_others(self, batches, kept: dict) -> None:
         """Count the samples on which the session was not expanded."""
         whitener = self._whitener()
-        for features, labels, rows in self._rows_of_batches(batches, kept, others=True):
+        for features, labels, rows in rows_of_batches(batches, self.config.dim, kept, others=True):
             features, classes = features[rows], self._register([labels[row] for row in rows], len(rows))
             for space in self.spaces.values():
                 space.count(features, classes, whitener)
             self._log[-1]["samples"] += len(rows)
         self._record()
-
-
-def log_losses(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Return the mean log-loss of classes (N,), each class weighing equally, under softmax(τ·scores) for each τ, (T,)."""
-    weights = 1 / torch.bincount(classes, minlength=scores.shape[1]).clamp_min(1).float()
-    return torch.stack([F.cross_entropy(scores * each, classes, weights) for each in TEMPERATURES.tolist()]).double()
-
-
-def balanced_accuracy(predicted: torch.Tensor, classes: torch.Tensor) -> float:
-    """Return the mean over classes of the share predicted right."""
-    sizes = torch.bincount(classes)
-    right = torch.bincount(classes, (predicted == classes).double(), minlength=len(sizes))
-    return float((right / sizes)[sizes > 0].mean())
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _without(classes: torch.Tensor, gone: int) -> torch.Tensor:
-    return classes - (classes > gone).long()

@@ -203,7 +203,7 @@ def test_two_learners_merge(transform):
         learner.partial_fit(features[rows], labels[rows])
     first.merge(second)
     assert float(first.space.counts.sum()) == sum(int(rows.sum()) for rows in halves)
-    assert (first.predict(features) == labels.numpy()).all() and len(first.memory_features) == 24
+    assert (first.predict(features) == labels.numpy()).all() and len(first.exemplars.features) == 24
     if transform == "none":
         assert set(first.n_components_.values()) == {2}
     with pytest.raises(InputError, match="differ"):
@@ -282,4 +282,4 @@ def test_a_stream_stays_small(indep):
     for now in range(len(sessions)):
         rows = sessions.rows(now, np.ones(len(train.labels), bool))
         learner.partial_fit(train.features[rows], train.labels[rows])
-    assert len(sessions) == 20 and learner.stored_floats <= 100_000 and len(learner.memory_features) == 1000
+    assert len(sessions) == 20 and learner.stored_floats <= 100_000 and len(learner.exemplars.features) == 1000
