@@ -36,6 +36,7 @@ class Options:
     output: str = option("incremental.jsonl", "real: a row per learner, stream and order")
     orders: int = option(5, "real: orders of classes, domains and blocks, seeds 0 ..")
     learners: list[str] | None = option(None, "real, planted: only these learners; default: all")
+    streams: list[str] | None = option(None, "planted: only these streams; default: all of data/planted.py")
     threads: int = option(1, "threads of torch")
 
 
@@ -47,7 +48,7 @@ def main(options: Options) -> None:
         real(options)
         print(table(Path(options.output)))
     if "planted" in options.parts:
-        for row in planted_streams(options.learners):
+        for row in planted_streams(options.streams, options.learners):
             print(json.dumps(row), flush=True)
     if "speed" in options.parts:
         print(json.dumps(speed()), flush=True)
@@ -182,13 +183,13 @@ def mean(rows: list[dict], name: str) -> str:
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def planted_streams(chosen: list[str] | None):
+def planted_streams(kinds: list[str] | None, chosen: list[str] | None):
     """Yield final accuracies on planted streams, means over seeds 10 to 12."""
     from diffusers_ext.data.planted import KINDS, planted
     from diffusers_ext.data.sessions import SETTINGS
     from diffusers_ext.metrics.planted import on_planted
 
-    for kind in KINDS:
+    for kind in kinds or KINDS:
         for setting in SETTINGS if kind != "single" else ("NC",):
             sums: dict[str, list] = {}
             for seed in (10, 11, 12):
