@@ -1,6 +1,6 @@
 """Training a reward from rankings: does it learn what can be learnt, and what does a step cost?
 
-    python benchmarks/reward_training.py --parts learns
+    python benchmarks/reward_training.py --parts learns --pictures embedded
     python benchmarks/reward_training.py --parts cost
 
 learns: simulated people rank spoilt circles with Bradley-Terry noise on the exact colour reward, so the accuracy that no
@@ -37,6 +37,9 @@ class Options:
     prompts: int = option(
         3000, "learns: ranked prompts to learn from, six pictures each; a tenth as many to measure on"
     )
+    pictures: str = option(
+        "drawn", "learns: circles drawn exactly, or made by the embedded model, then spoilt", ("drawn", "embedded")
+    )
     annotators: int = option(3, "learns: simulated people who rank each prompt")
     steps: int = option(1000, "learns: optimiser steps")
     temperature: float = option(0.5, "learns: the simulated people's noise")
@@ -62,7 +65,7 @@ def learns(options: Options, folder: Path) -> dict:
     from diffusers_ext.metrics.preference import preference_accuracy
 
     common = {"size": 32, "basic_colours": True, "temperature": options.temperature, "seed": options.seed}
-    common |= {"annotators": options.annotators}
+    common |= {"annotators": options.annotators, "pictures": options.pictures}
     aside = options.prompts // 10
     train = simulate(Simulated(output_dir=str(folder / "train"), count=options.prompts + aside, **common))
     unseen = simulate(Simulated(output_dir=str(folder / "test"), count=aside, split="test", **common))

@@ -12,6 +12,7 @@ _HOMES = {
     "select_prompts": "prompts",
     "load_control_lora": "control_lora",
     "load_reward": "rewards.loading",
+    "RewardReranker": "reranking",
 }
 __all__ = sorted(_HOMES)
 

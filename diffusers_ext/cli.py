@@ -1,14 +1,17 @@
 """The command `diffusers-ext`: one subcommand per module of `commands/`.
 
 Such a module has a docstring that opens with the sentence the overview shows and ends with commands to paste, a
-dataclass `Options`, and `main(options)`. It imports nothing heavy before `main`, so that `--help` answers at once.
+dataclass `Options`, and `main(options)`; or `launch(words)`, which takes the words as they are. It imports nothing heavy
+before that, so that `--help` answers at once.
 """
 
 import ast
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from .errors import InputError
 from .options import run
 
 COMMANDS = Path(__file__).parent / "commands"
@@ -24,7 +27,19 @@ def main(argv: list[str] | None = None) -> None:
         print(overview(names), file=sys.stdout if asked else sys.stderr)
         raise SystemExit(0 if asked else 2)
     module = importlib.import_module(f".commands.{names[words[0]].stem}", __package__)
-    run(module.main, module.Options, words[1:], module.__doc__, f"diffusers-ext {words[0]}")
+    if hasattr(module, "launch"):
+        launch(module.launch, words[1:])
+    else:
+        run(module.main, module.Options, words[1:], module.__doc__, f"diffusers-ext {words[0]}")
+
+
+def launch(start: Callable[[list[str]], None], words: list[str]) -> None:
+    """Hand the words over, and print an InputError as `options.run` does."""
+    try:
+        start(words)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def overview(names: dict[str, Path]) -> str:
@@ -34,3 +49,7 @@ def overview(names: dict[str, Path]) -> str:
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         lines.append(f"  {name:<16}{text.splitlines()[0]}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

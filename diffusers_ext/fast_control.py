@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel, MultiControlNetModel
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import ModelHook
 from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 
 from .errors import InputError
+from .hooks import hooked
 
 ConnectionScales = Sequence[float] | Sequence[Sequence[float]]
 OFF = 0.0  # what a control that does not act adds, as a number: it sums with residuals of any shape
@@ -80,9 +81,9 @@ def fast_control(
         for net in dict.fromkeys(nets):  # the same ControlNet may be listed twice
             hint = None
             if not is_compiled_module(net):  # inside a compiled graph the condition is embedded at each step
-                hint = stack.enter_context(_hooked(net.controlnet_cond_embedding, _HintHook(kept=nets.count(net))))
-            stack.enter_context(_hooked(net, _ControlHook(factors, resolution_weighting, hint)))
-        stack.enter_context(_hooked(controlnet, _EntryHook()))
+                hint = stack.enter_context(hooked(net.controlnet_cond_embedding, _HintHook(kept=nets.count(net))))
+            stack.enter_context(hooked(net, _ControlHook(factors, resolution_weighting, hint)))
+        stack.enter_context(hooked(controlnet, _EntryHook()))
         yield
 
 
@@ -186,20 +187,6 @@ class _EntryHook(ModelHook):
         # The pipeline concatenates zeros for the other half, so tensors they must be: x + 0 is x.
         zeros = sample.new_zeros((sample.shape[0], 1, 1, 1))
         return [zeros] * len(down), zeros
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: ModelHook) -> Iterator[ModelHook]:
-    """Hook a module and leave it as it was; the registry is this block's own, so nothing of it stays on the module."""
-    inherited = "forward" not in vars(module)
-    registry = HookRegistry(module)
-    registry.register_hook(hook, "fast_control")
-    try:
-        yield hook
-    finally:
-        registry.remove_hook("fast_control", recurse=False)
-        if inherited:
-            del module.forward
 
 
 def _nets(controlnet: nn.Module) -> list[nn.Module]:

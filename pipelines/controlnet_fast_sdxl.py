@@ -12,10 +12,11 @@ pipe("red circle with blue background", image=condition, control_guidance_end=0.
 from diffusers import StableDiffusionXLControlNetPipeline
 
 from diffusers_ext.fast_control import FastControlMixin
+from diffusers_ext.hub_loadable import HubLoadable
 
 
-class StableDiffusionXLControlNetFastPipeline(FastControlMixin, StableDiffusionXLControlNetPipeline):
+class StableDiffusionXLControlNetFastPipeline(HubLoadable, FastControlMixin, StableDiffusionXLControlNetPipeline):
     """`StableDiffusionXLControlNetPipeline` with skipped calls, a cached hint and two more arguments.
 
-    The parts and the saved folder are those of diffusers' pipeline; `FastControlMixin.__call__` says what is new.
+    The parts are those of diffusers' pipeline; `FastControlMixin.__call__` says what is new.
     """

@@ -29,7 +29,14 @@ def test_an_unknown_command_is_named():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_command_explains_itself_without_loading_anything(name):
-    module = __import__(f"diffusers_ext.commands.{name}", fromlist=["Options"])
+    module = __import__(f"diffusers_ext.commands.{name}", fromlist=["__doc__"])
     done = call(name.replace("_", "-"), "--help")
     assert done.returncode == 0, done.stderr
     assert f"diffusers-ext {name.replace('_', '-')}" in module.__doc__  # an example to paste
+
+
+def test_train_hands_its_words_to_the_script():
+    done = subprocess.run(
+        [sys.executable, "-m", "diffusers_ext.cli", "train", "reward-model", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Train a reward model from rankings" in done.stdout, done.stderr

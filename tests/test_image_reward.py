@@ -416,3 +416,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(pictures):
         model(**model.tokenize(PROMPTS), pixel_values=model.preprocess(pictures)).sum().backward()
         gradients.append(model.vision_model.embeddings.patch_embedding.weight.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_the_released_weights_give_the_published_rewards(shared):
+    folder = os.environ.get("IMAGEREWARD")
+    if not folder:
+        pytest.skip("IMAGEREWARD names no folder converted from the released weights: 1.8 GB, not in the assets")
+    model = diffusers_ext.ImageRewardModel.from_pretrained(folder)
+    prompt = "a painting of an ocean with clouds and birds, day time, low depth field effect"
+    assets = shared / "assets/prompts/imagereward_assets"
+    pictures = [Image.open(assets / f"{number}.webp") for number in (1, 2, 3, 4)]
+    published = torch.tensor([0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.029569625854492])
+    torch.testing.assert_close(model.score(prompt, pictures), published, atol=1e-4, rtol=0)

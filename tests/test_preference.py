@@ -81,6 +81,7 @@ def test_agreement_by_hand():
     assert found.total.tolist() == [[0, 3, 2], [3, 0, 2], [2, 2, 0]]
     assert found.same.tolist() == [[0, 2, 2], [2, 0, 1], [2, 1, 0]]
     assert found.by_prompt.micro == pytest.approx(5 / 7)
+    assert found.kappa == pytest.approx((5 / 7 - 0.5) / 0.5)
     assert found.of_each() == pytest.approx({"a": 4 / 5, "b": 3 / 5, "c": 3 / 4})
     assert np.isnan(found.matrix[0, 0])
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_ext import cli
+from diffusers_ext.data import simulated_rankings
 from diffusers_ext.data.ranking_checks import check_images, count, leaks, normalised
 from diffusers_ext.data.ranking_formats import read_rankings
 from diffusers_ext.data.rankings import RankedPrompt, Ranking, read, write
@@ -206,3 +208,42 @@ def test_pairs_are_those_of_two_loops():
         tied = sum(a == b for i, a in enumerate(ranks) for b in ranks[:i])
         ranking = Ranking("a", tuple(ranks))
         assert set(map(tuple, ranking.pairs())) == strict and ranking.tied() == tied
+
+
+def test_the_command_says_what_rankings_hold_and_writes_them_without_what_leaks(tmp_path, capsys):
+    pictures(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    train = lines(
+        tmp_path / "train.jsonl",
+        GOOD,
+        {**GOOD, "id": "2", "prompt": "a blue circle", "images": ["b.png", "c.png", "d.png"]},
+    )
+    test = lines(tmp_path / "test.jsonl", {**GOOD, "images": ["d.png", "d.png", "d.png"]})
+    with pytest.raises(SystemExit):  # both prompts leak, one by its words and one by a picture
+        cli.main(["rankings", str(train), "--check_images", "--against", str(test), "--output", str(tmp_path / "o")])
+    said = capsys.readouterr().out
+    assert "2 prompts, 4 images, 2 annotators; 6 strict and 2 tied pairs" in said
+    assert "agreement: no two people ordered the same pair" in said, "they overlap in a tie only"
+    assert "1 have the words and 1 a picture of one here" in said
+    cli.main(["rankings", str(train), "--output", str(tmp_path / "o.jsonl")])
+    assert len(read(tmp_path / "o.jsonl")) == 2
+    (tmp_path / "b.png").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        cli.main(["rankings", str(train), "--check_images"])
+    assert "b.png" in capsys.readouterr().err
+
+
+def test_pictures_of_the_embedded_model_are_spoilt_in_known_ways(tmp_path):
+    options = {"count": 2, "images": 4, "pictures": "embedded", "basic_colours": True}
+    for name in ("first", "again"):
+        simulated_rankings.simulate(simulated_rankings.Options(output_dir=str(tmp_path / name), **options))
+    first, again = (sorted((tmp_path / name / "images").iterdir()) for name in ("first", "again"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    truth = simulated_rankings.read_truth(tmp_path / "first")
+    assert len(truth) == 2 and all(len(set(rewards)) == 4 and max(rewards) > -2 for rewards in truth.values())
+
+
+def test_layers_of_a_picture_are_its_circle_and_its_background():
+    pixels = np.full((64, 64, 3), (0, 0, 255), np.uint8)
+    pixels[20:40, 20:40] = (255, 0, 0)
+    circle, background, cover = simulated_rankings.layers_of(Image.fromarray(pixels))
+    assert (circle == pixels).all() and (background == (0, 0, 255)).all() and cover.sum() == 400

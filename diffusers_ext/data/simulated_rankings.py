@@ -1,4 +1,4 @@
-"""Rankings whose truth is known: fill50k's circles, spoilt in known ways, ordered by simulated people.
+"""Rankings whose truth is known: fill50k's circles, drawn or made by the embedded model, spoilt and ranked by simulated people.
 
 The exact reward of a picture is how well its colours answer the prompt, r* = −(ΔE of the circle + ΔE of the background) /
 SCALE in CIEDE2000, measured on the picture itself (`metrics.fill50k`). A person of temperature T sees r*/T plus
@@ -22,14 +22,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy.ndimage import binary_dilation
 from tqdm.auto import tqdm
 
 from .. import randomness
+from ..metrics.fill50k import colour_error, find_circle
 from ..options import option
 from . import fill50k
 from .rankings import RankedPrompt, Ranking, write
 
 SCALE = 20.0  # CIEDE2000 that makes one unit of reward
+DRAWN, STEPS, GUIDANCE = 32, 8, 4.0  # the embedded model's pictures: in a batch, steps of DPM-Solver++, guidance
 TRUTH = "truth.jsonl"
 
 
@@ -56,8 +59,6 @@ BASIC = [
 
 def exact_rewards(images: Any, prompt: str) -> np.ndarray:
     """Return r* of N pictures that answer one fill50k prompt, (N,) float64; images as in `metrics.fill50k.colour_error`."""
-    from ..metrics.fill50k import colour_error
-
     circle, background = colour_error(images, [prompt] * len(images))
     return -(circle + background) / SCALE
 
@@ -91,22 +92,56 @@ def basic_pairs(split: str) -> list[tuple[str, str]]:
     return [pair for pair in fill50k.colour_pairs(split) if {*pair} <= set(BASIC)]
 
 
-def spoilt(scene: fill50k.Scene, size: int, draw: np.random.Generator) -> Image.Image:
-    """Draw a scene with its colours moved towards others by a random share, and perhaps blur, noise, or no circle."""
+def layers(scene: fill50k.Scene, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a scene's circle and background, each (1, 1, 3) in 0..255, and how much the circle covers, (H, W, 1)."""
+    circle, background = (
+        np.array(fill50k.css_colours()[name])[None, None] for name in (scene.circle, scene.background)
+    )
+    return circle, background, fill50k.cover(scene, size)[..., None]
+
+
+def layers_of(image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the same of a picture: itself, its background with the hole filled, both (H, W, 3), and the mask found."""
+    pixels = np.asarray(image.convert("RGB")).astype(float)
+    found = find_circle(pixels.astype(np.uint8))
+    hole = binary_dilation(found, iterations=2)  # with the edge, which belongs to neither
+    background = np.where(hole[..., None], np.median(pixels[~hole], axis=0), pixels)
+    return pixels, background, found[..., None].astype(float)
+
+
+def spoilt(circle: np.ndarray, background: np.ndarray, cover: np.ndarray, draw: np.random.Generator) -> Image.Image:
+    """Move the colours of both layers towards others by a random share; perhaps blur, noise, or no circle."""
     colours = list(fill50k.css_colours().values())
     moved = []
-    for name in (scene.circle, scene.background):
+    for layer in (circle, background):
         share = draw.beta(0.6, 1.2)
         other = np.array(colours[draw.integers(len(colours))])
-        moved.append((1 - share) * np.array(fill50k.css_colours()[name]) + share * other)
-    cover = fill50k.cover(scene, size)[..., None] * (draw.random() > 0.1)
+        moved.append((1 - share) * layer + share * other)
+    cover = cover * (draw.random() > 0.1)
     pixels = cover * moved[0] + (1 - cover) * moved[1]
     if draw.random() < 0.25:
         pixels = pixels + draw.normal(0, draw.uniform(2, 12), pixels.shape)
     image = Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
     if draw.random() < 0.25:
-        image = image.filter(ImageFilter.GaussianBlur(draw.uniform(0.5, 2) * size / 64))
+        image = image.filter(ImageFilter.GaussianBlur(draw.uniform(0.5, 2) * len(cover) / 64))
     return image
+
+
+def embedded_pictures(prompts: Sequence[str], seed: int, split: str) -> list[Image.Image]:
+    """Let the embedded model draw one picture per prompt, 64 x 64, each from a seed of its own."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    from ..embedded import embedded_model
+    from ..sampling import draw
+
+    pipe = StableDiffusionPipeline.from_pretrained(embedded_model())
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    seeds = [int(randomness.generator(seed, f"picture-{split}", at).integers(2**63)) for at in range(len(prompts))]
+    pictures: list[Image.Image] = []
+    for first in tqdm(range(0, len(prompts), DRAWN), desc="drawing", unit="batch", delay=3):
+        chunk = slice(first, first + DRAWN)
+        pictures += draw(pipe, prompts[chunk], seeds[chunk], DRAWN, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+    return pictures
 
 
 @dataclass
@@ -116,7 +151,10 @@ class Options:
     images: int = option(6, "pictures of each prompt")
     annotators: int = option(1, "people who rank each prompt")
     temperature: float = option(0.5, "their noise: at 0.5 they err in one pair of six, at 0.25 in one of ten")
-    size: int = option(64, "side of the square pictures, in pixels")
+    pictures: str = option(
+        "drawn", "what is spoilt: circles drawn exactly, or what the embedded model makes", ("drawn", "embedded")
+    )
+    size: int = option(64, "side of the square pictures, in pixels; the embedded model's are 64")
     basic_colours: bool = option(False, "only the sixteen basic colours, which takes fewer rankings to learn")
     seed: int = option(0, "another seed gives other circles, faults and noise")
     split: str = option("train", "train, or test: colour pairs that never occur in train", ("train", "test"))
@@ -127,12 +165,15 @@ def simulate(options: Options) -> Path:
     folder = Path(options.output_dir)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     prompts, truth = [], []
-    for index in tqdm(range(options.count), desc="simulating", unit="prompt", delay=3):
-        drawn = scene(options, index)
+    scenes = [scene(options, index) for index in range(options.count)]
+    if options.pictures == "embedded":
+        made = embedded_pictures([drawn.prompt for drawn in scenes], options.seed, options.split)
+    for index, drawn in enumerate(tqdm(scenes, desc="simulating", unit="prompt", delay=3)):
+        parts = layers_of(made[index]) if options.pictures == "embedded" else layers(drawn, options.size)
         draws = [
             randomness.generator(options.seed, f"spoilt-{options.split}", index, at) for at in range(options.images)
         ]
-        images = [spoilt(drawn, options.size, draw) for draw in draws]
+        images = [spoilt(*parts, draw) for draw in draws]
         paths = [folder / "images" / f"{index:06d}-{at}.png" for at in range(len(images))]
         for image, path in zip(images, paths):
             image.save(path)

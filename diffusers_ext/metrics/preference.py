@@ -110,6 +110,11 @@ class Agreement:
         with np.errstate(invalid="ignore"):
             return self.same / self.total
 
+    @property
+    def kappa(self) -> float:
+        """Agreement beyond chance (Cohen 1960): which of two images is named first is arbitrary, so chance is one half."""
+        return 2 * self.by_prompt.micro - 1
+
     def of_each(self) -> dict[str, float]:
         """Return each person's share of agreement with all others; nan for one who shares no pair with anybody."""
         shares = (_divide(same, total) for same, total in zip(self.same.sum(1), self.total.sum(1)))

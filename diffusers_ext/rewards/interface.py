@@ -1,12 +1,20 @@
 """What every reward is: `score(prompts, images) -> (N,)`, higher is better."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from .reward_inputs import InputError, check_finite, pairs, wants_gradient
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """What a pipeline takes for a reward: every `Reward`, an `ImageRewardModel`, or an object of your own."""
+
+    def score(self, prompts: str | Sequence[str], images: Any) -> torch.Tensor:
+        """Return the reward of each pair, (N,), higher is better."""
 
 
 class Reward(nn.Module):

@@ -6,7 +6,7 @@ h is BLIP's text encoder at [CLS], which reads the prompt and attends to every p
 linear layers without activations between them, as released. The scale is that of the training set: only differences
 under one prompt mean something.
 
-`save_pretrained` copies this file and the two it imports beside the weights, and `AutoModel.from_pretrained(folder,
+`save_pretrained` copies this file and the three it imports beside the weights, and `AutoModel.from_pretrained(folder,
 trust_remote_code=True)` runs them where nothing else of their package is installed.
 
 Shapes: P prompts of T tokens, I images, N pairs, L = 1 + patches, W the image encoder's width.
@@ -14,10 +14,12 @@ Shapes: P prompts of T tokens, I images, N pairs, L = 1 + patches, W the image e
 
 import os
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import create_repo, file_exists, upload_folder
 from torch import nn
 from transformers import (
     BlipPreTrainedModel,
@@ -26,6 +28,7 @@ from transformers import (
     BlipVisionConfig,
     BlipVisionModel,
     PreTrainedConfig,
+    PreTrainedModel,  # noqa: F401  diffusers looks for a component's base class in its module
     PreTrainedTokenizerFast,
 )
 from transformers import initialization as init
@@ -34,6 +37,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import cached_file
 
 from .image_reward_checkpoint import convert, official_options, read_checkpoint
+from .image_reward_hub import card_of, fetch_tokenizer
 from .reward_inputs import InputError, check_finite, check_images, check_prompts, pairs, pixels, wants_gradient
 
 TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -304,6 +308,7 @@ class ImageRewardModel(BlipPreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         hub = {name: kwargs[name] for name in HUB if kwargs.get(name) is not None}
         name = "tokenizer_config.json"
+        fetch_tokenizer(pretrained_model_name_or_path)
         if cached_file(pretrained_model_name_or_path, name, **hub, _raise_exceptions_for_missing_entries=False):
             # AutoTokenizer would read the config first, and ask whether to run the code that it names.
             model.tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)
@@ -317,6 +322,20 @@ class ImageRewardModel(BlipPreTrainedModel):
             self.tokenizer.save_pretrained(save_directory)
         if push_to_hub:  # after the tokenizer, so that it is uploaded too
             self.push_to_hub(hub.pop("repo_id", os.path.basename(save_directory)), token=kwargs.get("token"), **hub)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **upload) -> str:
+        """Upload what `save_pretrained` writes, and a card where the repository has none; return its address.
+
+        The card is that of the folder the model came from, if its weights are still those. upload: arguments of
+        `huggingface_hub.upload_folder`, such as commit_message and create_pr.
+        """
+        repository = create_repo(repo_id, private=private, token=token, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if not file_exists(repository.repo_id, "README.md", token=token):
+                card_of(self, repository.repo_id).save(os.path.join(folder, "README.md"))
+            upload_folder(repo_id=repository.repo_id, folder_path=folder, token=token, **upload)
+        return str(repository)
 
     @classmethod
     def from_official_checkpoint(

@@ -1,0 +1,142 @@
+"""The card of a saved pipeline: what it is, how it is loaded, and what it drew."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from PIL.Image import Image
+
+Gallery = Sequence[tuple[Image, str]]  # pictures and what is to be said of each: prompt, seed, score
+
+LIMITS = "## Limits\n\nIt draws what its base model draws, with that model's biases and under its licence."
+OF_A_REWARD = """Its reward orders the pictures of one prompt and no more: scores of different prompts do not compare, and none marks a
+good picture. The longer one searches with one reward, the more one finds what that reward overlooks: from 16 candidates
+on take an ensemble, and look at a reward that did not choose."""
+
+
+def write_pipeline_card(folder: Path, pipe: Any, name: str, gallery: Gallery = (), module: str | None = None) -> Path:
+    """Write README.md, and gallery/, into a folder that a `HubLoadable` pipeline was saved to.
+
+    name: by which it is loaded, `owner/name` or the folder's name. module: of this package, that holds its class; None
+    for a class of somebody else.
+    """
+    rewarded = getattr(pipe, "reward_model", None) is not None
+    base = pipe.name_or_path if pipe.name_or_path and not Path(pipe.name_or_path).exists() else None
+    data = _data(
+        ["reward", "reranking"] if rewarded else [],
+        license="other",
+        license_name="that-of-the-base-model",
+        base_model=base if base != name else None,
+        widget=_save(folder, gallery) or None,
+    )
+    kind = type(pipe).__name__
+    sections = [
+        f"# {name.split('/')[-1]}",
+        _summary(type(pipe)),
+        *(["<Gallery />"] if gallery else []),
+        f"""## Use
+
+{_install(module)}```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
+```
+
+`trust_remote_code` is for the `.py` files of this repository, which say where `{kind}` and its parts are to be imported
+from. Without a network, a repository with code loads as a folder only, downloaded whole before (`hf download {name}`):
+
+```python
+from huggingface_hub import snapshot_download
+
+pipe = DiffusionPipeline.from_pretrained(snapshot_download("{name}", local_files_only=True), trust_remote_code=True)
+```""",
+        *([_around_other_weights(kind, module)] if module else []),
+        "## Parts\n\n| part | class |\n|---|---|\n" + _parts(pipe),
+        LIMITS,
+        *([OF_A_REWARD] if rewarded else []),
+    ]
+    return _write(folder, data, sections)
+
+
+def write_code_card(folder: Path, pipeline: type, name: str) -> Path:
+    """Write README.md of a repository that holds `pipeline.py` and no weights; name as above."""
+    return _write_usage(
+        folder,
+        pipeline,
+        name,
+        f"""from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("owner/weights", custom_pipeline="{name}", trust_remote_code=True)""",
+        "`owner/weights` stands for any weights of this pipeline's family. There are none here.",
+    )
+
+
+def write_block_card(folder: Path, block: type, name: str) -> Path:
+    """Write README.md of a repository that holds a Modular Diffusers block; name as above."""
+    return _write_usage(
+        folder,
+        block,
+        name,
+        f"""from diffusers import ModularPipelineBlocks
+
+block = ModularPipelineBlocks.from_pretrained("{name}", trust_remote_code=True)
+blocks.sub_blocks.insert("rerank", block, len(blocks.sub_blocks))""",
+        "`blocks` stands for those of any pipeline whose output the block reads.",
+    )
+
+
+def _write_usage(folder: Path, kind: type, name: str, code: str, remark: str) -> Path:
+    sections = [f"# {name.split('/')[-1]}", _summary(kind), f"## Use\n\n```python\n{code}\n```\n\n{remark}", LIMITS]
+    return _write(folder, _data([], license="apache-2.0"), sections)
+
+
+def _data(tags: list[str], **more: Any) -> ModelCardData:
+    tags = ["custom-pipeline", *tags, "diffusers_ext"]
+    return ModelCardData(library_name="diffusers", pipeline_tag="text-to-image", tags=tags, **more)
+
+
+def _summary(pipeline: type) -> str:
+    """The first paragraph of what the class says about itself."""
+    return (inspect.getdoc(pipeline) or pipeline.__name__).split("\n\n")[0]
+
+
+def _install(module: str | None) -> str:
+    return "```bash\npip install diffusers_ext\n```\n\n" if module else ""
+
+
+def _around_other_weights(kind: str, module: str) -> str:
+    return f"""Around other weights, by the class or by the path of its file in a checkout:
+
+```python
+from {module} import {kind}
+
+pipe = {kind}.from_pretrained("owner/weights")
+pipe = DiffusionPipeline.from_pretrained(
+    "owner/weights", custom_pipeline="pipelines/{module.split(".")[-1]}.py", trust_remote_code=True
+)
+```"""
+
+
+def _parts(pipe: Any) -> str:
+    return "\n".join(
+        f"| {part} | {'none' if each is None else type(each).__name__} |" for part, each in pipe.components.items()
+    )
+
+
+def _save(folder: Path, gallery: Gallery) -> list[dict]:
+    """Write the pictures; return what the Hub's page shows of them."""
+    widget = []
+    for number, (image, caption) in enumerate(gallery):
+        path = folder / "gallery" / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
+        widget.append({"text": caption, "output": {"url": path.relative_to(folder).as_posix()}})
+    return widget
+
+
+def _write(folder: Path, data: ModelCardData, sections: list[str]) -> Path:
+    path = folder / "README.md"
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections).rstrip() + "\n").save(path)
+    return path
