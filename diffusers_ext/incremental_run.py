@@ -30,20 +30,6 @@ from .mixtures import VMFMixtureClassifier
 from .run_folder import METRICS, write_options
 
 SHOWN = 8  # components of a picture sheet, and pictures of each
-CLASSIFIER = (
-    "memory",
-    "transform",
-    "k_new",
-    "max_components",
-    "estep",
-    "reduction",
-    "alpha",
-    "threshold",
-    "weights",
-    "score",
-    "shrinkage",
-    "seed",
-)
 
 
 class Run:
@@ -139,8 +125,26 @@ class Run:
                 if folder.exists() and damage(folder) is None:
                     state.restore(json.loads((folder / "measures.json").read_text(encoding="utf-8")))
                     return VMFMixtureClassifier.from_pretrained(folder), state
-        chosen = {name: getattr(self.options, name) for name in CLASSIFIER}
-        return VMFMixtureClassifier(self.features.shape[1], encoder=self.options.backbone, **chosen), state
+        return self._new(), state
+
+    def _new(self) -> VMFMixtureClassifier:
+        options = self.options
+        return VMFMixtureClassifier(
+            self.features.shape[1],
+            memory=options.memory,
+            transform=options.transform,
+            seed=options.seed,
+            k_new=options.k_new,
+            estep=options.estep,
+            reduction=options.reduction,
+            alpha=options.alpha,
+            threshold=options.threshold,
+            max_components=options.max_components,
+            weights=options.weights,
+            score=options.score,
+            shrinkage=options.shrinkage,
+            encoder=options.backbone,
+        )
 
     def _keep(self, now: int, state: StreamState) -> None:
         """Write session-N beside, then rename it: whole or absent. Earlier ones but the last go."""
