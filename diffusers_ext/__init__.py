@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "condition_following": "metrics.fill50k",
+    "VMFMixtureClassifier": "mixtures",
     "ImageRewardModel": "rewards.modeling_image_reward",
     "embedded_model": "embedded",
     "select_prompts": "prompts",

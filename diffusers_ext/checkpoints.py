@@ -46,7 +46,7 @@ def save(accelerator: Accelerator, output_dir: Path, step: int, limit: int | Non
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _seal(partial, step)
+        seal(partial, step)
         if final.exists():
             shutil.rmtree(final)
         os.rename(partial, final)
@@ -128,7 +128,8 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def _seal(folder: Path, step: int) -> None:
+def seal(folder: Path, step: int) -> None:
+    """Write a folder's manifest: the step, and size and SHA-256 of every file, so that `damage` can tell."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": sha256(path)}

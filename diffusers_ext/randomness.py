@@ -40,6 +40,11 @@ def integers(seed: int, stream: str, keys: Sequence[Key], low: int, high: int) -
     return torch.tensor([int(draw.integers(low, high)) for draw in _each(seed, stream, keys)])
 
 
+def uniforms(seed: int, stream: str, keys: Sequence[Key], count: int) -> np.ndarray:
+    """Draw `count` numbers in [0, 1) per key: (len(keys), count), float64."""
+    return np.stack([draw.random(count) for draw in _each(seed, stream, keys)])
+
+
 def _identity(seed: int, stream: str, *counter: int) -> bytes:
     return blake2b(",".join([str(seed), stream, *map(str, counter)]).encode(), digest_size=16).digest()
 

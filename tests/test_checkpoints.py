@@ -17,7 +17,7 @@ def run_folder(tmp_path):
         folder = tmp_path / f"checkpoint-{step}"
         (folder / "controlnet").mkdir(parents=True)
         (folder / "controlnet" / "weights.bin").write_bytes(bytes(range(step)))
-        checkpoints._seal(folder, step)
+        checkpoints.seal(folder, step)
     for name in ("checkpoint-old", "checkpoint-final", ".checkpoint-40.partial", "checkpoint-100x"):
         (tmp_path / name).mkdir()
     return tmp_path

@@ -1,0 +1,131 @@
+"""Sessions, the measures of a stream, and the baselines."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diffusers_ext.data.sessions import build_sessions
+from diffusers_ext.errors import InputError
+from diffusers_ext.incremental_baselines import NearestMean, StreamingLDA, ZeroShot, baselines, logistic
+from diffusers_ext.metrics.incremental import StreamState, evaluate_stream, forgetting
+from diffusers_ext.metrics.planted import adjusted_rand_index
+
+
+def grid(classes: int = 7, domains: int = 3, per_cell: int = 5):
+    cells = np.repeat(np.arange(classes * domains), per_cell)
+    return cells // domains, cells % domains
+
+
+@pytest.mark.parametrize("setting", ["NC", "ND", "NCD"])
+def test_every_cell_comes_once_and_the_order_is_the_seeds(setting):
+    labels, domains = grid()
+    sessions = build_sessions(labels, domains, setting, 3, seed=4)
+    cells = [cell for part in sessions.cells for cell in part]
+    assert sorted(cells) == [(label, domain) for label in range(7) for domain in range(3)]
+    assert len(sessions) == {"NC": 3, "ND": 3, "NCD": 9}[setting]
+    assert sessions.cells == build_sessions(labels, domains, setting, 3, seed=4).cells
+    assert any(sessions.cells != build_sessions(labels, domains, setting, 3, seed=other).cells for other in range(5, 9))
+    rows = np.concatenate([sessions.rows(now, np.ones(len(labels), bool)) for now in range(len(sessions))])
+    assert sorted(rows) == list(range(len(labels)))
+    for part in sessions.cells:
+        held = {label for label, _ in part}, {domain for _, domain in part}
+        assert len(held[1]) == (3 if setting == "NC" else 1) and len(held[0]) in ((7,) if setting == "ND" else (2, 3))
+
+
+def test_domains_may_come_in_a_given_order_and_empty_cells_are_left_out():
+    labels, domains = grid(2, 3)
+    kept = ~((labels == 1) & (domains == 0))
+    sessions = build_sessions(labels[kept], domains[kept], "ND", domain_order=[2, 0, 1])
+    assert sessions.cells == (((0, 2), (1, 2)), ((0, 0),), ((0, 1), (1, 1)))
+    named = sessions.as_dict(["ant", "bee"], ["ink", "oil", "pen"])
+    assert named["sessions"][1] == [["ant", "ink"]]
+
+
+def test_impossible_streams_are_refused():
+    labels, domains = grid(3, 1)
+    with pytest.raises(InputError, match="two domains"):
+        build_sessions(labels, domains, "ND")
+    with pytest.raises(InputError, match="groups must lie in 1 to 3"):
+        build_sessions(labels, domains, "NC", 4)
+
+
+def test_measures_are_their_definitions():
+    """Two classes in two sessions; the learner forgets half of the first."""
+    labels, domains = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    sessions = build_sessions(labels, domains, "NC", 2, seed=0)
+    first = sessions.cells[0][0][0]
+    state = StreamState(sessions, np.ones(4, bool))
+    state.test(lambda rows: labels[rows], {"a": 1})
+    saved = StreamState(sessions, np.ones(4, bool))
+    saved.restore(state.as_dict())
+    for each in (state, saved):
+        each.test(
+            lambda rows: np.where((labels[rows] == first) & (domains[rows] == 1), -1, labels[rows]), {"a": 2, "b": 1}
+        )
+        found = each.summary()
+        assert found["accuracy"] == [100.0, 75.0] and found["average_incremental_accuracy"] == 87.5
+        assert (
+            found["forgetting"] == 50.0
+            and found["worst_domain"] == 50.0
+            and found["matrix"] == [[100.0], [50.0, 100.0]]
+        )
+        assert found["components_per_class"] == [1.0, 1.5]
+
+
+def test_learning_old_cells_better_is_negative_forgetting():
+    assert forgetting([[60.0], [80.0, 50.0]]) == -20.0 and forgetting([[60.0]]) == 0.0
+
+
+def test_rand_index():
+    truth = np.repeat([0, 1, 2], 20)
+    assert adjusted_rand_index(truth, 5 - truth) == 1.0
+    shuffled = np.random.default_rng(0).permutation(truth)
+    assert abs(adjusted_rand_index(truth, shuffled)) < 0.1
+
+
+@pytest.fixture(scope="module")
+def stream():
+    generator = torch.Generator().manual_seed(0)
+    labels, domains = grid(4, 2, 30)
+    means = torch.randn(4, 1, 24, generator=generator) + 0.4 * torch.randn(4, 2, 24, generator=generator)
+    features = means[labels, domains] + 0.6 * torch.randn(len(labels), 24, generator=generator)
+    return features, build_sessions(labels, domains, "NCD", 2, 0), np.arange(len(labels)) % 5 == 0
+
+
+@pytest.mark.parametrize("name", list(baselines(24, 0, projections=(100,))))
+def test_every_baseline_learns_a_stream(stream, name):
+    features, sessions, test = stream
+    learner = baselines(24, 0, memory=40, projections=(100,))[name]
+    found = evaluate_stream(learner, features, sessions, test)
+    assert found["final_accuracy"] > 80 and found["stored_floats"] > 0
+
+
+@pytest.mark.parametrize("kind", [NearestMean, StreamingLDA])
+def test_exact_sums_do_not_depend_on_the_order(stream, kind):
+    features, sessions, test = stream
+    labels = torch.from_numpy(sessions.labels)
+    ordered, reversed_, whole = kind(24), kind(24), kind(24).partial_fit(features, labels)
+    for learner, order in ((ordered, range(len(sessions))), (reversed_, reversed(range(len(sessions))))):
+        for now in order:
+            rows = sessions.rows(now, np.ones(len(test), bool))
+            learner.partial_fit(features[rows], labels[rows])
+    assert torch.equal(ordered.predict(features), reversed_.predict(features))
+    assert torch.equal(ordered.predict(features), whole.predict(features))
+
+
+def test_logistic_regression_is_at_its_optimum():
+    """The gradient of the penalised loss vanishes."""
+    generator = torch.Generator().manual_seed(0)
+    features, places = torch.randn(90, 5, generator=generator), torch.arange(90) % 3
+    weights, bias = (value.requires_grad_() for value in logistic(features, places, 3, 1e-2))
+    scale = 5**0.5 / features.norm(dim=1).mean()
+    loss = F.cross_entropy(features @ weights + bias, places) + 1e-2 * (weights / scale).square().sum()
+    loss.backward()
+    assert weights.grad.abs().max() < 1e-3 and bias.grad.abs().max() < 1e-3
+
+
+def test_zero_shot_needs_no_samples():
+    texts = {0: torch.tensor([1.0, 0, 0]), 1: torch.tensor([0, 1.0, 0])}
+    learner = ZeroShot(3, texts=texts).partial_fit(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+    assert learner.predict(torch.tensor([[0.9, 0.1, 0.3], [0.1, 2.0, 0]])).tolist() == [0, 1]

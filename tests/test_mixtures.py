@@ -1,0 +1,285 @@
+"""The classifier that keeps learning: planted streams, exact growth, persistence, faults."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diffusers_ext import VMFMixtureClassifier
+from diffusers_ext.data.planted import planted
+from diffusers_ext.data.sessions import build_sessions
+from diffusers_ext.errors import InputError
+from diffusers_ext.incremental_baselines import MeanPerSession, NearestMean, StreamingLDA
+from diffusers_ext.metrics.planted import adjusted_rand_index, on_planted
+
+DIM = 128
+
+
+def final(learner, halves, setting: str, seed: int = 10) -> float:
+    return on_planted(learner, halves, setting, seed)["final_accuracy"]
+
+
+def small(seed: int = 0, classes: int = 4, per_mode: int = 30, dim: int = 16):
+    """Two well separated modes a class: features, labels, modes."""
+    generator = torch.Generator().manual_seed(seed)
+    means = F.normalize(torch.randn(2 * classes, dim, generator=generator))
+    modes = torch.arange(2 * classes).repeat_interleave(per_mode)
+    features = F.normalize(means[modes] + 0.08 * torch.randn(len(modes), dim, generator=generator))
+    return features, modes // 2, modes
+
+
+@pytest.fixture(scope="module")
+def indep():
+    return planted("indep200", 10)
+
+
+def test_planted_modes_are_found_where_they_arrive_one_by_one(indep):
+    """Checks 4, 8 and 24 at the size of a test; benchmarks/incremental.py has the large streams and three seeds."""
+    found = on_planted(VMFMixtureClassifier(DIM, memory=1000, transform="none"), indep, "ND", 10)
+    assert 3.8 <= found["modes_per_class"] <= 4.2 and abs(found["kappa_ratio"] - 1) < 0.01
+    assert found["rand_index"] >= 0.97
+    assert found["final_accuracy"] >= final(MeanPerSession(DIM), indep, "ND") - 2
+
+
+def test_planted_modes_are_found_in_one_session_and_auto_loses_nothing(indep):
+    """Checks 5 and 7: many modes at once, and a learner that has to choose its space."""
+    found = on_planted(VMFMixtureClassifier(DIM, memory=1000), indep, "NC", 10)
+    assert found["modes_per_class"] >= 3.5 and found["final_accuracy"] >= 67
+    assert found["final_accuracy"] >= final(NearestMean(DIM), indep, "NC") + 30
+
+
+def test_whitening_is_chosen_where_features_need_it():
+    """Check 9: anisotropic features with a common offset."""
+    cone = planted("cone", 10)
+    learner = VMFMixtureClassifier(DIM, memory=1000)
+    assert final(learner, cone, "NC") >= final(StreamingLDA(DIM), cone, "NC") - 1.0
+    assert learner.session_log_[-1]["space"] == "whitened"
+
+
+def test_one_mode_a_class_stays_one():
+    """Check 11: no harm where nothing is to be found."""
+    single = planted("single", 10)
+    learner = VMFMixtureClassifier(DIM, memory=500, transform="none")
+    assert final(learner, single, "NC") >= final(NearestMean(DIM), single, "NC") - 1.0
+    assert np.mean(list(learner.n_components_.values())) <= 1.05
+
+
+def test_balanced_weights_help_the_worst_domain(indep):
+    """Check 14."""
+    worst = {}
+    for weights in ("uniform", "counts"):
+        learner = VMFMixtureClassifier(DIM, memory=0, transform="none", weights=weights, shrinkage=0.0)
+        rare = on_planted(learner, indep, "ND", 10)
+        worst[weights] = rare["cell_mean"]
+    assert worst["uniform"] >= worst["counts"]
+
+
+def test_classes_that_are_absent_stay_as_they_were():
+    """Check 16, bit for bit."""
+    features, labels, _ = small()
+    learner = VMFMixtureClassifier(16, transform="none").partial_fit(features, labels)
+    before = {name: getattr(learner.space, name).clone() for name in ("counts", "sums", "lengths", "ids")}
+    untouched = learner.space.classes >= 2
+    learner.partial_fit(features[labels < 2] + 0.3, labels[labels < 2])
+    kept = learner.space.classes >= 2
+    assert all(torch.equal(getattr(learner.space, name)[kept], value[untouched]) for name, value in before.items())
+    assert int(learner.space.counts.sum() - before["counts"].sum()) == 120
+
+
+def equal(first: VMFMixtureClassifier, second: VMFMixtureClassifier) -> None:
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]), name
+    assert first.session_log_ == second.session_log_ and first.classes_.tolist() == second.classes_.tolist()
+
+
+@pytest.mark.parametrize("transform", ["auto", "none", "whiten"])
+def test_saving_and_loading_changes_nothing(tmp_path, transform):
+    """Check 17: predictions are equal, and so is what a further session makes of both."""
+    features, labels, _ = small()
+    names = np.array(["ant", "bee", "cow", "dog"])[labels]
+    learner = VMFMixtureClassifier(16, transform=transform, memory=20)
+    learner.partial_fit(features[labels < 2], names[labels < 2])
+    learner.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin")) and list(tmp_path.glob("*.safetensors"))
+    loaded = VMFMixtureClassifier.from_pretrained(tmp_path)
+    equal(learner, loaded)
+    assert torch.equal(learner.decision_function(features), loaded.decision_function(features))
+    for each in (learner, loaded):
+        each.partial_fit(features, names)
+    equal(learner, loaded)
+    assert torch.equal(learner.decision_function(features), loaded.decision_function(features))
+
+
+def test_two_processes_reach_the_same_state(tmp_path):
+    """Check 18."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from tests.test_mixtures import small, VMFMixtureClassifier as V\n"
+        "x, y, _ = small(); V(16, seed=3).partial_fit(x[:100], y[:100]).partial_fit(x, y).save_pretrained(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True)
+    features, labels, _ = small()
+    here = VMFMixtureClassifier(16, seed=3).partial_fit(features[:100], labels[:100]).partial_fit(features, labels)
+    equal(here, VMFMixtureClassifier.from_pretrained(tmp_path))
+
+
+def test_one_component_a_class_scores_as_a_cosine_classifier():
+    """Check 21, for the closed form."""
+    features, labels, _ = small()
+    learner = VMFMixtureClassifier(16, transform="none", max_components=1, shrinkage=0.0).partial_fit(features, labels)
+    means = F.normalize(learner.space.sums.float())
+    assert torch.allclose(
+        learner.decision_function(features), learner.kappa_ * (features @ means.T), rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("reduction", ["evidence", "icl", "kl", "cosine"])
+def test_every_reduction_finds_two_clear_modes(reduction):
+    features, labels, modes = small()
+    learner = VMFMixtureClassifier(16, transform="none", reduction=reduction).partial_fit(features, labels.numpy())
+    assert set(learner.n_components_.values()) == {2}
+    assert adjusted_rand_index(learner.predict_component(features), modes.numpy()) == 1.0
+    assert (learner.predict(features) == labels.numpy()).all()
+
+
+def test_probabilities_components_novelty_and_report():
+    features, labels, _ = small()
+    learner = VMFMixtureClassifier(16, memory=16).partial_fit(features, labels)
+    odds = learner.predict_proba(features)
+    assert np.allclose(odds.sum(1), 1) and (learner.classes_[odds.argmax(1)] == learner.predict(features)).all()
+    far = F.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(5)))
+    assert np.median(learner.score_samples(far)) < np.percentile(learner.score_samples(features), 1)
+    report = learner.report()
+    assert sum(row["samples"] for row in report) == len(features) and sum(row["exemplars"] for row in report) == 16
+    assert json.loads(json.dumps(report)) == report
+    predictive = VMFMixtureClassifier(16, score="predictive").partial_fit(features, labels)
+    assert (predictive.predict(features) == labels.numpy()).all()
+
+
+def test_new_and_returning_classes_in_one_session():
+    features, labels, modes = small()
+    learner = VMFMixtureClassifier(16, transform="none")
+    learner.partial_fit(features[modes % 2 == 0], labels[modes % 2 == 0])
+    assert set(learner.n_components_.values()) == {1}
+    ids = learner.space.ids.tolist()
+    learner.partial_fit(features[modes % 2 == 1], labels[modes % 2 == 1])
+    assert set(learner.n_components_.values()) == {2} and set(ids) < set(learner.space.ids.tolist())
+
+
+def test_a_session_given_twice_adds_no_components():
+    features, labels, _ = small()
+    learner = VMFMixtureClassifier(16, transform="none").partial_fit(features, labels)
+    once = learner.n_components_
+    learner.partial_fit(features, labels)
+    assert learner.n_components_ == once and float(learner.space.counts.sum()) == 2 * len(features)
+    assert (learner.predict(features) == labels.numpy()).all()
+
+
+def test_forgetting_a_class_leaves_the_others():
+    features, labels, _ = small()
+    learner = VMFMixtureClassifier(16, transform="none", memory=20).partial_fit(features, labels)
+    sums = learner.space.sums[learner.space.classes != 1].clone()
+    learner.forget(1)
+    assert learner.classes_.tolist() == [0, 2, 3] and torch.equal(learner.space.sums, sums)
+    assert set(learner.memory_["labels"].tolist()) == {0, 2, 3}
+    assert (learner.predict(features[labels != 1]) == labels[labels != 1].numpy()).all()
+    learner.partial_fit(features[labels == 1], labels[labels == 1])
+    assert (learner.predict(features) == labels.numpy()).all()
+    with pytest.raises(InputError, match="no class 9"):
+        learner.forget(9)
+
+
+@pytest.mark.parametrize("transform", ["none", "auto"])
+def test_two_learners_merge(transform):
+    features, labels, modes = small()
+    first, second = (VMFMixtureClassifier(16, transform=transform, memory=24) for _ in range(2))
+    halves = modes % 2 == 0, (modes % 2 == 1) | (labels == 0)  # class 0's first mode is in both
+    for learner, rows in zip((first, second), halves):
+        learner.partial_fit(features[rows], labels[rows])
+    first.merge(second)
+    assert float(first.space.counts.sum()) == sum(int(rows.sum()) for rows in halves)
+    assert (first.predict(features) == labels.numpy()).all() and len(first.exemplars.features) == 24
+    if transform == "none":
+        assert set(first.n_components_.values()) == {2}
+    with pytest.raises(InputError, match="differ"):
+        first.merge(VMFMixtureClassifier(8))
+
+
+def test_batches_are_one_session(monkeypatch):
+    features, labels, _ = small()
+    shuffled = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    batches = [(features[rows], labels[rows]) for rows in shuffled.split(37)]
+    whole = VMFMixtureClassifier(16).partial_fit(features[shuffled], labels[shuffled])
+    equal(whole, VMFMixtureClassifier(16).partial_fit_batches(batches))
+    monkeypatch.setattr("diffusers_ext.mixtures.SAMPLE", 25)
+    sampled = VMFMixtureClassifier(16).partial_fit_batches(batches)
+    assert float(sampled.space.counts.sum()) == len(features) and len(sampled.session_log_) == 1
+    assert (sampled.predict(features) == labels.numpy()).all()
+    with pytest.raises(InputError, match="read several times"):
+        whole.partial_fit_batches(iter(batches))
+
+
+def test_labels_of_any_type_come_back_as_they_were(tmp_path):
+    features, labels, _ = small(classes=2)
+    for names in (["no", "yes"], [7, -3], [0.5, 1.5], [False, True]):
+        given = [names[label] for label in labels.tolist()]
+        learner = VMFMixtureClassifier(16).partial_fit(features, given)
+        learner.save_pretrained(tmp_path)
+        found = VMFMixtureClassifier.from_pretrained(tmp_path).predict(features).tolist()
+        assert found == given and {type(each) for each in found} == {type(names[0])}
+
+
+def test_few_samples_are_learnt():
+    """One sample of a class, duplicates, an empty session, fewer samples than proposed components."""
+    features, labels, _ = small(classes=2)
+    learner = VMFMixtureClassifier(16)
+    learner.partial_fit(torch.zeros(0, 16), [])
+    assert not learner.session_log_
+    learner.partial_fit(features[:1], [0])
+    assert learner.predict(features[:1]).tolist() == [0] and np.isfinite(learner.kappa_)
+    learner.partial_fit(features[-1:].repeat(40, 1), [1] * 40)
+    assert learner.n_components_[1] == 1 and np.isfinite(learner.kappa_)
+    learner.partial_fit(features[:3], labels[:3])
+    assert np.isfinite(learner.predict_proba(features)).all()
+
+
+def test_faults_are_named():
+    features, labels, _ = small()
+    learner = VMFMixtureClassifier(16)
+    with pytest.raises(InputError, match="nothing has been learnt"):
+        learner.predict(features)
+    learner.partial_fit(features, labels)
+    state = {name: value.clone() for name, value in learner.state_dict().items()}
+    zero, bad = features.clone(), features.clone()
+    zero[3], bad[5, 2] = 0, float("nan")
+    for wrong, given, message in (
+        (zero, labels, "row 3: a zero vector"),
+        (bad, labels, "row 5: not finite"),
+        (features[:, :8], labels, r"shape \(240, 8\)"),
+        (features, labels[:10], "240 rows of features and 10 labels"),
+        (features, ["a"] * 240, "labels are of type str, those of earlier sessions int"),
+        (features, [1] * 239 + ["a"], "several types"),
+        (features, [None] * 240, "row 0: None"),
+    ):
+        with pytest.raises(InputError, match=message):
+            learner.partial_fit(wrong, given)
+    assert all(torch.equal(value, learner.state_dict()[name]) for name, value in state.items())
+    for arguments in ({"transform": "pca"}, {"memory": -1}, {"k_new": 0}, {"reduction": "best"}):
+        with pytest.raises(InputError):
+            VMFMixtureClassifier(16, **arguments)
+
+
+def test_a_stream_stays_small(indep):
+    """Check 23's size: 20 sessions, at most 100,000 numbers."""
+    learner = VMFMixtureClassifier(DIM, memory=1000, transform="none")
+    train = indep[0]
+    sessions = build_sessions(train.labels.numpy(), train.domains.numpy(), "NCD", 5, 10)
+    for now in range(len(sessions)):
+        rows = sessions.rows(now, np.ones(len(train.labels), bool))
+        learner.partial_fit(train.features[rows], train.labels[rows])
+    assert len(sessions) == 20 and learner.stored_floats <= 100_000 and len(learner.exemplars.features) == 1000
