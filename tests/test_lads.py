@@ -129,7 +129,7 @@ def embedded(run: dict, part: str) -> Embedded:
     return Embedded(run[f"{part}_x"], run[f"{part}_y"], domains, names, ("0", "1"))
 
 
-def official_orders(batches: list) 
+def official_orders(batches: list):
     return lambda epoch: [torch.tensor(batch)[None] for batch in batches[epoch]]
 
 
