@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "condition_following": "metrics.fill50k",
     "ImageRewardModel": "rewards.modeling_image_reward",
+    "LADSClassifier": "lads",
     "embedded_model": "embedded",
     "select_prompts": "prompts",
     "load_control_lora": "control_lora",

@@ -44,8 +44,8 @@ class LADSClassifier(ModelMixin, ConfigMixin):
 
     dim: D, of the embeddings. classes: names, in the order of the probabilities. domains: the declaration, see
     `lads_domains`. backbone: the reference of what embeds pictures; prepared: its preprocessing; weights_digest: of its
-    weights, checked when it is loaded. hidden_dim, networks, residual: of the augmentation networks. training: options,
-    counts, and the table; the card shows them.
+    weights, checked when it is loaded. hidden_dim, networks, residual: of the augmentation networks. domain_names: the domains
+    that an image is told to be of, in order. training: options, counts, and the table; the card shows them.
     """
 
     config_name = "config.json"
@@ -62,16 +62,15 @@ class LADSClassifier(ModelMixin, ConfigMixin):
         hidden_dim: int = 384,
         networks: int = 1,
         residual: bool = False,
+        domain_names: Sequence[str] = ("source", "target"),
         training: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        declared = Domains.read(domains)
-        names = [*([] if declared.swap else ["source"]), *declared.targets]
-        self.domain_names = tuple(names)
+        Domains.read(domains)
         self.probe = nn.Linear(dim, len(classes))
         self.bank = AugmentationBank(networks, dim, hidden_dim, residual)
         self.register_buffer("zero_shot_text", torch.zeros(len(classes), dim))
-        self.register_buffer("domain_text", torch.zeros(len(names), len(classes), dim))
+        self.register_buffer("domain_text", torch.zeros(len(domain_names), len(classes), dim))
         self._backbone: Backbone | None = None  # no module of ours: it is neither saved nor trained
 
     @classmethod
@@ -99,6 +98,7 @@ class LADSClassifier(ModelMixin, ConfigMixin):
             bank.weight1.shape[1],
             per_run,
             bank.residual,
+            domains.names,
             dict(training or {}),
         )
         with torch.no_grad():
@@ -168,9 +168,7 @@ class LADSClassifier(ModelMixin, ConfigMixin):
                 )
             return unit_rows(images).to(self.device)
         images = [images] if isinstance(images, (str, Path)) or hasattr(images, "convert") else list(images)
-        parts = [
-            self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)
-        ]
+        parts = [self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)]
         if not parts:
             raise InputError("no images to classify")
         if parts[0].shape[1] != self.config.dim:
@@ -196,7 +194,7 @@ class LADSClassifier(ModelMixin, ConfigMixin):
         by_probe = (x @ weight.T + bias).softmax(-1)
         mix = {"probe": 1.0, "wise": 1.0, "zero_shot": 0.0, "ensemble": share}[head]
         probabilities = (mix * by_probe + (1 - mix) * by_text).cpu()
-        domains = [self.domain_names[at] for at in nearest_domains(x, self.domain_text).tolist()]
+        domains = [self.config.domain_names[at] for at in nearest_domains(x, self.domain_text).tolist()]
         return Prediction([self.config.classes[at] for at in probabilities.argmax(-1).tolist()], probabilities, domains)
 
     def augment(self, images: Any, batch_size: int = 32) -> torch.Tensor:

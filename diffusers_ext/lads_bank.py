@@ -39,7 +39,12 @@ class AugmentationBank(nn.Module):
         h = torch.relu(torch.baddbmm(self.bias1.reshape(runs, 1, -1), x, first))
         h = h.view(runs, rows, networks // runs, hidden).transpose(1, 2).reshape(networks, rows, hidden)
         o = torch.baddbmm(self.bias2[:, None], h, self.weight2.transpose(1, 2))
-        return o + x.repeat_interleave(networks // runs, 0) if self.residual else o
+        return o + each_network(x, networks // runs) if self.residual else o
+
+
+def each_network(values: torch.Tensor, networks: int) -> torch.Tensor:
+    """Give each network of a run that run's rows: (R, ...) -> (R·networks, ...), a view where there is one run."""
+    return values[:, None].expand(-1, networks, *values.shape[1:]).flatten(0, 1)
 
 
 def new_bank(keys: list[tuple[int, int]], dim: int, hidden: int, residual: bool = False) -> AugmentationBank:

@@ -14,24 +14,24 @@ Every entry is a function of unit rows: (N, D) -> probabilities (R, N, C), R the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import torch
 from torch.nn import functional as F
 
 from . import randomness
-from .lads_bank import AugmentationBank
 from .lads_data import Embedded, Splits
 from .lads_domains import DomainText
 from .lads_options import LADSOptions
-from .lads_training import augmented_set, row_weights, starts_of, train_bank, train_probe
+from .lads_training import row_weights, starts_of, train_probe
 from .metrics.domain_extension import Difference, extension, paired
 from .objectives.latent_augmentation import Probe
 
 Classify = Callable[[torch.Tensor], torch.Tensor]
 TEMPERATURE = 100.0  # of zero-shot probabilities, CLIP's
 BASELINE = "linear probe"  # that the others are compared with
+MOVES = ("text delta", "addition", "SLERP")  # that need no training
 KEEP_PAIRS = 1000.0  # λ of calibrated debiasing, as published
 
 
@@ -69,9 +69,9 @@ def text_pairs(train: Embedded, text: DomainText) -> tuple[torch.Tensor, torch.T
 
 
 def moved_by_text(train: Embedded, text: DomainText, how: str) -> torch.Tensor:
-    """Return the images moved to each target without any training, (K, N, D) unit rows; how: delta, addition or slerp."""
+    """Return the images moved to each target without any training, (K, N, D) unit rows; how: of MOVES."""
     start, targets = text_pairs(train, text)
-    if how == "slerp":
+    if how == "SLERP":
         return F.normalize(slerp(train.x, targets, 0.5), dim=-1)
     difference = targets - start
     return F.normalize(train.x + (F.normalize(difference, dim=-1) if how == "addition" else difference), dim=-1)
@@ -97,61 +97,49 @@ def debiasing(text: DomainText) -> torch.Tensor:
     return (identity - v @ v.T) @ torch.linalg.inv(identity + KEEP_PAIRS / len(pairs) * pairs.T @ pairs)
 
 
-@dataclass
-class Trained:
-    """The classifiers by name, and the networks of LADS with the probe of each seed."""
-
-    classifiers: dict[str, Classify]
-    bank: AugmentationBank
-    probe: Probe
-
-
-def train_all(
+def baselines(
     splits: Splits, text: DomainText, options: LADSOptions, seeds: Sequence[int], few: Sequence[Embedded] = ()
-) -> Trained:
-    """Train LADS and everything it is compared with. few: some images of each target domain, or none."""
+) -> dict[str, Classify]:
+    """Train all that LADS is compared with. few: some images of each target domain, or none."""
     train, official = splits.train, options.compat == "official"
 
-    def probe_on(x: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, start=None) -> Probe:
-        size = options.train_batch_size
-        return train_probe(x, labels, weights, splits.val, options, size, seeds, start, official)[0]
+    def probe_on(x: torch.Tensor, copies: int, start: torch.Tensor | None = None) -> Probe:
+        rows = equal_rows(train, copies)
+        return train_probe(x, *rows, splits.val, options, options.train_batch_size, seeds, start, official)[0]
 
     def probe_with(moved: torch.Tensor) -> Classify:
         """A probe on the originals and what training-free moves make of them, (K, N, D)."""
-        return linear(probe_on(torch.cat([train.x, *moved]), *equal_rows(train, len(moved) + 1)))
+        return linear(probe_on(torch.cat([train.x, *moved]), len(moved) + 1))
 
-    generic, adaptive = zero_shot(text.generic), zero_shot(text.adaptive)
-    plain = probe_on(train.x, *equal_rows(train, 1))
-    started = probe_on(train.x, *equal_rows(train, 1), text.adaptive)
-    projection = debiasing(text)
-    forgetful = probe_debiased(splits, projection, options, seeds, official)
-    bank, _ = train_bank(train, splits.val, text, options, seeds)
-    probe = probe_on(
-        *augmented_set(train, bank, text, options, seeds), text.adaptive if options.zero_shot_init else None
-    )
+    adaptive, projection = zero_shot(text.adaptive), debiasing(text)
+    plain, started = probe_on(train.x, 1), probe_on(train.x, 1, text.adaptive)
     found = {
-        "zero-shot, generic": generic,
+        "zero-shot, generic": zero_shot(text.generic),
         "zero-shot, adaptive": adaptive,
         "zero-shot, debiased": zero_shot(F.normalize(text.generic @ projection.T, dim=-1)),
         BASELINE: linear(plain),
         "linear probe from zero-shot": linear(started),
         "WiSE": wise(started, text.adaptive),
         "ensemble of zero-shot and probe": ensemble(adaptive, linear(plain)),
-        "probe, debiased": forgetful,
-        "probe + text delta": probe_with(moved_by_text(train, text, "delta")),
-        "probe + addition": probe_with(moved_by_text(train, text, "addition")),
-        "probe + SLERP": probe_with(moved_by_text(train, text, "slerp")),
+        "probe, debiased": probe_debiased(splits, projection, options, seeds, official),
+        **{f"probe + {how}": probe_with(moved_by_text(train, text, how)) for how in MOVES},
     }
     if few:
         found["probe + few images"] = probe_with(moved_by_images(train, few))
-    found |= {"LADS": linear(probe), "ensemble of zero-shot and LADS": ensemble(adaptive, linear(probe))}
-    return Trained(found, bank, probe)
+    return found
+
+
+def of_lads(probe: Probe, text: DomainText) -> dict[str, Classify]:
+    """LADS, and its ensemble with text."""
+    return {"LADS": linear(probe), "ensemble of zero-shot and LADS": ensemble(zero_shot(text.adaptive), linear(probe))}
 
 
 def equal_rows(train: Embedded, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return labels (N·copies,) of rows that repeat the training images, and their weights (1, N·copies)."""
     labels = train.labels.repeat(copies)
-    return labels, row_weights(labels, torch.ones(1, len(labels), dtype=torch.bool, device=labels.device), len(train.classes))
+    return labels, row_weights(
+        labels, torch.ones(1, len(labels), dtype=torch.bool, device=labels.device), len(train.classes)
+    )
 
 
 def probe_debiased(
@@ -159,9 +147,16 @@ def probe_debiased(
 ) -> Classify:
     """A probe of images that went through a projection (D, D)."""
     project = lambda x: F.normalize(x @ projection.T, dim=-1)  # noqa: E731
-    val = Embedded(project(splits.val.x), *list(vars(splits.val).values())[1:])
+    val = replace(splits.val, x=project(splits.val.x))
     probe, _ = train_probe(
-        project(splits.train.x), *equal_rows(splits.train, 1), val, options, options.train_batch_size, seeds, None, official
+        project(splits.train.x),
+        *equal_rows(splits.train, 1),
+        val,
+        options,
+        options.train_batch_size,
+        seeds,
+        None,
+        official,
     )
     classify = linear(probe)
     return lambda x: classify(project(x))
@@ -199,11 +194,11 @@ def measure(classifiers: dict[str, Classify], splits: Splits, seeds: Sequence[in
         predictions = {name: classify(test.x).argmax(-1).expand(len(seeds), -1) for name, test in tests.items()}
         each = [extension({name: p[run] for name, p in predictions.items()}, tests) for run in range(len(seeds))]
         rows.append(Row(method, {name: [one[name] for one in each] for name in each[0]}))
-    if len(seeds) > 1:
-        (baseline,) = [row.values["out_of_domain"] for row in rows if row.method == BASELINE] or [None]
+    baseline = [row.values["out_of_domain"] for row in rows if row.method == BASELINE and len(tests) > 1]
+    if baseline and len(seeds) > 1:
         for row in rows:
-            if baseline and row.method != BASELINE:
-                row.difference = paired(row.values["out_of_domain"], baseline)
+            if row.method != BASELINE:
+                row.difference = paired(row.values["out_of_domain"], *baseline)
     return rows
 
 
@@ -211,9 +206,11 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table: accuracies in percent, mean ± standard deviation over seeds, and p of a paired t-test out of domain."""
     names = {"out_of_domain": "OOD", "extended_micro": "extended, micro", "worst_group": "worst group"}
     measures = list(rows[0].values)
-    head = ["method", *(names.get(name, name) for name in measures), f"OOD − {BASELINE}"]
-    lines = [" | ".join(head), "|".join(["---"] * len(head))]
+    if measures[2:3] == ["out_of_domain"]:  # of one other domain, it is that domain's
+        measures.remove("out_of_domain")
+    head = ["method", *(names.get(name, name.replace("_", " ")) for name in measures), f"OOD − {BASELINE}"]
+    lines = [head, ["---"] * len(head)]
     for row in rows:
         change = f"{row.difference.mean:+.2f} (p {row.difference.p:.2g})" if row.difference else "–"
-        lines.append(" | ".join([row.method, *(row.cell(name) for name in measures), change]))
-    return "\n".join(f"| {line} |" for line in lines)
+        lines.append([row.method, *(row.cell(name) for name in measures), change])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
+from .data.files import File
 from .data.labelled import LabelledImages, halve, with_splits
 from .errors import InputError
 
@@ -22,13 +23,17 @@ FRACTIONS = {"train": 0.8, "test": 0.2}  # of a source domain that comes without
 
 @dataclass(frozen=True)
 class Embedded:
-    """N images as unit embeddings: x (N, D) float32, labels and domains (N,) positions in `classes` and `domain_names`."""
+    """N images as unit embeddings: x (N, D) float32, labels and domains (N,) positions in `classes` and `domain_names`.
+
+    files: the pictures, where they are known, else empty.
+    """
 
     x: torch.Tensor
     labels: torch.Tensor
     domains: torch.Tensor
     classes: tuple[str, ...]
     domain_names: tuple[str, ...]
+    files: tuple[File, ...] = ()
 
     @classmethod
     def of(
@@ -38,6 +43,7 @@ class Embedded:
         classes: Sequence[str],
         domains: torch.Tensor | None = None,
         domain_names: Sequence[str] = ("source",),
+        files: Sequence[File] = (),
     ) -> "Embedded":
         """Check and normalise. Raises InputError for NaN or zero rows, sizes that differ, and labels that are no class."""
         domains = torch.zeros(len(labels), dtype=torch.long) if domains is None else domains.long()
@@ -50,14 +56,16 @@ class Embedded:
         for name, values, names in (("label", labels, classes), ("domain", domains, domain_names)):
             if not 0 <= int(values.min()) <= int(values.max()) < len(names):
                 raise InputError(f"{name} {int(values.max())} is out of range; there are {len(names)}: 0 is the first")
-        return cls(unit_rows(x), labels.long(), domains, tuple(classes), tuple(domain_names))
+        return cls(unit_rows(x), labels.long(), domains, tuple(classes), tuple(domain_names), tuple(files))
 
     def __len__(self) -> int:
         return len(self.x)
 
     def where(self, kept: torch.Tensor) -> "Embedded":
         """Return the rows of a mask or of positions."""
-        return replace(self, x=self.x[kept], labels=self.labels[kept], domains=self.domains[kept])
+        at = kept.nonzero().flatten() if kept.dtype == torch.bool else kept
+        files = tuple(self.files[i] for i in at.tolist()) if self.files else ()
+        return replace(self, x=self.x[at], labels=self.labels[at], domains=self.domains[at], files=files)
 
     def to(self, device: torch.device | str) -> "Embedded":
         return replace(self, x=self.x.to(device), labels=self.labels.to(device), domains=self.domains.to(device))
@@ -79,6 +87,10 @@ class Splits:
     def tests(self) -> dict[str, Embedded]:
         """All test sets by name, the one in domain first."""
         return {"in domain": self.in_domain, **self.out_of_domain}
+
+    def to(self, device: torch.device | str) -> "Splits":
+        outside = {name: test.to(device) for name, test in self.out_of_domain.items()}
+        return Splits(self.train.to(device), self.val.to(device), self.in_domain.to(device), outside)
 
 
 def unit_rows(x: torch.Tensor) -> torch.Tensor:
@@ -134,12 +146,10 @@ def split_by_domain(
 def embedded(table: LabelledImages, embed: Callable[[LabelledImages], torch.Tensor]) -> Embedded:
     """Embed the pictures of a table."""
     labels, domains = torch.from_numpy(table.label_index), torch.from_numpy(table.domain_index)
-    return Embedded.of(embed(table), labels, table.labels, domains, table.domains)
+    return Embedded.of(embed(table), labels, table.labels, domains, table.domains, table.files)
 
 
-def split_by_rule(
-    table: LabelledImages, embed: Callable[[LabelledImages], torch.Tensor]
-) -> Splits:
+def split_by_rule(table: LabelledImages, embed: Callable[[LabelledImages], torch.Tensor]) -> Splits:
     """The bias setting: the table's own splits; test pictures of (class, domain) pairs seen in training are in domain.
 
     Raises InputError where nothing in the test split breaks the rule, or the training split has no rule.
@@ -148,7 +158,9 @@ def split_by_rule(
     seen = {(sample.label, sample.domain) for sample in parts["train"].samples}
     obeys = torch.tensor([(sample.label, sample.domain) in seen for sample in parts["test"].samples])
     if obeys.all():
-        raise InputError("every class and domain of the test split occur together in training: there is no bias to undo")
+        raise InputError(
+            "every class and domain of the test split occur together in training: there is no bias to undo"
+        )
     found = {name: embedded(part, embed) for name, part in parts.items()}
     test = found["test"]
     return Splits(found["train"], found["val"], test.where(obeys), {"conflicting": test.where(~obeys)})

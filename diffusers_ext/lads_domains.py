@@ -74,6 +74,11 @@ class Domains:
         return {**body, "class_text": self.class_text}
 
     @property
+    def names(self) -> list[str]:
+        """The domains an image can be of, in the order of `DomainText.domains`: the source, which has no name, and the targets."""
+        return [*([] if self.swap else ["source"]), *self.targets]
+
+    @property
     def adaptive(self) -> tuple[str, ...]:
         """All templates, of the source and of every target: what the adaptive zero-shot classifier averages."""
         return tuple(
@@ -122,7 +127,9 @@ def embed_domains(domains: Domains, classes: Sequence[str], encode: Encode) -> D
 
     targets = torch.stack([ensemble(templates) for templates in domains.targets.values()])
     source = targets if domains.swap else torch.stack([ensemble([text]) for text in domains.source])
-    return DomainText(source, targets, ensemble([domains.class_text]), ensemble(GENERIC), ensemble(domains.adaptive), domains.swap)
+    return DomainText(
+        source, targets, ensemble([domains.class_text]), ensemble(GENERIC), ensemble(domains.adaptive), domains.swap
+    )
 
 
 def fill(template: str, name: str) -> str:

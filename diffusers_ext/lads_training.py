@@ -11,7 +11,7 @@ probe for each seed. `fit` trains them together and keeps each one's own best ep
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,9 @@ class Checkpoint:
             return None
         with safe_open(self.path, "pt", device=str(lowest.device)) as file:
             if file.metadata()["made_of"] != self.made_of:
-                raise InputError(f"{self.path}: of other data or options; give those of the run, or another --output_dir")
+                raise InputError(
+                    f"{self.path}: of other data or options; give those of the run, or another --output_dir"
+                )
             lowest.copy_(file.get_tensor("lowest"))
             with torch.no_grad():
                 for at, (parameter, kept) in enumerate(zip(parameters, best)):
@@ -139,8 +141,6 @@ class Checkpoint:
                 start = f"{at}.optimizer."
                 names = [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118, it is no mapping
                 optimizer.state[parameter] = {name[len(start) :]: file.get_tensor(name) for name in names}
-                if "step" in optimizer.state[parameter] and not optimizer.param_groups[0].get("fused"):
-                    optimizer.state[parameter]["step"] = optimizer.state[parameter]["step"].cpu()
             return Fitted(**json.loads(file.metadata()["fitted"]))
 
 
@@ -158,7 +158,7 @@ def adamw(parameters: list[torch.nn.Parameter], rate: float, decay: float, offic
     """AdamW with constant rate, decaying biases too, as published; official: by the update it was published with."""
     if official:
         return TransformersAdamW(parameters, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, eps=1e-6, foreach=True)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, eps=1e-6, fused=True)
 
 
 def measure_bank(objective: LatentAugmentation, rows: Rows, orders: Orders, by_batch: bool) -> Callable:
@@ -198,7 +198,9 @@ def train_bank(
     """
     swap = text.swap
     wanted = [0] if swap else list(range(len(text.targets)) if targets is None else targets)
-    bank = new_bank([(seed, k) for seed in seeds for k in wanted], train.x.shape[1], options.hidden_dim, options.residual)
+    bank = new_bank(
+        [(seed, k) for seed in seeds for k in wanted], train.x.shape[1], options.hidden_dim, options.residual
+    )
     objective = bank_objective(bank.to(train.x.device), train, text, options, wanted)
     official = options.compat == "official"
     fitted = fit(
@@ -264,7 +266,7 @@ def rows_of(data: Embedded, text: DomainText) -> Rows:
 def predicted_domains(data: Embedded, text: DomainText) -> Embedded:
     """Return the data with the domain of each image as text sees it, by position in text.domains."""
     names = tuple(str(at) for at in range(len(text.domains)))
-    return Embedded(data.x, data.labels, nearest_domains(data.x, text.domains), data.classes, names)
+    return replace(data, domains=nearest_domains(data.x, text.domains), domain_names=names)
 
 
 def augmented_set(
@@ -339,7 +341,10 @@ def new_probe(seeds: Sequence[int], classes: int, dim: int, start: torch.Tensor 
         return Probe(start.repeat(len(seeds), 1, 1), torch.zeros(len(seeds), classes, device=start.device))
     draws = [randomness.generator(seed, "lads-probe-init") for seed in seeds]
     parts = [
-        [torch.from_numpy(draw.uniform(-(dim**-0.5), dim**-0.5, shape)).float() for shape in ((classes, dim), (classes,))]
+        [
+            torch.from_numpy(draw.uniform(-(dim**-0.5), dim**-0.5, shape)).float()
+            for shape in ((classes, dim), (classes,))
+        ]
         for draw in draws
     ]
     return Probe(*(torch.stack(part) for part in zip(*parts)))

@@ -60,8 +60,8 @@ def decay_to(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimi
 class TransformersAdamW(torch.optim.Optimizer):
     """AdamW with ε added to the uncorrected √v, and the decay taken after the step, as in transformers before version 5.
 
-        m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²
-        θ ← θ − η·√(1−β₂ᵗ)/(1−β₁ᵗ) · m/(√v + ε),  then  θ ← θ(1 − ηλ)
+    m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²
+    θ ← θ − η·√(1−β₂ᵗ)/(1−β₁ᵗ) · m/(√v + ε),  then  θ ← θ(1 − ηλ)
     """
 
     def __init__(self, params: Any, lr: float, betas=(0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.0):

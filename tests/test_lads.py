@@ -4,25 +4,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diffusers_ext.errors import InputError
-from diffusers_ext.lads_bank import AugmentationBank, augment, keeps_meaning, new_bank, part_way
-from diffusers_ext.lads_data import Embedded, Splits
+from diffusers_ext.lads_bank import AugmentationBank
+from diffusers_ext.lads_data import Embedded
 from diffusers_ext.lads_domains import Domains, DomainText, embed_domains
-from diffusers_ext.lads_options import AugmentationOptions, ProbeOptions
+from diffusers_ext.lads_options import AugmentationOptions
 from diffusers_ext.lads_training import (
-    Checkpoint,
     adamw,
     augmented_set,
     balanced_accuracy,
     bank_objective,
     fit,
     measure_bank,
-    new_probe,
-    predicted_domains,
     row_weights,
     rows_of,
-    train_bank,
-    train_probe,
 )
 from diffusers_ext.objectives import latent_augmentation as la
 from diffusers_ext.optimizers import TransformersAdamW
@@ -36,7 +30,9 @@ def reference(shared) -> dict:
 
 
 def close(ours, theirs, tolerance):
-    torch.testing.assert_close(torch.as_tensor(ours, dtype=torch.float32), torch.as_tensor(theirs), atol=tolerance, rtol=0)
+    torch.testing.assert_close(
+        torch.as_tensor(ours, dtype=torch.float32), torch.as_tensor(theirs), atol=tolerance, rtol=0
+    )
 
 
 def test_the_equations(reference):
@@ -157,12 +153,16 @@ def test_a_whole_run_of_the_official_code(reference, case):
         close(parts["direction"][0].detach(), expected["directional_vec"][0].mean(), 2e-5)
         close(parts["class"][0].detach(), expected["ce"][0], 2e-5)
         if "grads" in expected:
-            for ours, theirs in zip(torch.autograd.grad(parts["loss"].sum(), list(bank.parameters())), expected["grads"]):
+            for ours, theirs in zip(
+                torch.autograd.grad(parts["loss"].sum(), list(bank.parameters())), expected["grads"]
+            ):
                 close(ours[0], theirs, 5e-6)
         return batch
 
     measure = measure_bank(objective, rows_of(val, text), official_orders(run["val_batches"]), by_batch=True)
-    fitted = fit(objective, checked_rows, official_orders(run["train_batches"]), optimizer, options.num_train_epochs, measure)
+    fitted = fit(
+        objective, checked_rows, official_orders(run["train_batches"]), optimizer, options.num_train_epochs, measure
+    )
     assert next(steps, None) is None
     for row, (train_row, val_row) in zip(fitted.history, zip(run["epoch_metrics"][::2], run["epoch_metrics"][1::2])):
         close(row["loss"][0], train_row["train loss"], 2e-5)
@@ -180,7 +180,10 @@ def test_a_whole_probe_of_the_official_code(reference, case):
     settings, (train, val) = run["config"]["METHOD"]["MODEL"], (embedded(run, part) for part in ("train", "val"))
     probe = la.Probe(run["init"]["fc.weight"][None].clone(), run["init"]["fc.bias"][None].clone())
     weights = row_weights(train.labels, torch.ones(1, len(train), dtype=torch.bool), 5)
-    steps, optimizer = iter(run["steps"]), adamw(list(probe.parameters()), settings["LR"], settings["WEIGHT_DECAY"], True)
+    steps, optimizer = (
+        iter(run["steps"]),
+        adamw(list(probe.parameters()), settings["LR"], settings["WEIGHT_DECAY"], True),
+    )
 
     def rows(index):
         batch = {"x": train.x[index], "labels": train.labels[index], "weights": weights[0][index]}
@@ -192,7 +195,9 @@ def test_a_whole_probe_of_the_official_code(reference, case):
 
     fitted = fit(probe, rows, official_orders(run["train_batches"]), optimizer, 8, measure)
     assert fitted.best_epoch == [run["best_epoch"]]
-    assert -100 * min(row["score"][0] for row in fitted.history) == pytest.approx(run["best_val_balanced_acc"], abs=1e-4)
+    assert -100 * min(row["score"][0] for row in fitted.history) == pytest.approx(
+        run["best_val_balanced_acc"], abs=1e-4
+    )
     probabilities = probe.logits(F.normalize(run["test_x"], dim=-1)[None]).softmax(-1)[0].detach()
     close(probabilities, run["test_prob"], 2e-5)
     assert torch.equal(probabilities.argmax(1).double(), run["test_pred"])

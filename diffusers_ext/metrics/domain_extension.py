@@ -28,13 +28,16 @@ def group_accuracy(predictions: torch.Tensor, labels: torch.Tensor, groups: torc
 def extension(predictions: Mapping[str, torch.Tensor], tests: Mapping[str, Embedded]) -> dict[str, float]:
     """Measure predictions (N,) on each test set, of which the first is the one in domain.
 
-    Returns the accuracy of each, "out_of_domain" (the mean over domains), "extended", "extended_micro", and "worst_group".
+    Returns the accuracy of each, "out_of_domain" (the mean over domains), "extended", "extended_micro", and "worst_group"; of
+    a single test set only its accuracy and worst group.
     """
     rows = {name: 100 * (predictions[name] == test.labels).double().mean().item() for name, test in tests.items()}
     inside, *outside = rows.values()
     counts = [len(test) for test in tests.values()]
     micro = sum(value * count for value, count in zip(rows.values(), counts)) / sum(counts)
     worst = min(min(_groups(predictions[name], test).values()) for name, test in tests.items())
+    if not outside:
+        return {**rows, "worst_group": worst}
     out = fmean(outside)
     return {**rows, "out_of_domain": out, "extended": (inside + out) / 2, "extended_micro": micro, "worst_group": worst}
 

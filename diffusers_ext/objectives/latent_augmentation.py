@@ -22,27 +22,36 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..lads_bank import AugmentationBank
+from ..lads_bank import AugmentationBank, each_network
 from . import Objective
 
 NEIGHBOUR_SCALE = math.exp(0.007)  # the official factor
 SHORT = 0.1  # of residual networks: a move shorter than this counts by its length, since at zero it has no direction
 
 
-def direction_loss(moves: torch.Tensor, directions: torch.Tensor, kind: str = "cosine", short: float = 1e-8):
-    """Compare moves with directions, (..., D) each: 1 − cos (...,), or the mean squared or absolute difference, a scalar.
+def direction_loss(moves: torch.Tensor, directions: torch.Tensor, kind: str = "cosine") -> torch.Tensor:
+    """Compare moves with directions, (..., D) each: 1 − cos (...,), or the mean squared or absolute difference, a scalar."""
+    if kind == "cosine":
+        return misalignment(moves, F.normalize(directions, dim=-1))
+    return {"mse": F.mse_loss, "mae": F.l1_loss}[kind](moves, directions)
+
+
+def misalignment(moves: torch.Tensor, directions: torch.Tensor, short: float = 1e-8) -> torch.Tensor:
+    """Return 1 − cos of moves and unit directions, (..., D) -> (...,).
 
     short: the length below which a move's cosine is scaled down to its length.
     """
-    if kind == "cosine":
-        unit = directions / directions.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-        return 1 - (moves * unit).sum(-1) / moves.norm(dim=-1).clamp_min(short)
-    return {"mse": F.mse_loss, "mae": F.l1_loss}[kind](moves, directions)
+    return 1 - (moves * directions).sum(-1) / lengths(moves, short)
+
+
+def lengths(x: torch.Tensor, least: float = 1e-12) -> torch.Tensor:
+    """Return row norms, (..., D) -> (...,); their gradient is one product, where that of `norm` is four."""
+    return (x * x).sum(-1).clamp_min(least**2).sqrt()
 
 
 def class_logits(x: torch.Tensor, classes: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """Return scale·cos of rows with class text: (..., B, D), classes (..., C, D) of unit rows -> (..., B, C)."""
-    return scale * F.normalize(x, dim=-1) @ classes.mT
+    return scale * (x @ classes.mT) / lengths(x)[..., None]
 
 
 def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -134,10 +143,10 @@ class LatentAugmentation(Objective):
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return {"loss": (G,), "direction": (G,), "class": (G,), "neighbour"?, "pairwise"?}, one entry per network."""
         terms, o = self.terms, self.bank(batch["x"])
-        x, labels = (batch[name].repeat_interleave(len(self.table), 0) for name in ("x", "labels"))
+        x, labels = (each_network(batch[name], len(self.table)) for name in ("x", "labels"))
         wanted = directions(self.table, batch["starts"], batch["labels"]).transpose(0, 1).reshape(o.shape)
         moves = (F.normalize(o, dim=-1) if terms.normalised_direction else o) - x
-        aligned = direction_loss(moves, wanted, short=SHORT if self.bank.residual else 1e-8).mean(-1)
+        aligned = misalignment(moves, wanted, SHORT if self.bank.residual else 1e-8).mean(-1)
         logits = class_logits(o, self.classes, terms.logit_scale)
         consistent = weighted_cross_entropy(logits, labels, self.weights[labels])
         loss = terms.alpha * aligned + (1 - terms.alpha) * consistent
