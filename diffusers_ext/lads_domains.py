@@ -141,11 +141,11 @@ def _load(declared: Mapping[str, Any] | str | Path) -> tuple[str, Mapping[str, A
     """Return where a declaration stands, and the declaration."""
     if isinstance(declared, Mapping):
         return "domains", declared
-    text, origin = str(declared), "--domains"
+    text = str(declared)
+    inline = text.lstrip().startswith("{")
+    origin = "--domains" if inline else text
     try:
-        if not text.lstrip().startswith("{"):
-            origin, text = str(declared), Path(declared).read_text(encoding="utf-8")
-        read = json.loads(text)
+        read = json.loads(text if inline else Path(text).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{origin}: no JSON declaration of domains ({error})") from None
     if not isinstance(read, dict):
