@@ -1,19 +1,21 @@
-"""What does training LADS' augmentation networks cost, beside a loop that follows the official one, and with the domains?
+"""What does training LADS' augmentation networks cost, beside loops that follow the official one, and with the domains?
 
     python benchmarks/lads.py                       # both parts; some five minutes on a core of its own
     python benchmarks/lads.py --parts growth        # one of peer, growth
 
-peer: `train_bank` for 4 domains at once, against networks trained one after another by a loop as the official code's: a
-data set that hands out single rows, a Python loop over each batch for its directions, transformers' AdamW, a validation
-pass of the same kind after each epoch. Networks, losses, batches of 256 and products are the same; both sides' first
-epochs are timed in turn and multiplied to 50 epochs and 4 networks, since an epoch costs what the next does.
-growth: one epoch with 1 to 16 domains.
+peer: `train_bank` for 4 domains at once, against networks trained one after another in two ways. "Directions row by row"
+is how the official code goes: a data set that hands out single rows, a Python loop over each batch for its directions,
+batches of 256 through the network, transformers' AdamW, a validation pass after each epoch. "All row by row" also sends
+each row alone through network and losses. Networks, losses and steps are the same on all sides.
+growth: an epoch with 1 to 16 domains.
 
-Embeddings are drawn: 20,000 x 768 in 40 classes, and 2,000 to choose the epoch by. Seconds are CPU time of one thread.
+The case is 20,000 x 768 embeddings in 40 classes, 2,000 to choose the epoch by, and 50 epochs. A fraction is timed, in
+turn, and multiplied: an epoch of --timed_rows for ours, for one of 4 networks of the first peer, and a tenth of that for
+the second; cost is linear in rows, epochs and, for the peers, networks. Seconds are CPU time of one thread.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -31,7 +33,7 @@ from diffusers_ext.objectives.latent_augmentation import class_weights
 from diffusers_ext.optimizers import TransformersAdamW
 
 PARTS = ("peer", "growth")
-CLASSES, BATCH, EPOCHS = 40, 256, 50
+CLASSES, BATCH, EPOCHS, ROWS, WIDTH, DOMAINS = 40, 256, 50, 20_000, 768, 4
 
 
 @dataclass
@@ -51,22 +53,29 @@ def main(options: "Options") -> None:
 
 
 def show_peer(options: "Options") -> None:
-    case, networks = drawn(options, 4), 4
-    ours, theirs = [], []
+    case, tenth = drawn(options, options.timed_rows, DOMAINS), drawn(options, options.timed_rows // 10, DOMAINS)
+    sides = {
+        "all row by row": (lambda: one_after_another(tenth, alone), 10 * DOMAINS),
+        "directions row by row, as the official code": (lambda: one_after_another(case, row_by_row), DOMAINS),
+        "`train_bank`": (lambda: bank_epoch(case), 1),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):
-        ours.append(timed(lambda: bank_epochs(case, options.timed_epochs)) / options.timed_epochs)
-        theirs.append(timed(lambda: one_after_another(case, 1)))
-    bank, loop = median(ours), median(theirs) * networks
-    print("\n| | an epoch of 4 networks, CPU s | 50 epochs, CPU s (multiplied) | ratio |\n|---|---|---|---|")
-    print(f"| one after another, row by row | {loop:.2f} | {EPOCHS * loop:.0f} | 1 |")
-    print(f"| `train_bank` | {bank:.2f} | {EPOCHS * bank:.0f} | {bank / loop:.2f} |", flush=True)
+        for name, (call, times) in sides.items():
+            spent[name].append(times * timed(call))
+    ours = median(spent["`train_bank`"])
+    print("\n| | 4 domains, 20,000 rows, 50 epochs: CPU s (multiplied) | `train_bank` / it |\n|---|---|---|")
+    for name, each in spent.items():
+        whole = EPOCHS * ROWS / options.timed_rows * median(each)
+        print(f"| {name} | {whole:,.0f} | {ours / median(each):.2f} |", flush=True)
 
 
 def show_growth(options: "Options") -> None:
-    print("\n| domains | an epoch, CPU s | per domain |\n|---|---|---|")
+    print("\n| domains | an epoch of 20,000 rows, CPU s (multiplied) | per domain |\n|---|---|---|")
     for domains in (1, 2, 4, 8, 16):
-        case = drawn(options, domains)
-        spent = median(timed(lambda: bank_epochs(case, 1)) for _ in range(options.repeats))  # noqa: B023
+        case = drawn(options, options.timed_rows, domains)
+        spent = median(timed(lambda: bank_epoch(case)) for _ in range(options.repeats))  # noqa: B023
+        spent *= ROWS / options.timed_rows
         print(f"| {domains} | {spent:.2f} | {spent / domains:.2f} |", flush=True)
 
 
@@ -77,25 +86,25 @@ def timed(call: Callable) -> float:
     return time.process_time() - began
 
 
-def drawn(options: "Options", domains: int) -> Case:
+def drawn(options: "Options", rows: int, domains: int) -> Case:
     """Draw classes as directions, images around them, and text beside both."""
     draw = torch.Generator().manual_seed(int(randomness.generator(options.seed, "benchmark").integers(2**31)))
-    centres = torch.randn(CLASSES, options.width, generator=draw)
+    centres = torch.randn(CLASSES, WIDTH, generator=draw)
     names = tuple(map(str, range(CLASSES)))
 
     def images(count: int) -> Embedded:
         labels = torch.randint(CLASSES, (count,), generator=draw)
-        return Embedded.of(centres[labels] + torch.randn(count, options.width, generator=draw), labels, names)
+        return Embedded.of(centres[labels] + torch.randn(count, WIDTH, generator=draw), labels, names)
 
     def text(count: int) -> torch.Tensor:
-        return F.normalize(centres + torch.randn(count, CLASSES, options.width, generator=draw), dim=-1)
+        return F.normalize(centres + torch.randn(count, CLASSES, WIDTH, generator=draw), dim=-1)
 
     classes = text(1)[0]
-    return Case(images(options.rows), images(options.rows // 10), DomainText(text(1), text(domains), *[classes] * 3))
+    return Case(images(rows), images(rows // 10), DomainText(text(1), text(domains), *[classes] * 3))
 
 
-def bank_epochs(case: Case, epochs: int) -> None:
-    train_bank(case.train, case.val, case.text, AugmentationOptions(num_train_epochs=epochs, train_batch_size=BATCH))
+def bank_epoch(case: Case) -> None:
+    train_bank(case.train, case.val, case.text, AugmentationOptions(num_train_epochs=1, train_batch_size=BATCH))
 
 
 class SingleRows(Dataset):
@@ -111,33 +120,47 @@ class SingleRows(Dataset):
         return self.data.x[index], self.data.labels[index], self.data.domains[index]
 
 
-def one_after_another(case: Case, networks: int) -> None:
-    """One epoch of each of the first networks, and its validation pass."""
-    width = case.train.x.shape[1]
+def one_after_another(case: Case, losses_of: Callable) -> None:
+    """An epoch of the first network, and its validation pass."""
+    network = nn.Sequential(nn.Linear(WIDTH, 384), nn.ReLU(), nn.Linear(384, WIDTH))
     weights = class_weights(case.train.labels, CLASSES)
-    for domain in range(networks):
-        network = nn.Sequential(nn.Linear(width, 384), nn.ReLU(), nn.Linear(384, width))
-        optimizer = TransformersAdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
-        for data, training in ((case.train, True), (case.val, False)):
-            for x, labels, _ in DataLoader(SingleRows(data), BATCH, shuffle=True):
-                with torch.set_grad_enabled(training):
-                    loss = row_by_row(network, x, labels, case.text, domain, weights)
-                if training:
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
+    optimizer = TransformersAdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
+    for data, training in ((case.train, True), (case.val, False)):
+        for x, labels, _ in DataLoader(SingleRows(data), BATCH, shuffle=True):
+            optimizer.zero_grad()
+            with torch.set_grad_enabled(training):
+                for loss in losses_of(network, x, labels, case.text, weights):
+                    if training:
+                        loss.backward()
+            if training:
+                optimizer.step()
 
 
-def row_by_row(network: nn.Module, x, labels, text: DomainText, domain: int, weights) -> torch.Tensor:
+def row_by_row(network: nn.Module, x: torch.Tensor, labels, text: DomainText, weights) -> Iterator[torch.Tensor]:
+    """Yield the loss of a batch, whose directions are made one at a time."""
+    aligned, consistent = terms(network, x, labels, text)
+    yield 0.5 * aligned.mean() + 0.5 * (weights[labels] * consistent).sum() / weights[labels].sum()
+
+
+def alone(network: nn.Module, x: torch.Tensor, labels, text: DomainText, weights) -> Iterator[torch.Tensor]:
+    """Yield each row's share of the same loss."""
+    shares = weights[labels] / weights[labels].sum()
+    for row, label, share in zip(x[:, None], labels[:, None], shares):
+        aligned, consistent = terms(network, row, label, text)
+        yield (0.5 * aligned / len(x) + 0.5 * share * consistent).sum()
+
+
+def terms(network: nn.Module, x: torch.Tensor, labels, text: DomainText) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both losses of each row, (B,)."""
     moved, wanted = network(x), []
     for row, label in zip(x, labels):
         nearest = torch.argmax(row @ text.source[:, label].T)
-        direction = text.targets[domain, label] - text.source[nearest, label]
+        direction = text.targets[0, label] - text.source[nearest, label]
         wanted.append(direction / direction.norm())
     edit = moved - x
-    aligned = (1 - F.cosine_similarity(edit / edit.norm(dim=-1, keepdim=True), torch.stack(wanted))).mean()
+    aligned = 1 - F.cosine_similarity(edit / edit.norm(dim=-1, keepdim=True), torch.stack(wanted))
     logits = moved / moved.norm(dim=-1, keepdim=True) @ text.classes.T
-    return 0.5 * aligned + 0.5 * F.cross_entropy(logits, labels, weight=weights)
+    return aligned, F.cross_entropy(logits, labels, reduction="none")
 
 
 if __name__ == "__main__":
@@ -146,9 +169,7 @@ if __name__ == "__main__":
     @dataclass
     class Options:
         parts: list[str] | None = option(None, "which to run; default: all", PARTS)
-        rows: int = option(20_000, "embeddings to train on")
-        width: int = option(768, "of the embeddings")
-        timed_epochs: int = option(2, "epochs of ours that are timed")
+        timed_rows: int = option(5_000, "embeddings of the fraction that is timed")
         repeats: int = option(3, "times each side runs, in turn; the median counts")
         seed: int = option(0, "of the embeddings")
 
