@@ -23,8 +23,8 @@ import torch
 
 from diffusers_ext.backbones import load_backbone
 from diffusers_ext.data.labelled import LabelledImages, read_labelled
-from diffusers_ext.lads_baselines import baselines, markdown, measure, of_lads
-from diffusers_ext.lads_data import Splits
+from diffusers_ext.lads_baselines import baselines, markdown, measure, of_lads, take_few
+from diffusers_ext.lads_data import Embedded, Splits
 from diffusers_ext.lads_domains import Domains, DomainText, embed_domains
 from diffusers_ext.lads_options import PRESETS, LADSDataOptions, LADSOptions, LADSRunOptions
 from diffusers_ext.lads_run import Fits, describe, diagnostics_table, embed_splits, neighbour_grid, read_table
@@ -43,19 +43,18 @@ PROBE = {
     "probe_epochs": 40,
 }  # on PACS' photographs as good in domain as 200 epochs at 0.001
 BIAS = {"alpha": 0.75, "neighbour_weight": 0.1, "hidden_dim": 512, "learning_rate": 0.005}
-ALONE = {  # each option of LADS by itself
+ALONE = {  # what LADS becomes with each option by itself
     "as published": {},
-    "official": {"compat": "official"},
     "α = 1, alignment only": {"alpha": 1.0},
     "α = 0, class only": {"alpha": 0.0},
-    "class text of the domain": {"domain_class_text": True},
     "residual": {"residual": True},
-    "normalised direction": {"normalised_direction": True},
     "logit scale 100": {"logit_scale": 100.0},
-    "neighbour term 1": {"neighbour_weight": 1.0},
     "pairwise term 10": {"pairwise_weight": 10.0},
+    "class text of the domain": {"domain_class_text": True},
     "random strength": {"random_strength": True},
     "latent filter": {"latent_filter": True},
+    "normalised direction": {"normalised_direction": True},
+    "neighbour term 1": {"neighbour_weight": 1.0},
     "probe from zero-shot": {"zero_shot_init": True},
     **{f"preset {name}": values for name, values in PRESETS.items()},
 }
@@ -78,6 +77,7 @@ class Options:
     preset: str | None = option(None, "settings of LADS", tuple(PRESETS))
     seeds: int = option(5, "runs of everything that is drawn")
     cache_dir: str = option("runs/feature-cache", "where embeddings are kept")
+    few_images: int = option(0, "images of each target domain for the few-image baseline; they leave all test sets")
     grid: str | None = option(None, "folder for pictures of neighbours")
 
 
@@ -158,8 +158,12 @@ class Bench:
         sizes |= {name: len(test) for name, test in case.splits.tests.items()}
         print(f"\n{title}: {', '.join(f'{name} {count:,}' for name, count in sizes.items())} images\n")
         changes = {**(changes or {}), **PRESETS.get(self.options.preset, {})}
+        few: list[Embedded] = []
+        if self.options.few_images and not case.text.swap:
+            few, splits = take_few(case.splits, self.options.few_images)
+            case = replace(case, splits=splits)
         fits = self.fit(case, changes)
-        others = baselines(case.splits, case.text, replace(self.settings, **changes), self.seeds)
+        others = baselines(case.splits, case.text, replace(self.settings, **changes), self.seeds, few)
         print(markdown(measure({**others, **of_lads(fits.probe, case.text)}, case.splits, self.seeds)), flush=True)
         print(f"\n{diagnostics_table(describe(case.splits, fits, case.text, case.names))}", flush=True)
         if self.options.grid:

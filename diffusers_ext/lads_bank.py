@@ -1,4 +1,4 @@
-"""Augmentation networks: many small independent networks as one module (Dunlap et al. 2023, section 3.1).
+"""Augmentation networks: many small independent networks as one module (LADS, Dunlap et al. 2023).
 
     f_g(x) = W2_g·relu(W1_g·x + b1_g) + b2_g        one network per unseen domain and run, g = 1 … G
     f_g(x) = x + ...                                with residual=True, the last layer then starts at zero

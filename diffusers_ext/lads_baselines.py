@@ -32,7 +32,7 @@ Classify = Callable[[torch.Tensor], torch.Tensor]
 TEMPERATURE = 100.0  # of zero-shot probabilities, CLIP's
 BASELINE = "linear probe"  # that the others are compared with
 MOVES = ("text delta", "addition", "SLERP")  # that need no training
-KEEP_PAIRS = 1000.0  # λ of calibrated debiasing, as published
+KEEP_PAIRS = 1000.0  # λ of calibrated debiasing
 
 
 def zero_shot(classes: torch.Tensor) -> Classify:
@@ -86,7 +86,7 @@ def debiasing(text: DomainText) -> torch.Tensor:
     """Return P, (D, D), that forgets the domains: P₀(I + λ/|S| Σ (z_i − z_j)(z_i − z_j)ᵀ)⁻¹, symmetric P₀ = I − V Vᵀ.
 
     V spans the differences of the domains' mean texts; S are pairs of one class in two domains, which are to become equal
-    (Chuang et al. 2023, equation 5).
+    (Chuang et al. 2023, the calibrated projection).
     """
     means = text.domains.mean(1)
     spanned, sizes, _ = torch.linalg.svd((means[1:] - means[:1]).T, full_matrices=False)

@@ -21,7 +21,8 @@ from .lads_bank import AugmentationBank, augment, new_bank
 from .lads_baselines import Row, baselines, markdown, measure, of_lads, take_few
 from .lads_data import Embedded, Splits, split_by_domain, split_by_rule
 from .lads_domains import Domains, DomainText
-from .lads_training import Checkpoint, augmented_set, predicted_domains, train_bank, train_probe
+from .lads_fit import Checkpoint
+from .lads_training import augmented_set, predicted_domains, train_bank, train_probe
 from .metrics.domain_extension import diagnostics, nearest
 from .objectives.latent_augmentation import Probe
 from .options import as_dict

@@ -12,13 +12,12 @@ from diffusers_ext.lads import LADSClassifier
 from diffusers_ext.lads_bank import AugmentationBank, augment, keeps_meaning, new_bank, part_way
 from diffusers_ext.lads_data import Embedded, Splits
 from diffusers_ext.lads_domains import Domains, DomainText, embed_domains
+from diffusers_ext.lads_fit import adamw, fit
 from diffusers_ext.lads_options import AugmentationOptions, LADSOptions, ProbeOptions
 from diffusers_ext.lads_training import (
-    adamw,
     augmented_set,
     balanced_accuracy,
     bank_objective,
-    fit,
     measure_bank,
     predicted_domains,
     row_weights,

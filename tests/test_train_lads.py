@@ -179,16 +179,16 @@ def test_resuming_is_exact(pictures, backbone, tmp_path):
     call(*arguments(pictures, backbone, straight, *common))
 
     def stop_at(monkeypatch, name, epoch):
-        from diffusers_ext import lads_training
+        from diffusers_ext import lads_fit
 
-        save = lads_training.Checkpoint.save
+        save = lads_fit.Checkpoint.save
 
         def dying(self, fitted, *state):
             save(self, fitted, *state)
             if self.path.stem.startswith(name) and len(fitted.history) == epoch:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(lads_training.Checkpoint, "save", dying)
+        monkeypatch.setattr(lads_fit.Checkpoint, "save", dying)
 
     for name, epoch in (("networks", 2), ("probe", 4)):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):

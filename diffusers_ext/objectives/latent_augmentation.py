@@ -1,4 +1,4 @@
-"""Moving image embeddings to unseen domains by words: the losses of LADS (Dunlap et al. 2023, equations 1 to 4).
+"""Moving image embeddings to unseen domains by words: the losses of LADS (Dunlap et al. 2023).
 
     d_i   = unit(T[k, y_i] − S[s*, y_i]),   s* = argmax_s x_i·S[s, y_i]          the move in text
     L_DA  = mean_i 1 − cos(o_i − x_i, d_i),  o_i = f_k(x_i)                       domain alignment
@@ -10,7 +10,8 @@ In the bias setting one network moves each image to the other of two domains:
     d_i   = unit(S[1 − b_i, y_i] − S[b_i, y_i]),   b_i the domain of image i
     L_NN  = CE(e^0.007·unit(o)·unit(x)ᵀ, nearest row to x_i itself),  added with weight λ.
 
-With the defaults these are the official code's, which normalises o in L_CC and not in L_DA and has scale 1.
+Many networks are many problems: losses are (G,), and `lads_training.fit` steps on their sum. With the defaults these are
+the official code's, which normalises o in L_CC and not in L_DA and has scale 1.
 
 Shapes: G networks, R runs of G/R networks each, B rows, D the width, C classes, n_s source sentences.
 """
@@ -23,7 +24,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..lads_bank import AugmentationBank, each_network
-from . import Objective
 
 NEIGHBOUR_SCALE = math.exp(0.007)  # the official factor
 SHORT = 0.1  # of residual networks: a move shorter than this counts by its length, since at zero it has no direction
@@ -119,7 +119,7 @@ class Terms:
     pairwise_weight: float = 0.0
 
 
-class LatentAugmentation(Objective):
+class LatentAugmentation(nn.Module):
     """The losses of a bank, network by network. batch: "x" (R, B, D) unit rows; "labels" and "starts" (R, B).
 
     classes: E, (C, D), or (G, C, D) for class text of each network's own domain. weights (C,) of the classes. table: the
@@ -136,7 +136,6 @@ class LatentAugmentation(Objective):
     ):
         super().__init__()
         self.bank, self.terms = bank, terms or Terms()
-        self.trainable: dict[str, nn.Module] = {}
         for name, value in (("table", table), ("classes", classes), ("weights", weights)):
             self.register_buffer(name, value)
 
@@ -167,7 +166,7 @@ def weighted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: 
     return (weights * losses).sum(-1) / weights.sum(-1).clamp_min(1e-12)
 
 
-class Probe(Objective):
+class Probe(nn.Module):
     """Linear classifiers of unit rows, one per run: weight (R, C, D), bias (R, C), trained by weighted cross-entropy.
 
     batch: "x" (R, B, D), "labels" (R, B), "weights" (R, B) of the rows. "loss" is (R,).
@@ -176,7 +175,6 @@ class Probe(Objective):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor):
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        self.trainable: dict[str, nn.Module] = {}
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of rows, (R, N, D) -> (R, N, C)."""
