@@ -56,6 +56,7 @@ ALONE = {  # what LADS becomes with each option by itself
     "normalised direction": {"normalised_direction": True},
     "neighbour term 1": {"neighbour_weight": 1.0},
     "probe from zero-shot": {"zero_shot_init": True},
+    "class text of the domain, random strength": {"domain_class_text": True, "random_strength": True},
     **{f"preset {name}": values for name, values in PRESETS.items()},
 }
 PARTS = ("pacs", "emoji", "mnist", "ablation")
@@ -75,6 +76,7 @@ class Options:
     parts: list[str] | None = option(None, "which to run; default: all", PARTS)
     sources: list[str] | None = option(None, "source domains of pacs and emoji; default: all four, and two styles")
     preset: str | None = option(None, "settings of LADS", tuple(PRESETS))
+    variants: list[str] | None = option(None, "rows of the ablation; default: all", tuple(ALONE))
     seeds: int = option(5, "runs of everything that is drawn")
     cache_dir: str = option("runs/feature-cache", "where embeddings are kept")
     few_images: int = option(0, "images of each target domain for the few-image baseline; they leave all test sets")
@@ -174,8 +176,8 @@ class Bench:
         shown = ("within_class", "drift", "own_neighbour", "class_consistency", "domain_consistency")
         heads = ["in domain", *case.splits.out_of_domain, "OOD", *(name.replace("_", " ") for name in shown)]
         print("\n| LADS | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|")
-        for name, changes in ALONE.items():
-            fits = self.fit(case, changes)
+        for name in self.options.variants or ALONE:
+            fits = self.fit(case, ALONE[name])
             row = measure({"LADS": of_lads(fits.probe, case.text)["LADS"]}, case.splits, self.seeds)[0]
             found = describe(case.splits, fits, case.text, case.names).values()
             cells = [row.cell(each) for each in [*case.splits.tests, "out_of_domain"]]

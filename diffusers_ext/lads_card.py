@@ -17,6 +17,8 @@ def card(config: Mapping[str, Any], name: str) -> ModelCard:
         pipeline_tag="image-classification",
         tags=["domain-extension", "lads", "open_clip", "diffusers_ext"],
         base_model=backbone.removeprefix("hf-hub:") if on_hub else None,
+        license="other",
+        license_name="that-of-the-backbone",
     )
     classes = ", ".join(config["classes"][:50]) + (" …" if len(config["classes"]) > 50 else "")
     shown = json.dumps(config["domains"], ensure_ascii=False)

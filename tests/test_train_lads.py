@@ -14,6 +14,7 @@ from PIL import Image
 
 import diffusers_ext
 from diffusers_ext import cli
+from diffusers_ext.card_check import card_problems
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 
@@ -103,6 +104,7 @@ def test_a_run_explains_itself(run):
     assert sum(row["stage"] == "networks" for row in rows) == 4 and sum(row["stage"] == "probe" for row in rows) == 6
     assert list((run / "samples").glob("*.png"))
     text = (run / "README.md").read_text()
+    assert not card_problems(run)
     assert "| LADS |" in text and "zero-shot, adaptive" in text and "plain" not in text.split("```json")[0]
 
 
