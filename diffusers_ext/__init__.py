@@ -8,6 +8,7 @@ _HOMES = {
     "condition_following": "metrics.fill50k",
     "VMFMixtureClassifier": "mixtures",
     "ImageRewardModel": "rewards.modeling_image_reward",
+    "LADSClassifier": "lads",
     "embedded_model": "embedded",
     "select_prompts": "prompts",
     "load_control_lora": "control_lora",

@@ -1,4 +1,7 @@
-"""AdamW as every training here uses it: fused or in 8 bits, decaying towards zero or towards the initial weights."""
+"""AdamW as every training here uses it: fused or in 8 bits, decaying towards zero or towards the initial weights.
+
+`TransformersAdamW` is the update that transformers had until version 5, for results that were published with it.
+"""
 
 import importlib.util
 from typing import Any
@@ -52,3 +55,31 @@ def decay_to(parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimi
         torch._foreach_lerp_(parameters, initial, optimizer.param_groups[0]["lr"] * decay)
 
     optimizer.register_step_pre_hook(pull)
+
+
+class TransformersAdamW(torch.optim.Optimizer):
+    """AdamW with ε added to the uncorrected √v, and the decay taken after the step, as in transformers before version 5.
+
+    m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²
+    θ ← θ − η·√(1−β₂ᵗ)/(1−β₁ᵗ) · m/(√v + ε),  then  θ ← θ(1 − ηλ)
+    """
+
+    def __init__(self, params: Any, lr: float, betas=(0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            (beta1, beta2), rate = group["betas"], group["lr"]
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["step"] += 1
+                steps, m, v = state["step"].item(), state["exp_avg"], state["exp_avg_sq"]
+                m.mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
+                v.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                size = rate * (1 - beta2**steps) ** 0.5 / (1 - beta1**steps)
+                parameter.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-size)
+                parameter.add_(parameter, alpha=-rate * group["weight_decay"])

@@ -1,0 +1,176 @@
+"""What does training LADS' augmentation networks cost, beside loops that follow the official one, and with the domains?
+
+    python benchmarks/lads.py                       # both parts; some five minutes on a core of its own
+    python benchmarks/lads.py --parts growth        # one of peer, growth
+
+peer: `train_bank` for 4 domains at once, against networks trained one after another in two ways. "Directions row by row"
+is how the official code goes: a data set that hands out single rows, a Python loop over each batch for its directions,
+batches of 256 through the network, transformers' AdamW, a validation pass after each epoch. "All row by row" also sends
+each row alone through network and losses. Networks, losses and steps are the same on all sides.
+growth: an epoch with 1 to 16 domains.
+
+The case is 20,000 x 768 embeddings in 40 classes, 2,000 to choose the epoch by, and 50 epochs. A fraction is timed, in
+turn, and multiplied: an epoch of --timed_rows for ours, for one of 4 networks of the first peer, and a tenth of that for
+the second; cost is linear in rows, epochs and, for the peers, networks. Seconds are CPU time of one thread.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from diffusers_ext import randomness
+from diffusers_ext.lads_data import Embedded
+from diffusers_ext.lads_domains import DomainText
+from diffusers_ext.lads_options import AugmentationOptions
+from diffusers_ext.lads_training import train_bank
+from diffusers_ext.objectives.latent_augmentation import class_weights
+from diffusers_ext.optimizers import TransformersAdamW
+
+PARTS = ("peer", "growth")
+CLASSES, BATCH, EPOCHS, ROWS, WIDTH, DOMAINS = 40, 256, 50, 20_000, 768, 4
+
+
+@dataclass
+class Case:
+    train: Embedded
+    val: Embedded
+    text: DomainText
+
+
+def main(options: "Options") -> None:
+    torch.set_num_threads(1)
+    parts = options.parts or PARTS
+    if "peer" in parts:
+        show_peer(options)
+    if "growth" in parts:
+        show_growth(options)
+
+
+def show_peer(options: "Options") -> None:
+    case, tenth = drawn(options, options.timed_rows, DOMAINS), drawn(options, options.timed_rows // 10, DOMAINS)
+    sides = {
+        "all row by row": (lambda: one_after_another(tenth, alone), 10 * DOMAINS),
+        "directions row by row, as the official code": (lambda: one_after_another(case, row_by_row), DOMAINS),
+        "`train_bank`": (lambda: bank_epoch(case), 1),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(options.repeats):
+        for name, (call, times) in sides.items():
+            spent[name].append(times * timed(call))
+    ours = median(spent["`train_bank`"])
+    print("\n| | 4 domains, 20,000 rows, 50 epochs: CPU s (multiplied) | `train_bank` / it |\n|---|---|---|")
+    for name, each in spent.items():
+        whole = EPOCHS * ROWS / options.timed_rows * median(each)
+        print(f"| {name} | {whole:,.0f} | {ours / median(each):.2f} |", flush=True)
+
+
+def show_growth(options: "Options") -> None:
+    print("\n| domains | an epoch of 20,000 rows, CPU s (multiplied) | per domain |\n|---|---|---|")
+    for domains in (1, 2, 4, 8, 16):
+        case = drawn(options, options.timed_rows, domains)
+        spent = median(timed(lambda: bank_epoch(case)) for _ in range(options.repeats))  # noqa: B023
+        spent *= ROWS / options.timed_rows
+        print(f"| {domains} | {spent:.2f} | {spent / domains:.2f} |", flush=True)
+
+
+def timed(call: Callable) -> float:
+    """Return the CPU seconds of a call."""
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+def drawn(options: "Options", rows: int, domains: int) -> Case:
+    """Draw classes as directions, images around them, and text beside both."""
+    draw = torch.Generator().manual_seed(int(randomness.generator(options.seed, "benchmark").integers(2**31)))
+    centres = torch.randn(CLASSES, WIDTH, generator=draw)
+    names = tuple(map(str, range(CLASSES)))
+
+    def images(count: int) -> Embedded:
+        labels = torch.randint(CLASSES, (count,), generator=draw)
+        return Embedded.of(centres[labels] + torch.randn(count, WIDTH, generator=draw), labels, names)
+
+    def text(count: int) -> torch.Tensor:
+        return F.normalize(centres + torch.randn(count, CLASSES, WIDTH, generator=draw), dim=-1)
+
+    classes = text(1)[0]
+    return Case(images(rows), images(rows // 10), DomainText(text(1), text(domains), *[classes] * 3))
+
+
+def bank_epoch(case: Case) -> None:
+    train_bank(case.train, case.val, case.text, AugmentationOptions(num_train_epochs=1, train_batch_size=BATCH))
+
+
+class SingleRows(Dataset):
+    """One row at a time, with its label and domain."""
+
+    def __init__(self, data: Embedded):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple:
+        return self.data.x[index], self.data.labels[index], self.data.domains[index]
+
+
+def one_after_another(case: Case, losses_of: Callable) -> None:
+    """An epoch of the first network, and its validation pass."""
+    network = nn.Sequential(nn.Linear(WIDTH, 384), nn.ReLU(), nn.Linear(384, WIDTH))
+    weights = class_weights(case.train.labels, CLASSES)
+    optimizer = TransformersAdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
+    for data, training in ((case.train, True), (case.val, False)):
+        for x, labels, _ in DataLoader(SingleRows(data), BATCH, shuffle=True):
+            optimizer.zero_grad()
+            with torch.set_grad_enabled(training):
+                for loss in losses_of(network, x, labels, case.text, weights):
+                    if training:
+                        loss.backward()
+            if training:
+                optimizer.step()
+
+
+def row_by_row(network: nn.Module, x: torch.Tensor, labels, text: DomainText, weights) -> Iterator[torch.Tensor]:
+    """Yield the loss of a batch, whose directions are made one at a time."""
+    aligned, consistent = terms(network, x, labels, text)
+    yield 0.5 * aligned.mean() + 0.5 * (weights[labels] * consistent).sum() / weights[labels].sum()
+
+
+def alone(network: nn.Module, x: torch.Tensor, labels, text: DomainText, weights) -> Iterator[torch.Tensor]:
+    """Yield each row's share of the same loss."""
+    shares = weights[labels] / weights[labels].sum()
+    for row, label, share in zip(x[:, None], labels[:, None], shares):
+        aligned, consistent = terms(network, row, label, text)
+        yield (0.5 * aligned / len(x) + 0.5 * share * consistent).sum()
+
+
+def terms(network: nn.Module, x: torch.Tensor, labels, text: DomainText) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both losses of each row, (B,)."""
+    moved, wanted = network(x), []
+    for row, label in zip(x, labels):
+        nearest = torch.argmax(row @ text.source[:, label].T)
+        direction = text.targets[0, label] - text.source[nearest, label]
+        wanted.append(direction / direction.norm())
+    edit = moved - x
+    aligned = 1 - F.cosine_similarity(edit / edit.norm(dim=-1, keepdim=True), torch.stack(wanted))
+    logits = moved / moved.norm(dim=-1, keepdim=True) @ text.classes.T
+    return aligned, F.cross_entropy(logits, labels, reduction="none")
+
+
+if __name__ == "__main__":
+    from diffusers_ext.options import option, run
+
+    @dataclass
+    class Options:
+        parts: list[str] | None = option(None, "which to run; default: all", PARTS)
+        timed_rows: int = option(5_000, "embeddings of the fraction that is timed")
+        repeats: int = option(3, "times each side runs, in turn; the median counts")
+        seed: int = option(0, "of the embeddings")
+
+    run(main, Options)

@@ -1,0 +1,202 @@
+"""The classifier that LADS makes: a linear probe that was trained on images and on what words say of unseen domains.
+
+    classifier = LADSClassifier.from_pretrained("runs/lads")
+    labels, probabilities, domains = classifier.predict(["a.png", "b.png"])      # or embeddings, (N, D)
+
+"Using Language to Extend to Unseen Domains", Dunlap et al., ICLR 2023. The probe alone classifies; the augmentation
+networks are kept to look at. The backbone is a reference (see `backbones`), loaded when pictures are first given.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from huggingface_hub import create_repo, upload_folder
+from torch import nn
+
+from .backbones import Backbone, load_backbone
+from .errors import InputError
+from .lads_bank import AugmentationBank, augment
+from .lads_baselines import TEMPERATURE
+from .lads_card import card
+from .lads_data import Embedded, unit_rows
+from .lads_domains import Domains, DomainText
+from .objectives.latent_augmentation import Probe, nearest_domains
+
+HEADS = ("probe", "zero_shot", "ensemble", "wise")
+
+
+class Prediction(NamedTuple):
+    """labels: the likeliest class of each image. probabilities (N, C) float32. domains: what text sees in each image."""
+
+    labels: list[str]
+    probabilities: torch.Tensor
+    domains: list[str]
+
+
+class LADSClassifier(ModelMixin, ConfigMixin):
+    """A probe, its augmentation networks, and the text they were made with.
+
+    dim: D, of the embeddings. classes: names, in the order of the probabilities. domains: the declaration, see
+    `lads_domains`. backbone: the reference of what embeds pictures; prepared: its preprocessing; weights_digest: of its
+    weights, checked when it is loaded. hidden_dim, networks, residual: of the augmentation networks. domain_names: the domains
+    that an image is told to be of, in order. training: options, counts, and the table; the card shows them.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        dim: int,
+        classes: Sequence[str],
+        domains: Mapping[str, Any],
+        backbone: str | None = None,
+        prepared: Mapping[str, Any] | None = None,
+        weights_digest: str | None = None,
+        hidden_dim: int = 384,
+        networks: int = 1,
+        residual: bool = False,
+        domain_names: Sequence[str] = ("source", "target"),
+        training: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        Domains.read(domains)
+        self.probe = nn.Linear(dim, len(classes))
+        self.bank = AugmentationBank(networks, dim, hidden_dim, residual)
+        self.register_buffer("zero_shot_text", torch.zeros(len(classes), dim))
+        self.register_buffer("domain_text", torch.zeros(len(domain_names), len(classes), dim))
+        self._backbone: Backbone | None = None  # no module of ours: it is neither saved nor trained
+
+    @classmethod
+    def assemble(
+        cls,
+        probe: Probe,
+        bank: AugmentationBank,
+        text: DomainText,
+        domains: Domains,
+        train: Embedded,
+        backbone: Backbone | None = None,
+        training: Mapping[str, Any] | None = None,
+        run: int = 0,
+    ) -> "LADSClassifier":
+        """Put one run's trained parts together; see `lads_training` for how they are made."""
+        runs = len(probe.bias)
+        per_run = len(bank.weight1) // runs
+        made = cls(
+            train.x.shape[1],
+            list(train.classes),
+            domains.as_dict(),
+            backbone.name if backbone else None,
+            dict(backbone.prepared) if backbone else None,
+            backbone.identity["weights"] if backbone else None,
+            bank.weight1.shape[1],
+            per_run,
+            bank.residual,
+            domains.names,
+            dict(training or {}),
+        )
+        with torch.no_grad():
+            made.probe.weight.copy_(probe.weight[run])
+            made.probe.bias.copy_(probe.bias[run])
+            for ours, theirs in zip(made.bank.parameters(), bank.parameters()):
+                ours.copy_(theirs[run * per_run : (run + 1) * per_run])
+            made.zero_shot_text.copy_(text.adaptive)
+            made.domain_text.copy_(text.domains)
+        made._backbone = backbone
+        return made.eval()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **settings: Any) -> "LADSClassifier":
+        """Load from a folder or the Hub, as any diffusers model."""
+        model = super().from_pretrained(name, **settings)
+        left = [key for key, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
+        assert not left, f"not loaded: {left}"
+        return model
+
+    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Write config.json, the weights, and the card README.md; the backbone is not copied."""
+        if settings.pop("push_to_hub", False):
+            self.push_to_hub(settings.pop("repo_id", Path(folder).name), **settings)
+        super().save_pretrained(folder, **settings)
+        card(self.config, Path(folder).name).save(Path(folder) / "README.md")
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+        """Upload weights, configuration and card; return the repository's address."""
+        repository = create_repo(repo_id, private=private, token=token, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / repository.repo_name)
+            upload_folder(repo_id=repository.repo_id, folder_path=Path(folder) / repository.repo_name, token=token)
+        return str(repository)
+
+    @property
+    def backbone(self) -> Backbone:
+        """What embeds pictures. Raises InputError if none was named, or if its weights are others than in training."""
+        if self._backbone is None:
+            if self.config.backbone is None:
+                raise InputError("this classifier names no backbone: give embeddings, or set classifier.backbone")
+            self.backbone = load_backbone(self.config.backbone, self.device)
+        return self._backbone
+
+    @backbone.setter
+    def backbone(self, backbone: Backbone) -> None:
+        wanted = self.config.weights_digest
+        if wanted and backbone.identity["weights"] != wanted:
+            raise InputError(
+                f"{backbone.name}: its weights are not those that this classifier was trained on; give the same backbone"
+            )
+        self._backbone = backbone
+
+    @torch.no_grad()
+    def embed(self, images: Any, batch_size: int = 32) -> torch.Tensor:
+        """Return unit embeddings of images in any form, or check and normalise embeddings: (N, D) float32.
+
+        Raises InputError for embeddings of another size, or that are not finite.
+        """
+        if isinstance(images, np.ndarray) and images.ndim == 2:
+            images = torch.from_numpy(images)
+        if isinstance(images, torch.Tensor) and images.ndim == 2:
+            if images.shape[1] != self.config.dim:
+                raise InputError(
+                    f"embeddings have {images.shape[1]} dimensions, this classifier {self.config.dim}; embed with "
+                    f"{self.config.backbone or 'the backbone it was trained on'}"
+                )
+            return unit_rows(images).to(self.device)
+        images = [images] if isinstance(images, (str, Path)) or hasattr(images, "convert") else list(images)
+        parts = [self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)]
+        if not parts:
+            raise InputError("no images to classify")
+        if parts[0].shape[1] != self.config.dim:
+            raise InputError(
+                f"{self.backbone.name} gives embeddings of {parts[0].shape[1]} dimensions, this classifier has {self.config.dim}"
+            )
+        return unit_rows(torch.cat(parts)).to(self.device)
+
+    @torch.no_grad()
+    def predict(self, images: Any, head: str = "probe", share: float = 0.5, batch_size: int = 32) -> Prediction:
+        """Classify images (PIL, paths, tensors) or embeddings (N, D).
+
+        head: "probe"; "zero_shot", text alone; "ensemble", share·probe + (1 − share)·zero-shot probabilities; "wise", the
+        probe's weights interpolated with text likewise, for a probe that started there. Raises InputError for another head.
+        """
+        if head not in HEADS:
+            raise InputError(f"head {head!r}: choose from {', '.join(HEADS)}")
+        x = self.embed(images, batch_size)
+        by_text = (TEMPERATURE * x @ self.zero_shot_text.T).softmax(-1)
+        weight, bias = self.probe.weight.float(), self.probe.bias.float()
+        if head == "wise":
+            weight, bias = torch.lerp(self.zero_shot_text, weight, share), share * bias
+        by_probe = (x @ weight.T + bias).softmax(-1)
+        mix = {"probe": 1.0, "wise": 1.0, "zero_shot": 0.0, "ensemble": share}[head]
+        probabilities = (mix * by_probe + (1 - mix) * by_text).cpu()
+        domains = [self.config.domain_names[at] for at in nearest_domains(x, self.domain_text).tolist()]
+        return Prediction([self.config.classes[at] for at in probabilities.argmax(-1).tolist()], probabilities, domains)
+
+    def augment(self, images: Any, batch_size: int = 32) -> torch.Tensor:
+        """Return where each network moves images or embeddings to: unit rows (K, N, D), in the order of the targets."""
+        return augment(self.bank, self.embed(images, batch_size))

@@ -1,0 +1,104 @@
+"""What training LADS asks for, and the presets."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .options import group, option
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "steady": {"residual": True},  # keeps the in-domain accuracy and most of a class's variety; see docs/lads.md
+}
+
+
+@group("augmentation networks")
+@dataclass
+class AugmentationOptions:
+    """The networks that move images to unseen domains; the defaults are the paper's."""
+
+    hidden_dim: int = option(384, "hidden units of each network")
+    learning_rate: float = option(1e-3, "of the networks; the paper's, the official configuration has 0.1 for CUB")
+    weight_decay: float = option(0.05, "of the networks, biases too")
+    num_train_epochs: int = option(50, "passes over the images")
+    train_batch_size: int = option(256, "images in a step, of networks and probe")
+    alpha: float = option(0.5, "share of domain alignment in the loss; the rest is class consistency")
+    neighbour_weight: float = option(0.0, "weight of staying nearest to the own original; 0.1 to 1 in the bias setting")
+    domain_class_text: bool = option(False, "class consistency with each domain's own templates")
+    residual: bool = option(False, "networks add to the image, and start by adding nothing")
+    normalised_direction: bool = option(False, "normalise what a network gives before its direction is measured")
+    logit_scale: float = option(1.0, "of class consistency; 100 lets it cease once the class is right")
+    pairwise_weight: float = option(0.0, "weight of keeping the cosines among the images of a batch")
+    random_strength: bool = option(False, "augment by a random share of the way instead of all of it")
+    latent_filter: bool = option(False, "leave out augmented images whose class changed in text or that did not move")
+    compat: str | None = option(None, "official: the update and the selection of the official code", ("official",))
+
+
+@group("probe")
+@dataclass
+class ProbeOptions:
+    """The linear classifier that is deployed."""
+
+    probe_learning_rate: float = option(1e-3, "of the linear probe")
+    probe_weight_decay: float = option(0.05, "of the linear probe, its bias too")
+    probe_epochs: int = option(200, "passes over originals and augmented images")
+    zero_shot_init: bool = option(False, "start the probe from class text instead of at random")
+
+
+@dataclass
+class LADSOptions(AugmentationOptions, ProbeOptions):
+    """All that a classifier is trained with, beside its data."""
+
+
+@group("data")
+@dataclass
+class LADSDataOptions:
+    """The images, the words, and what embeds both."""
+
+    train_data_dir: str | None = option(
+        None, "labelled pictures with domains, in any form that diffusers_ext/data/labelled.py reads"
+    )
+    dataset_format: str = option(
+        "labelled",
+        "or a folder of Waterbirds, or of MNIST to make ColoredMNIST of",
+        ("labelled", "waterbirds", "colored_mnist"),
+    )
+    label_column: str = option("label", "column of the classes, in a table")
+    domain_column: str = option("domain", "column of the domains, in a table")
+    split_column: str = option("split", "column of the splits, in a table")
+    mnist_cut: list[int] | None = option(
+        None, "train, validation and test digits to take from MNIST's test file, where there is no training file"
+    )
+    domains: str | None = option(
+        None, 'JSON or a file of it: {"source": ["a photo of a {}"], "targets": {"painting": ["a painting of a {}"]}}'
+    )
+    source_domain: str | None = option(None, "the domain to train on; not in the bias setting")
+    backbone: str | None = option(None, "what embeds images and words; see diffusers_ext/backbones.py")
+    true_domains: bool = option(
+        False, "in the bias setting, believe the data's domains instead of predicting them by text"
+    )
+    encoder_cache_dir: str | None = option(None, "keep image embeddings here, for all runs; default: in output_dir")
+    runs: int = option(1, "seeds to train with, from --seed on, for the table's deviations; the first run is saved")
+    baselines: bool = option(True, "train and measure what LADS is compared with too")
+    few_images: int = option(0, "images of each target domain for the few-image baseline; they leave its test set")
+
+
+@group("run")
+@dataclass
+class LADSRunOptions:
+    """What is left behind."""
+
+    output_dir: str = option("runs/lads", "the run folder: classifier, card, options, metrics, samples")
+    seed: int = option(0, "same seed, same result, whatever the ranks and interruptions")
+    preset: str | None = option(None, "settings found best here; an option of your own wins over them", tuple(PRESETS))
+    checkpointing_epochs: int = option(10, "write the state every so many epochs")
+    resume_from_checkpoint: str | None = option(None, "go on with the run in output_dir, if there is one", ("latest",))
+    push_to_hub: bool = option(False, "upload classifier and card when done")
+    hub_model_id: str | None = option(None, "owner/name of the repository to push to; default: the name of output_dir")
+    hub_token: str | None = option(None, "token for the push; default: the one you logged in with")
+    dry_run: bool = option(False, "print the resolved options, data, domains and parameters, then stop")
+
+
+def with_preset(options: "LADSRunOptions") -> "LADSRunOptions":
+    """Return the options with the preset's values where they still have their defaults."""
+    defaults = {each.name: each.default for each in fields(options)}
+    chosen = {k: v for k, v in PRESETS.get(options.preset, {}).items() if getattr(options, k) == defaults[k]}
+    return replace(options, **chosen)

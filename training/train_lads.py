@@ -1,0 +1,121 @@
+"""Train a classifier that reaches domains it has no images of, from words that describe them (LADS, Dunlap et al. 2023).
+
+On pictures with "label" and "domain" in metadata.jsonl, or in folders domain/class/:
+    accelerate launch training/train_lads.py --train_data_dir data/pacs --source_domain photo \\
+        --domains '{"source": ["a photo of a {}"], "targets": {"sketch": ["a sketch of a {}"]}}' \\
+        --backbone ViT-L-14/openai --output_dir runs/lads --runs 5
+
+In the bias setting, where class and background go together (Waterbirds, ColoredMNIST):
+    accelerate launch training/train_lads.py --train_data_dir data/waterbirds --dataset_format waterbirds \\
+        --domains '{"swap": {"forest": ["a photo of a {} in the forest"], "water": ["a photo of a {} on water"]}}' \\
+        --backbone ViT-L-14/openai --output_dir runs/waterbirds --alpha 0.75 --hidden_dim 512 --neighbour_weight 0.1
+
+Prints one table: LADS, the linear probe, zero-shot, WiSE and the other baselines, in and out of domain, over --runs seeds.
+Images are embedded once. Run the same command with --resume_from_checkpoint latest to go on after an interruption.
+The run folder is itself the classifier: LADSClassifier.from_pretrained("runs/lads").predict(["a.png"]).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers_ext.errors import InputError
+from diffusers_ext.lads_options import LADSDataOptions, LADSOptions, LADSRunOptions, with_preset
+from diffusers_ext.options import run
+
+
+@dataclass
+class Options(LADSOptions, LADSDataOptions, LADSRunOptions):
+    pass
+
+
+def main(options: Options) -> None:
+    from accelerate import Accelerator
+
+    from diffusers_ext import lads_run
+    from diffusers_ext.backbones import load_backbone
+    from diffusers_ext.hub import push
+    from diffusers_ext.lads import LADSClassifier
+    from diffusers_ext.lads_domains import Domains, embed_domains
+    from diffusers_ext.options import as_dict, command_line
+    from diffusers_ext.run_folder import check_run_folder, write_options
+
+    # What the user can get wrong, before anything heavy.
+    options = with_preset(options)
+    check_options(options)
+    check_run_folder(options)
+    domains = Domains.read(options.domains)
+    table = lads_run.read_table(options)
+    lads_run.check_domains(table, domains, options)
+
+    accelerator = Accelerator()
+    backbone = load_backbone(options.backbone, accelerator.device)
+    if not backbone.has_text:
+        raise InputError(f"--backbone {options.backbone}: has no text tower; words need an open_clip model")
+    text = embed_domains(domains, table.labels, backbone.embed_texts)
+    if options.dry_run:
+        accelerator.print(plan(options, table, domains, backbone.width))
+        return
+
+    run_folder, seeds = Path(options.output_dir), range(options.seed, options.seed + options.runs)
+    accelerator.wait_for_everyone()  # no rank writes before all have looked
+    if accelerator.is_main_process:
+        write_options(run_folder, options)
+    splits = lads_run.embed_splits(table, domains, text, backbone, options, accelerator.is_main_process)
+    fits = lads_run.train(splits, text, options, seeds, accelerator)
+
+    if accelerator.is_main_process:
+        rows = lads_run.table_of(splits, fits, text, options, seeds)
+        names = ["the other"] if domains.swap else list(domains.targets)
+        found = lads_run.describe(splits, fits, text, names)
+        shown = lads_run.leave_behind(run_folder, fits, rows, found, splits, names)
+        print(shown)
+        training = {
+            "command": command_line(),
+            "options": {name: as_dict(options)[name] for name in LADSOptions.__dataclass_fields__},
+            "counts": f"{len(splits.train):,} training images, {len(splits.val):,} to choose epochs by.",
+            "table": shown,
+            "measured_on": "; ".join(f"{name}: {len(test):,} images" for name, test in splits.tests.items())
+            + f". Mean ± standard deviation over {options.runs} seed(s); p of a paired t-test.",
+        }
+        classifier = LADSClassifier.assemble(fits.probe, fits.bank, text, domains, splits.train, backbone, training)
+        classifier.save_pretrained(run_folder)
+        if options.push_to_hub:
+            print(f"published at {push(run_folder, options)}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def check_options(options: Options) -> None:
+    """Refuse what is missing or cannot be, before any data are read."""
+    for name, example in (
+        ("train_data_dir", "a folder of labelled pictures"),
+        ("domains", "JSON, or a file of it; see --help"),
+        ("backbone", "such as ViT-L-14/openai, or a folder"),
+    ):
+        if getattr(options, name) is None:
+            raise InputError(f"--{name} is missing: give {example}")
+    for name in ("hidden_dim", "num_train_epochs", "train_batch_size", "probe_epochs", "runs", "checkpointing_epochs"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if not 0 <= options.alpha <= 1:
+        raise InputError(f"--alpha must lie in 0 to 1, got {options.alpha}")
+    if options.compat == "official" and options.residual:
+        raise InputError("--compat official: the official networks are not residual; leave one of the two out")
+
+
+def plan(options: Options, table, domains, width: int) -> str:
+    """Say what a run would do."""
+    from diffusers_ext.options import as_dict
+
+    networks = 1 if domains.swap else len(domains.targets)
+    size = 2 * options.hidden_dim * width + options.hidden_dim + width
+    lines = ["options", *(f"  {name}: {value}" for name, value in as_dict(options).items()), "data"]
+    lines += [f"  {domain}: {sum(s.domain == domain for s in table.samples):,} images" for domain in table.domains]
+    lines += [f"  {len(table.labels)} classes: {', '.join(table.labels[:20])}", "domains"]
+    lines += [f"  {name}: {'; '.join(templates)}" for name, templates in domains.targets.items()]
+    lines += ["models", f"  {networks} networks x {options.runs} runs of {size:,} parameters on {width} dimensions"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, Options)
