@@ -8,6 +8,7 @@ _HOMES = {
     "condition_following": "metrics.fill50k",
     "ImageRewardModel": "rewards.modeling_image_reward",
     "embedded_model": "embedded",
+    "LateLora": "unet_lora",
     "select_prompts": "prompts",
     "load_control_lora": "control_lora",
     "load_reward": "rewards.loading",
