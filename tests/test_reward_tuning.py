@@ -50,7 +50,10 @@ def policy_of(pipe, guidance=1.0) -> Policy:
     return Policy(pipe.unet, encoders, encoders.embed([""])[0], guidance)
 
 
-def make(kind, pipe, weights=Weights(), guidance=1.0, eta=0.0, reward=None, batch_size=1, recompute=False, **more):
+PLAIN = Weights()
+
+
+def make(kind, pipe, weights=PLAIN, guidance=1.0, eta=0.0, reward=None, batch_size=1, recompute=False, **more):
     policy = policy_of(pipe, guidance)
     sampler = Sampler.of(pipe.scheduler, STEPS, seed=1, eta=eta)
     path = RewardPath(reward or Redness(), policy.encoders, pipe.vae, batch_size)

@@ -36,7 +36,7 @@ class RewardPath(nn.Module):
         super().__init__()
         self.reward, self.encoders, self.decoder, self.batch_size = reward, encoders, decoder, batch_size
         for part in (decoder, reward):
-            if part is not None:
+            if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -48,14 +48,18 @@ class RewardPath(nn.Module):
         pixels = self.decoder.decode(latents.to(self.decoder.dtype)).sample.float()
         return _IntoRange.apply(pixels / 2 + 0.5)
 
+    def score(self, pixels: torch.Tensor, given: list[str]) -> torch.Tensor:
+        """Return the rewards of decoded pictures, (B,)."""
+        return self.reward.score(given, pixels)
+
     @torch.compiler.disable
-    def forward(self, latents: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        """Return rewards (B,) float32. Raises InputError where one is not finite, or the reward has no gradient."""
+    def forward(self, latents: torch.Tensor, given: list[str]) -> torch.Tensor:
+        """Return rewards (B,) float32; given: the prompts. Raises InputError where one is not finite, or has no gradient."""
 
         def score(part: torch.Tensor, at: slice) -> torch.Tensor:
             pixels = self.decode(part)
             with torch.autocast(latents.device.type, enabled=False):  # rewards are small differences
-                return self.reward.score(prompts[at], pixels).to(latents.device)
+                return self.score(pixels, given[at]).to(latents.device)
 
         return in_chunks(score, latents, self.batch_size)
 
@@ -109,22 +113,24 @@ class _IntoRange(torch.autograd.Function):
         return upward.masked_fill(outward, 0)
 
 
-def check_gradient(path: RewardPath, latents: torch.Tensor, prompts: Sequence[str], margin: float | None) -> str | None:
-    """Make sure, before any training, that the reward can teach: score some latents of the base model's own pictures.
+def check_gradient(path: RewardPath, latents: torch.Tensor, given: Sequence, margin: float | None) -> str | None:
+    """Make sure, before any training, that the reward can teach: score some latents of pictures.
+
+    given: what the path takes beside latents, prompts or conditions.
 
     Raises InputError where the reward has no gradient, is not finite, has a gradient that is zero or not finite, or lies above
     the margin everywhere. Returns a warning where it does so for half of the pictures, or cannot tell any two apart.
     """
-    name = type(path.reward).__name__
+    name = getattr(path.reward, "__name__", type(path.reward).__name__)
     if not getattr(path.reward, "differentiable", True):
         raise InputError(
             f"{name} has no gradient with respect to the image, so nothing can be learned from it here: take a differentiable "
             "one (docs/rewards.md), and this one as --held_out_reward; or learn from rankings, --method dpo"
         )
-    given = latents.detach().clone().requires_grad_()
+    latents = latents.detach().clone().requires_grad_()
     with torch.enable_grad():
-        rewards = path(given, list(prompts))
-        (gradient,) = torch.autograd.grad(rewards.sum(), given)
+        rewards = path(latents, given)
+        (gradient,) = torch.autograd.grad(rewards.sum(), latents)
     sizes = gradient.flatten(1).norm(dim=1)
     if not sizes.isfinite().all():
         raise InputError(f"{name}: its gradient is not finite; a division by zero or a square root of zero in it")

@@ -85,7 +85,7 @@ class RewardObjective(TunedObjective):
         rewards: RewardPath,
         diffusion: Diffusion,
         size: tuple[int, int, int],
-        weights: Weights = Weights(),
+        weights: Weights,
         recompute: bool = False,
     ):
         super().__init__(policy, diffusion)
