@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from .. import randomness
 from ..encoders import StableDiffusionEncoders
@@ -91,23 +92,18 @@ class ConditionPreferenceObjective(ControlObjective):
         noisy, timesteps, target = self.diffusion.diffuse(latents, batch["key"])
         conditions = batch["conditioning_pixel_values"]
         both = (conditions, moved(conditions, batch["key"], self.diffusion.seed))
-        won, lost = (self._errors(noisy, timesteps, text, each, target) for each in both)
+
+        def errors(condition: torch.Tensor, front: nn.Module) -> torch.Tensor:
+            prediction = self.predict(noisy, timesteps, text, condition, front)
+            return (prediction.float() - target).square().mean(dim=(1, 2, 3))
+
+        won, lost = (errors(each, self.front) for each in both)
         with torch.no_grad():
-            base_won, base_lost = self._of_the_base(noisy, timesteps, text, both, target)
+            base_won, base_lost = (errors(each, self.base) for each in both)
             behind = torch.sigmoid(self.beta / 2 * ((won - lost) - (base_won - base_lost)))
         hinge = behind * (won - lost + self.margin).relu() * (timesteps <= self.threshold)
         parts = {"diffusion": won.mean(), "hinge": hinge.mean(), "preferred": (won < lost).float().mean()}
         return {"loss": parts["hinge"] + self.diffusion_weight * parts["diffusion"], **parts}
-
-    def _errors(self, noisy, timesteps, text, condition, target) -> torch.Tensor:
-        return (self.predict(noisy, timesteps, text, condition).float() - target).square().mean(dim=(1, 2, 3))
-
-    def _of_the_base(self, noisy, timesteps, text, conditions, target) -> list[torch.Tensor]:
-        learning, self.front = self.front, self.base
-        try:
-            return [self._errors(noisy, timesteps, text, each, target) for each in conditions]
-        finally:
-            self.front = learning
 
 
 def moved(conditions: torch.Tensor, keys: Sequence[Key], seed: int) -> torch.Tensor:

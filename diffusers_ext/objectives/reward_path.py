@@ -131,6 +131,7 @@ def check_gradient(path: RewardPath, latents: torch.Tensor, given: Sequence, mar
     with torch.enable_grad():
         rewards = path(latents, given)
         (gradient,) = torch.autograd.grad(rewards.sum(), latents)
+    rewards = rewards.detach()
     sizes = gradient.flatten(1).norm(dim=1)
     if not sizes.isfinite().all():
         raise InputError(f"{name}: its gradient is not finite; a division by zero or a square root of zero in it")
