@@ -51,6 +51,7 @@ class Options:
     steps: int = option(40, "tunes: optimiser steps of four prompts")
     learning_rate: float = option(1e-3, "tunes: of all methods but dpo, which takes 3e-4")
     prompts: int = option(16, "prompts to measure on, with two pictures each")
+    hackable_steps: int = option(40, "hackable: optimiser steps at most")
     control_steps: int = option(100, "control: steps after the first plain ones")
     control_start_steps: int = option(300, "control: plain steps before")
     rounds: int = option(3, "cost: turns of each side; the medians count")
@@ -228,13 +229,20 @@ def hackable(options: Options, folder: Path) -> dict:
         *COMMON,
         *("--prompts", folder / "train.txt", "--validation_prompts", folder / "held-out.txt", "--output_dir", output),
         *("--reward", "reward_tuning:brightness", "--no-use_margin", "--method", "draft", "--no-strength_sweep"),
-        *("--learning_rate", options.learning_rate, "--max_train_steps", 60, "--validation_steps", 10),
+        *(
+            "--learning_rate",
+            options.learning_rate,
+            "--max_train_steps",
+            options.hackable_steps,
+            "--validation_steps",
+            5,
+        ),
         *("--early_stopping_patience", 2, "--resume_from_checkpoint", "latest"),
     )
     rows = [row for row in read_metrics(output) if "held_out_reward" in row]
     return {
         "stopped_at": rows[-1]["step"],
-        "of_steps": 60,
+        "of_steps": options.hackable_steps,
         "reward": [rows[0]["reward_base"], *(row["reward"] for row in rows)],
         "exact": [rows[0]["held_out_reward_base"], *(row["held_out_reward"] for row in rows)],
         "said": suspicions(rows),

@@ -1,6 +1,6 @@
 """What training/train_reward_tuning.py asks for, what each method uses of it, and what cannot be combined."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ USED_BY = {
     "rankings": ("dpo",),
     "image_root": ("dpo",),
     "dpo_beta": ("dpo",),
-    "drift_weight": METHODS[:-1],
-    "pretrain_data_dir": METHODS[:-1],
+    **dict.fromkeys(("drift_weight", "reward_weight", "reward_margin", "use_margin"), METHODS[:-1]),
+    **dict.fromkeys(("pretrain_data_dir", "pretrain_weight"), METHODS[:-1]),
 }
 
 
@@ -32,7 +32,8 @@ class ModelOptions:
     revision: str | None = option(None, "branch, tag or commit of the base on the Hub")
     variant: str | None = option(None, "weight files of the base, such as fp16")
     full_unet: bool = option(
-        False, "train the whole U-Net instead of low-rank adapters: an ordinary model, 16x the memory"
+        False,
+        "train the whole U-Net instead of low-rank adapters: an ordinary model, with the optimiser's memory of all of it",
     )
     lora_rank: int = option(16, "rank of the adapters")
     lora_alpha: float | None = option(None, "adapters count alpha / rank; default: the rank, a factor of 1")
@@ -136,8 +137,9 @@ def check_options(options: Any) -> None:
     """Raise InputError for what is missing or excludes each other, before any data are read."""
     from .encoders import check_stable_diffusion, check_vae
 
+    defaults = {field.name: field.default for field in fields(options)}
     for name, methods in USED_BY.items():
-        if getattr(options, name) not in (None, 0, False) and options.method not in methods:
+        if getattr(options, name) != defaults[name] and options.method not in methods:
             raise InputError(f"--{name} is for --method {' or '.join(methods)}; {options.method} would ignore it")
     if options.method == "dpo" and options.rankings is None:
         raise InputError("--rankings is missing: --method dpo learns from rankings; docs/annotation.md collects them")

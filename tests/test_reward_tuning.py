@@ -530,3 +530,30 @@ def test_sdxl_rollouts_are_the_pipelines_pictures(untrained_xl):
     arguments = {"height": 64, "width": 64, "guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "pt"}
     theirs = pipe(PROMPTS[:2], latents=start, **arguments).images
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_reward_of_ones_own_by_its_module():
+    from PIL import Image
+
+    from diffusers_ext import load_reward
+
+    reward = load_reward("test_reward_tuning:redder")
+    assert reward.score("any", [Image.new("RGB", (4, 4), "red"), torch.zeros(3, 4, 4)]).tolist() == [1, 0]
+    with pytest.raises(InputError, match="PYTHONPATH"):
+        load_reward("test_reward_tuning:nowhere")
+
+
+def redder(prompts, images):
+    return torch.stack([image[0].mean() - image[2].mean() for image in images])
+
+
+def test_circles_are_likened_to_their_disc():
+    import numpy as np
+
+    from diffusers_ext.data.fill50k import draw_target, scene
+    from diffusers_ext.metrics.fill50k import circle_likeness
+
+    square, flat = np.zeros((2, 64, 64, 3), np.uint8)
+    square[20:44, 20:44] = 255
+    circle, box, nothing = circle_likeness([draw_target(scene(0), 64), square, flat])
+    assert circle > 0.95 and 0.7 < box < 0.9 and nothing == 0

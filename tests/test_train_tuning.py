@@ -59,6 +59,11 @@ def smooth(texts, images):
     return torch.stack([image.mean() for image in images])
 
 
+def darkness(texts, images):
+    """A reward: the opposite of smooth."""
+    return -smooth(texts, images)
+
+
 def contrast(texts, images):
     """A reward: pictures of much contrast."""
     return torch.stack([image.std() for image in images])
@@ -77,7 +82,8 @@ def losses(run: Path) -> dict[int, float]:
 def test_a_launched_run_loads_in_a_fresh_process(launch, untrained, prompts, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
     run = tmp_path / "run"
-    launch(SCRIPT, *arguments(untrained, prompts, run, "--max_train_steps", 3, "--learning_rate", 1e-2))
+    more = ["--max_train_steps", 3, "--learning_rate", 1e-2, "--mixed_precision", "bf16"]
+    launch(SCRIPT, *arguments(untrained, prompts, run, *more))
     code = f"""
 import torch
 from diffusers import DiffusionPipeline
@@ -153,16 +159,16 @@ def test_the_pretraining_term_and_sdxl(untrained_xl, prompts, circles, tmp_path)
     assert pipe.get_active_adapters()
 
 
-def test_early_stopping_and_what_a_fooled_reward_looks_like(untrained, prompts, tmp_path):
-    """Brightness rises, contrast is its price."""
-    more = ["--max_train_steps", 20, "--validation_steps", 2, "--early_stopping_patience", 2, "--learning_rate", 3e-2]
-    more += ["--no-strength_sweep", "--method", "draft"]
+def test_a_run_stops_when_the_held_out_reward_falls(untrained, prompts, tmp_path):
+    """What is held out is the opposite of what is optimised: the base stays best, and best/ is never written."""
+    more = ["--max_train_steps", 9, "--validation_steps", 1, "--early_stopping_patience", 2, "--learning_rate", 1e-2]
+    more += ["--no-strength_sweep", "--method", "draft", "--held_out_reward", "test_train_tuning:darkness"]
     call(SCRIPT.name, *arguments(untrained, prompts, tmp_path / "run", *more))
-    rows = [row for row in read_metrics(tmp_path / "run") if "held_out_reward" in row]
-    held_out = [rows[0]["held_out_reward_base"], *(row["held_out_reward"] for row in rows)]
-    best = int(np.argmax(held_out))
-    assert len(held_out) - 1 - best == 2 or rows[-1]["step"] == 20
-    assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").exists()
+    run = tmp_path / "run"
+    rows = [row for row in read_metrics(run) if "held_out_reward" in row]
+    assert [row["step"] for row in rows] == [1, 2] and not (run / "best").exists()
+    assert (run / "pytorch_lora_weights.safetensors").exists() and (run / "checkpoint-2").exists()
+    assert "fooled" in (run / "README.md").read_text()
 
 
 def test_signs_of_a_fooled_reward():

@@ -82,7 +82,8 @@ def main(options: Options) -> None:
     for part in (objective, path, *([held_out] if held_out is not None else [])):
         part.to(accelerator.device)
     if options.method != "dpo":
-        warning = check_reward(objective, dataset)
+        with accelerator.autocast():
+            warning = check_reward(objective, dataset)
         accelerator.print(f"warning: {warning}" if warning else "the reward's gradient reaches the latents")
     loop.claim(accelerator, options)
     xl = is_sdxl(base.folder)
@@ -91,14 +92,16 @@ def main(options: Options) -> None:
         objective, sampler, path, held_out, source.validation, texts, size, options, drawn_ids(options, xl)
     )
     if accelerator.is_main_process:
-        print(f"the base: {preview.start()}")
+        with accelerator.autocast():
+            print(f"the base: {preview.start()}")
     loop.train(accelerator, objective, dataset, options, preview)
 
     if accelerator.is_main_process:
         run_folder = Path(options.output_dir)
         save(objective, base, run_folder)
         if options.strength_sweep and not options.full_unet:
-            preview.sweep()
+            with accelerator.autocast():
+                preview.sweep()
         write_tuning_card(run_folder, base_of(options), len(dataset), xl)
         if options.push_to_hub:
             print(f"published at {push(run_folder, options)}")

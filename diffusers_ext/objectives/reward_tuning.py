@@ -92,7 +92,7 @@ class RewardObjective(TunedObjective):
         self.sampler, self.rewards, self.size, self.weights, self.recompute = sampler, rewards, size, weights, recompute
 
     def generate(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ẑ_0 (B or a multiple, c, h, w), the batch's prompts in turn, and the drift, a scalar."""
+        """Return ẑ_0, (B or a multiple, c, h, w), in the batch's order once or several times, and the drift, a scalar."""
         raise NotImplementedError
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
