@@ -55,7 +55,9 @@ class Options:
     control_steps: int = option(100, "control: steps after the first plain ones")
     control_start_steps: int = option(300, "control: plain steps before")
     rounds: int = option(3, "cost: turns of each side; the medians count")
-    side: str | None = option(None, "cost: run one side in this process; what the turns call", ("ours", "official"))
+    side: str | None = option(
+        None, "cost: run one side in this process; what the turns call", ("ours", "same_steps", "official")
+    )
 
 
 def main(options: Options) -> None:
@@ -289,7 +291,7 @@ def control(options: Options, folder: Path, seed: int) -> dict:
 
 def cost(options: Options) -> dict:
     """Both sides in turns, each in a process of its own; medians and ratios."""
-    found = {"ours": [], "official": []}
+    found = {"ours": [], "same_steps": [], "official": []}
     for _ in range(options.rounds):
         for side in found:
             command = [sys.executable, __file__, "--side", side]
@@ -298,7 +300,12 @@ def cost(options: Options) -> dict:
     medians = {
         side: {name: statistics.median(row[name] for row in rows) for name in rows[0]} for side, rows in found.items()
     }
-    ratios = {f"{name}_ratio": round(medians["ours"][name] / medians["official"][name], 3) for name in medians["ours"]}
+    official = medians["official"]
+    ratios = {
+        f"{side}_{name}_ratio": round(medians[side][name] / official[name], 3)
+        for side in ("ours", "same_steps")
+        for name in official
+    }
     return {**medians, **ratios}
 
 
@@ -313,7 +320,8 @@ def cost_of(side: str, batch_size: int = 8, steps: int = 2) -> dict:
     torch.manual_seed(0)
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pipe, reward = load_stable_diffusion(embedded_model()), load_reward("fill50k:soft")
-    step = {"ours": our_step, "official": official_step}[side](pipe, reward, batch_size)
+    sides = {"ours": our_step, "same_steps": our_step_of_40, "official": official_step}
+    step = sides[side](pipe, reward, batch_size)
     step(0)
     began = time.process_time()
     for number in range(1, 1 + steps):
@@ -335,8 +343,14 @@ def samples(count: int) -> tuple[list[str], "object"]:
     return [data.caption((0, at)) for at in range(count)], torch.stack([data.picture(at) for at in range(count)])
 
 
-def our_step(pipe, reward, batch_size: int):
-    """ReFL with the pre-training term as train_reward_tuning.py runs it with adapters: captions and pictures encoded once."""
+def our_step_of_40(pipe, reward, batch_size: int):
+    """Our step with the official number of ancestral steps and window: what is left is not the sampler's doing."""
+    return our_step(pipe, reward, batch_size, 40, 1.0, (30, 39))
+
+
+def our_step(pipe, reward, batch_size: int, steps: int = 20, eta: float = 0.0, window: tuple[int, int] = (15, 18)):
+    """ReFL with the pre-training term as train_reward_tuning.py runs it by default, with adapters and 20 steps of DDIM;
+    captions and pictures were encoded once."""
     import torch
     from diffusers import DDPMScheduler
 
@@ -355,9 +369,9 @@ def our_step(pipe, reward, batch_size: int):
         empty = encoders.embed([""])[0]
     add_lora(pipe.unet, 16)
     policy = Policy(pipe.unet, encoders, empty)
-    common = (policy, Sampler.of(pipe.scheduler, 20, 0), RewardPath(reward, encoders, pipe.vae))
+    common = (policy, Sampler.of(pipe.scheduler, steps, 0, eta), RewardPath(reward, encoders, pipe.vae))
     diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), 0)
-    objective = ReFL(*common, diffusion, (4, 16, 16), Weights(pretraining=1.0), window=(15, 18))
+    objective = ReFL(*common, diffusion, (4, 16, 16), Weights(pretraining=1.0), window=window)
     optimizer = torch.optim.AdamW([each for each in pipe.unet.parameters() if each.requires_grad], 1e-4, fused=True)
 
     def step(number: int) -> None:
