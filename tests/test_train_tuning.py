@@ -225,9 +225,9 @@ def test_a_tiny_decoder_carries_the_gradient(untrained, prompts, tmp_path):
     more = ["--tiny_decoder", tmp_path / "tiny", "--max_train_steps", 1, "--no-strength_sweep"]
     call(SCRIPT.name, *arguments(untrained, prompts, tmp_path / "run", *more))
     assert np.isfinite(losses(tmp_path / "run")[1])
-    AutoencoderTiny(**blocks, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 3).save_pretrained(
-        tmp_path / "other"
-    )
+    blocks = {name: (8,) * 3 for name in blocks}
+    other = AutoencoderTiny(**blocks, num_encoder_blocks=(1,) * 3, num_decoder_blocks=(1,) * 3)
+    other.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="--tiny_decoder"):
         call(SCRIPT.name, *arguments(untrained, prompts, tmp_path / "two", *more, "--tiny_decoder", tmp_path / "other"))
 
