@@ -30,7 +30,7 @@ from .objectives.reward_path import RewardPath
 from .objectives.reward_tuning import TunedObjective
 from .objectives.sampler import Sampler
 from .run_folder import read_metrics, save_sample
-from .unet_lora import adapters_at
+from .unet_lora import adapters_at, has_lora
 
 SIDE = 64  # pixels at which pictures are compared
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -107,17 +107,19 @@ class TuningPreview:
         measures["distance_from_base"] = float(rms(small - base).mean())
         return measures
 
-    def sweep(self) -> list[dict[str, float]]:
-        """Measure the adapters at several strengths; write strength.json, strength.png and samples/strength.png."""
+    @torch.no_grad()
+    def sweep(self) -> None:
+        """Measure the adapters, where there are any, at several strengths: strength.json, strength.png, samples/strength.png."""
+        if not (self.options.strength_sweep and has_lora(self.objective.policy.unet)):
+            return
         drawn, rows = {}, []
         for strength in STRENGTHS:
-            with adapters_at(self.objective.policy.unet, strength), torch.no_grad():
+            with adapters_at(self.objective.policy.unet, strength):
                 drawn[f"strength {strength:g}"] = self.draw()
             rows.append({"strength": strength, **self.measure(drawn[f"strength {strength:g}"])})
         (self.folder / "strength.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         self._grid(drawn).save(self.folder / "samples" / "strength.png")
         plot_trade_off(self.folder / "strength.png", rows)
-        return rows
 
     def _grid(self, drawn: dict[str, torch.Tensor]) -> Image.Image:
         """Rows of prompts, columns of kinds: the first seed of each."""

@@ -99,9 +99,8 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         run_folder = Path(options.output_dir)
         save(objective, base, run_folder)
-        if options.strength_sweep and not options.full_unet:
-            with accelerator.autocast():
-                preview.sweep()
+        with accelerator.autocast():
+            preview.sweep()
         write_tuning_card(run_folder, base_of(options), len(dataset), xl)
         if options.push_to_hub:
             print(f"published at {push(run_folder, options)}")
