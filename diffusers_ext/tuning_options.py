@@ -61,7 +61,7 @@ class MethodOptions:
     eta: float = option(0.0, "noise that the sampler adds, 0 is DDIM, 1 ancestral DDPM as in the official ReFL")
     grad_window: list[int] | None = option(
         None,
-        "refl: first and last step, counted from noise, at one of which the reward is given; default: the last quarter but one",
+        "refl: first and last step, counted from noise, at one of which the reward is given; default: the last quarter without the very last step",
     )
     unit_gain: bool = option(False, "refl: divide out that noisier steps move the picture more")
     grad_steps: int | None = option(

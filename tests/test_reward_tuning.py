@@ -341,6 +341,17 @@ def test_unit_gain_makes_noisy_and_late_steps_count_alike(tuned):
         same(gradients(tuned, other["loss"]) * gain, gradients(tuned, one["loss"]))
 
 
+def test_the_last_step_of_the_published_window_moves_the_picture_fifteen_times_less():
+    """Stable Diffusion's schedule, 40 steps: why the default window leaves the very last step out."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**betas, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    sampler = Sampler.of(scheduler, 40, seed=0)
+    assert sampler.timesteps[[30, 39]].tolist() == [226, 1]
+    alpha, sigma = sampler.coefficients(torch.tensor([30, 39]), torch.zeros(2, 4, 8, 8))
+    first, last = (sigma / alpha).flatten().tolist()
+    assert first == pytest.approx(0.635, abs=5e-3) and last == pytest.approx(0.041, abs=1e-3)
+
+
 # DPO.
 
 
