@@ -19,7 +19,7 @@ from .data.ranking_formats import read_rankings
 from .data.rows import read_rows
 from .data.texts import read_prompts, without_duplicates
 from .data.tuning import PreferencePairs, PromptSamples, rows_of
-from .encoders import is_sdxl, vae_scale_factor
+from .encoders import is_sdxl, parts_of, vae_scale_factor
 from .errors import InputError
 from .loop import collate
 from .objectives import Objective
@@ -125,9 +125,7 @@ def drawn_ids(options: Any, xl: bool) -> torch.Tensor | None:
 
 def make_policy(options: Any, base: BaseModel, texts: Mapping[str, torch.Tensor]) -> tuple[Policy, Any]:
     """Return the model that learns, at step 0, and the base's pipeline without text encoders."""
-    parts = {name: None for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")}
-    names = [name for name in parts if is_sdxl(base.folder) or not name.endswith("2")]
-    pipe = base.load(**{name: parts[name] for name in names})
+    pipe = base.load(**dict.fromkeys(name for name in parts_of(base.folder) if name.startswith(("text_", "tokenizer"))))
     if options.full_unet:
         pipe.unet.requires_grad_(True).float()
     else:
