@@ -279,7 +279,7 @@ def control(options: Options, folder: Path, seed: int) -> dict:
         if kind == "plain":
             script("train_controlnet", *common, *more)
         else:
-            script("train_control_reward", *common, *more, "--method", "consistency", "--reward_timestep_max", 600)
+            script("train_control_reward", *common, *more, "--method", "consistency", "--consistency_weight", 0.3)
         last = [row for row in read_metrics(output) if "iou" in row][-1]
         result |= {f"{kind}_{name}": last[name] for name in ("iou", "circle_error", "background_error")}
     first = [row for row in read_metrics(start) if "iou" in row][-1]
