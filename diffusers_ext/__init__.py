@@ -10,6 +10,7 @@ _HOMES = {
     "ImageRewardModel": "rewards.modeling_image_reward",
     "LADSClassifier": "lads",
     "embedded_model": "embedded",
+    "LateLora": "unet_lora",
     "select_prompts": "prompts",
     "load_control_lora": "control_lora",
     "load_reward": "rewards.loading",

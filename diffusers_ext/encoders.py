@@ -76,6 +76,10 @@ class StableDiffusionEncoders(nn.Module):
         """Scale the VAE's latents to what the U-Net sees: z = s·latent."""
         return latents * self.vae_config.scaling_factor
 
+    def denormalise(self, latents: torch.Tensor) -> torch.Tensor:
+        """Undo `normalise`: what the U-Net sees, as the VAE's decoder takes it."""
+        return latents / self.vae_config.scaling_factor
+
     @torch.no_grad()
     def scale_latents(self, pixels: torch.Tensor) -> None:
         """Set the scaling factor s so that the latents of these images have unit standard deviation (Rombach et al. 2022, G)."""
@@ -120,11 +124,18 @@ class StableDiffusionXLEncoders(StableDiffusionEncoders):
 
     def normalise(self, latents: torch.Tensor) -> torch.Tensor:
         """z = s·(latent − m)/d, where the VAE names mean m and deviation d of each channel, else z = s·latent."""
+        mean, std = self._statistics(latents)
+        return super().normalise((latents - mean) / std)
+
+    def denormalise(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics(latents)
+        return super().denormalise(latents) * std + mean
+
+    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         config = self.vae_config
         if config.latents_mean is None or config.latents_std is None:
-            return super().normalise(latents)
-        mean, std = (latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
-        return (latents - mean) * config.scaling_factor / std
+            return 0.0, 1.0
+        return tuple(latents.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
 
     def conditioning(self, batch: dict) -> dict:
         """batch: as `text` takes it, and "time_ids" (B, 6) of `Frame.time_ids` (Podell et al. 2023, 2.2)."""

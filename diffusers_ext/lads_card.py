@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .cards import published
+
 
 def card(config: Mapping[str, Any], name: str) -> ModelCard:
     """Return the model card; config as `LADSClassifier` registers it."""
@@ -78,7 +80,7 @@ def _options(training: Mapping[str, Any]) -> str:
     """Counts, command and options, where they are known."""
     lines = [training.get("counts", "")]
     if training.get("command"):
-        lines += ["", "```bash", training["command"], "```"]
+        lines += ["", "```bash", published(training["command"]), "```"]
     if training.get("options"):
         lines += ["", ", ".join(f"{name} {value}" for name, value in training["options"].items()) + "."]
     return "\n".join(lines).strip() + "\n"

@@ -173,8 +173,12 @@ def train(
         if show:
             with averaged(average, parameters):
                 metrics.note(step, run_preview(accelerator, preview, step))
-        if keep:
+        done = show and wants_to_stop(accelerator, preview)
+        if keep or done:
             checkpoints.save(accelerator, output_dir, step, options.checkpoints_total_limit)
+        if done:
+            accelerator.print(f"stopping early at step {step}: the measurements get no better")
+            break
     bar.close()
     if average:
         average.copy_to(parameters)
@@ -256,6 +260,12 @@ def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[s
     except Exception:
         accelerator.print(f"the samples of step {step} could not be drawn; training goes on\n{traceback.format_exc()}")
         return {}
+
+
+def wants_to_stop(accelerator: Accelerator, preview: Preview) -> bool:
+    """Whether the preview, which draws on the main process alone, says on its attribute `stop` that no more is to be learned."""
+    mine = torch.tensor(float(getattr(preview, "stop", False)), device=accelerator.device)
+    return bool(accelerator.reduce(mine, "sum") > 0)
 
 
 def plan(options: Any, samples: int, models: dict[str, torch.nn.Module]) -> str:

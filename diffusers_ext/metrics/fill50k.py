@@ -75,6 +75,23 @@ def colour_error(images: Any, prompts: Sequence[str]) -> tuple[np.ndarray, np.nd
     return _colour_errors(pictures, [find_circle(picture) for picture in pictures], prompts)
 
 
+def circle_likeness(images: Any) -> np.ndarray:
+    """Return how much of a circle there is in each image, (N,): IoU of what is found with the disc of its area and centroid.
+
+    1 is a circle, 0 that nothing is seen. No condition and no prompt is needed. images as in `condition_following`.
+    """
+    return np.array([_iou(found, fitted_disc(found)) for found in map(find_circle, as_uint8(images))])
+
+
+def fitted_disc(found: np.ndarray) -> np.ndarray:
+    """Return the disc with the area and the centroid of a mask: (H, W) bool; empty for an empty one."""
+    if not found.any():
+        return found
+    rows, columns = np.indices(found.shape)
+    distance = np.hypot(rows - rows[found].mean(), columns - columns[found].mean())
+    return distance <= np.sqrt(found.sum() / np.pi)
+
+
 def find_circle(picture: np.ndarray) -> np.ndarray:
     """Return the mask of what differs from the border's median colour, split by Otsu's threshold on CIEDE2000.
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import nn
 
 from ..control_blocks import behind, front
 from ..control_lora import has_lora, merged, restore_lora, save_lora
@@ -50,7 +51,7 @@ class ControlObjective(Objective):
         self.unet = unet.requires_grad_(False)
         self.trainable = {} if has_lora(controlnet) else {"controlnet": controlnet}
         controlnet.controlnet_down_blocks.requires_grad_(not only_mid_control)
-        self.front = controlnet  # the part that runs
+        self.front, self.partial = controlnet, bool(blocks)  # the part that runs
         if blocks:
             behind(controlnet, blocks).requires_grad_(False)
             self.front = front(controlnet, blocks)
@@ -88,11 +89,20 @@ class ControlObjective(Objective):
         return self.encoders.latents(batch, self.diffusion.seed), self.encoders.conditioning(batch)
 
     def predict(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict, condition: torch.Tensor
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: dict,
+        condition: torch.Tensor,
+        front: nn.Module | None = None,
     ) -> torch.Tensor:
-        """Return ε_θ(z_t, t, c_text, c_f), or what the scheduler's prediction type names; text: of `encode`."""
-        down, middle = self.front(noisy, timesteps, **text, controlnet_cond=condition, return_dict=False)
-        if self.front is not self.controlnet:
+        """Return ε_θ(z_t, t, c_text, c_f), or what the scheduler's prediction type names; text: of `encode`.
+
+        front: another ControlNet's part to run instead of the learning one's.
+        """
+        control = self.front if front is None else front
+        down, middle = control(noisy, timesteps, **text, controlnet_cond=condition, return_dict=False)
+        if self.partial:
             nothing = noisy.new_zeros(())
             missing = len(self.controlnet.controlnet_down_blocks) - len(down)
             down, middle = [*down, *[nothing] * missing], nothing

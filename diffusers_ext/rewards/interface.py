@@ -1,12 +1,13 @@
 """What every reward is: `score(prompts, images) -> (N,)`, higher is better."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torchvision.transforms import functional as vision
 
-from .reward_inputs import InputError, check_finite, pairs, wants_gradient
+from .reward_inputs import InputError, check_finite, pairs, read_rgb, wants_gradient
 
 
 @runtime_checkable
@@ -61,3 +62,18 @@ class Reward(nn.Module):
     @property
     def device(self) -> torch.device:
         return next((each.device for each in self.parameters()), torch.device("cpu"))
+
+
+class FunctionReward(Reward):
+    """A reward made of function(prompts, images) -> rewards (N,): images are tensors (3, H, W), float in [0, 1].
+
+    Whether it has a gradient is seen when one is asked for.
+    """
+
+    def __init__(self, function: Callable[[list[str], list[torch.Tensor]], torch.Tensor]):
+        super().__init__()
+        self.function = function
+
+    def _score(self, prompts: list[str], images: list) -> torch.Tensor:
+        tensors = [image if isinstance(image, torch.Tensor) else vision.to_tensor(read_rgb(image)) for image in images]
+        return self.function(prompts, [each.float() / 255 if each.dtype == torch.uint8 else each for each in tensors])

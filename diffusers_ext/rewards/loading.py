@@ -8,8 +8,10 @@ hps, hps:HPS_v2.1_compressed.pt HPSv2 or 2.1, from the Hub (2.1) or a checkpoint
 aesthetic:head.pth              a LAION head on the CLIP it was made for; head.pth@ViT-L-14/openai names another
 fill50k, fill50k:soft           the embedded model's colours: exact, or with gradients
 ensemble.json                   several of these (`EnsembleReward.save`)
+my_module:my_reward             a Reward of your own, or a function (prompts, images (3, H, W) in [0, 1]) -> rewards
 """
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -35,6 +37,8 @@ def load_reward(name_or_path: str | os.PathLike) -> Any:
         reward = makers[kind](rest)
     elif name.endswith(".json"):
         reward = _ensemble(Path(name))
+    elif rest and not Path(name).exists() and all(part.isidentifier() for part in (*kind.split("."), rest)):
+        reward = _own(kind, rest)
     else:
         reward = _image_reward(name)
     return reward.eval().requires_grad_(False)
@@ -64,6 +68,17 @@ def _image_reward(name: str) -> Any:
         return ImageRewardModel.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: no ImageRewardModel could be loaded: {error}") from error
+
+
+def _own(module: str, attribute: str) -> Any:
+    from .interface import FunctionReward, Reward
+
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{module}:{attribute}: {error}; name a module on the PYTHONPATH and what is in it") from None
+    made = found() if isinstance(found, type) else found
+    return made if isinstance(made, Reward) else FunctionReward(made)
 
 
 def _clip(rest: str) -> Any:

@@ -1,0 +1,160 @@
+"""The card of a reward tuning: curves, held-out scores, and what speaks for the reward having been fooled."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from .cards import _hub_name, _import_for, _licence, _load_argument, _picture, _record, _title, _training, _write
+from .grids import plot_curves
+from .run_folder import read_metrics
+
+MEASURES = {
+    "reward": "optimised reward",
+    "held_out_reward": "held-out reward, never optimised",
+    "diversity": "distance between pictures of one prompt",
+    "distance_from_base": "distance to the base's picture from the same noise",
+}
+EQUATIONS = {
+    "refl": "ReFL (Xu et al. 2023): the reward of one random late step's estimate of the clean picture",
+    "draft": "DRaFT-K (Clark et al. 2023): the reward differentiated through the last steps of sampling",
+    "draft_lv": "DRaFT-LV (Clark et al. 2023): the last step, averaged over fresh noise",
+    "alignprop": "AlignProp (Prabhudesai et al. 2023): a random number of last steps",
+    "dpo": "Diffusion-DPO (Wallace et al. 2023): rankings, no reward model",
+}
+
+
+def write_tuning_card(run: Path, base: str, samples: int, sdxl: bool) -> Path:
+    """Write README.md of a run folder of train_reward_tuning.py; samples: prompts, or preferred pairs."""
+    options = _record(run)["options"]
+    lora = not options["full_unet"]
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[
+            "reward-finetuning",
+            options["method"],
+            "diffusers-training",
+            "diffusers_ext",
+            *(["lora"] if lora else []),
+        ],
+        base_model=_hub_name(base),
+        base_model_relation=("adapter" if lora else "finetune") if _hub_name(base) else None,
+        **_licence(base),
+    )
+    what = f"{samples:,} {'preferred pairs' if options['method'] == 'dpo' else 'prompts'}"
+    text = f"""# {run.name}: {_title(base)}, tuned {"from rankings" if options["method"] == "dpo" else f"with {options['reward']}"}
+
+{_picture(run)}
+
+The base, and what it became, from the same noise.
+
+## Use
+
+{_use(run, base, lora, options, sdxl)}
+## Training
+
+{EQUATIONS[options["method"]]}. {what}, guidance {options["guidance_scale"]:g}, {options["num_inference_steps"]} steps.
+
+{_training(run)}
+
+## Measured
+
+{_measured(run)}
+
+{_strengths(run)}## When it fails
+
+{failures(run)}
+
+It does what its reward prefers, and so finds what the reward overlooks. Lower the adapters' strength, or apply them in the
+late steps only, where pictures look alike or overdone.
+"""
+    return _write(run, data, text)
+
+
+def _use(run: Path, base: str, lora: bool, options: dict, sdxl: bool) -> str:
+    draw = f'image = pipe("a prompt", guidance_scale={options["guidance_scale"]:g}, num_inference_steps={options["num_inference_steps"]}).images[0]'
+    if not lora:
+        return f"""```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{run.name}")
+{draw}
+```
+"""
+    return f"""```python
+from diffusers import DiffusionPipeline{_import_for(base)}
+
+pipe = DiffusionPipeline.from_pretrained({_load_argument(base)})
+pipe.load_lora_weights("{run.name}")
+{draw}
+```
+
+`pipe.set_adapters(pipe.get_active_adapters(), 0.5)` halves its strength; `diffusers_ext.LateLora` applies it in the last steps only.
+"""
+
+
+def _measured(run: Path) -> str:
+    rows = [row for row in read_metrics(run) if "distance_from_base" in row]
+    if not rows:
+        return "Nothing was measured."
+    last = rows[-1]
+    lines = [
+        f"| {meaning} | {last.get(f'{name}_base', float('nan')):.3g} | {last[name]:.3g} |"
+        for name, meaning in MEASURES.items()
+        if name in last
+    ]
+    steps = [row["step"] for row in rows]
+    curves = {
+        MEASURES[name]: ([0, *steps], [rows[0][f"{name}_base"], *(row[name] for row in rows)])
+        for name in ("reward", "held_out_reward")
+        if name in last
+    }
+    if curves:
+        plot_curves(run / "rewards.png", curves, "step", "reward")
+    head = f"| held-out prompts, fixed noise | base | step {last['step']:,} |\n|---|---|---|"
+    return "\n".join([head, *lines, *(["", "![rewards along the run](rewards.png)"] if curves else [])])
+
+
+def _strengths(run: Path) -> str:
+    if not (run / "strength.json").exists():
+        return ""
+    rows = json.loads((run / "strength.json").read_text(encoding="utf-8"))
+    names = [name for name in MEASURES if name in rows[0]]
+    lines = [f"| {row['strength']:g} | " + " | ".join(f"{row[name]:.3g}" for name in names) + " |" for row in rows]
+    head = f"| strength | {' | '.join(MEASURES[name] for name in names)} |\n|{'---|' * (len(names) + 1)}"
+    pictures = "![rewards against the distance from the base](strength.png)\n\n![strengths](samples/strength.png)"
+    return "\n".join([head, *lines, "", pictures, "", ""])
+
+
+def failures(run: Path) -> str:
+    """Say what the measures of a run give reason to suspect."""
+    rows = [row for row in read_metrics(run) if "distance_from_base" in row]
+    return (
+        "\n".join(f"- {sign}" for sign in suspicions(rows)) or "- Nothing in the measures speaks for a fooled reward."
+    )
+
+
+def suspicions(rows: list[dict]) -> list[str]:
+    """Return the signs of a fooled reward in measurements of a run, in order of steps; none where there are none."""
+    if not rows:
+        return ["Nothing was measured, so nothing can be said."]
+    last, signs = rows[-1], []
+    if "held_out_reward" in last:
+        best = max(row["held_out_reward"] for row in rows)
+        base = last["held_out_reward_base"]
+        if last.get("reward", 0) > last.get("reward_base", 0) and last["held_out_reward"] < base:
+            signs.append(
+                f"The optimised reward rose from {last['reward_base']:.3g} to {last['reward']:.3g} while the held-out one fell "
+                f"from {base:.3g} to {last['held_out_reward']:.3g}: the reward was fooled."
+            )
+        elif last["held_out_reward"] < base + 0.8 * (best - base):
+            signs.append(f"The held-out reward is past its best of {best:.3g}; best/ has those weights.")
+    else:
+        signs.append("No held-out reward was given, so a fooled reward would look like a success.")
+    if "diversity" in last and last["diversity"] < 0.5 * last["diversity_base"]:
+        signs.append(
+            f"Pictures of one prompt differ by {last['diversity']:.3g}, the base's by {last['diversity_base']:.3g}: "
+            "the model draws one thing only."
+        )
+    return signs

@@ -1,0 +1,196 @@
+"""What training/train_reward_tuning.py asks for, what each method uses of it, and what cannot be combined."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .options import group, option
+
+METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
+# Options that belong to some methods: given with another, they would be ignored, so they are refused.
+USED_BY = {
+    "grad_window": ("refl",),
+    "unit_gain": ("refl",),
+    "grad_steps": ("draft", "alignprop"),
+    "lv_repeats": ("draft_lv",),
+    "rankings": ("dpo",),
+    "image_root": ("dpo",),
+    "dpo_beta": ("dpo",),
+    **dict.fromkeys(("drift_weight", "reward_weight", "reward_margin", "use_margin"), METHODS[:-1]),
+    **dict.fromkeys(("pretrain_data_dir", "pretrain_weight"), METHODS[:-1]),
+}
+
+
+@group("model")
+@dataclass
+class ModelOptions:
+    pretrained_model_name_or_path: str | None = option(
+        None, "diffusers folder or Hub name of the base, Stable Diffusion 1.x, 2.x or XL; default: the embedded model"
+    )
+    pretrained_vae_model_name_or_path: str | None = option(None, "another VAE than the base's: its folder or Hub name")
+    revision: str | None = option(None, "branch, tag or commit of the base on the Hub")
+    variant: str | None = option(None, "weight files of the base, such as fp16")
+    full_unet: bool = option(
+        False,
+        "train the whole U-Net instead of low-rank adapters: an ordinary model, with the optimiser's memory of all of it",
+    )
+    lora_rank: int = option(16, "rank of the adapters")
+    lora_alpha: float | None = option(None, "adapters count alpha / rank; default: the rank, a factor of 1")
+    lora_target_modules: list[str] | None = option(
+        None, "layers to adapt, by the ends of their names; default: the attention's to_q to_k to_v to_out.0"
+    )
+    tiny_decoder: str | None = option(
+        None, "decode pictures for the reward by this AutoencoderTiny, such as madebyollin/taesd: faster and smaller"
+    )
+    gradient_checkpointing: bool = option(
+        False, "recompute the U-Net's and the decoder's activations in the backward pass: less memory, slower"
+    )
+
+
+@group("method")
+@dataclass
+class MethodOptions:
+    method: str = option(
+        "refl", "objective; objectives/reward_tuning.py and preference.py have each one's equation", METHODS
+    )
+    num_inference_steps: int = option(20, "steps of the sampler, as you will sample")
+    guidance_scale: float = option(
+        1.0, "classifier-free guidance while learning, as you will sample; above 1 doubles the cost of the U-Net"
+    )
+    eta: float = option(0.0, "noise that the sampler adds, 0 is DDIM, 1 ancestral DDPM as in the official ReFL")
+    grad_window: list[int] | None = option(
+        None,
+        "refl: first and last step, counted from noise, at one of which the reward is given; default: the last quarter without the very last step",
+    )
+    unit_gain: bool = option(False, "refl: divide out that noisier steps move the picture more")
+    grad_steps: int | None = option(
+        None, "draft: last steps that carry a gradient, default 1; alignprop: their largest number, default all"
+    )
+    lv_repeats: int | None = option(None, "draft_lv: draws of fresh noise beside the sampler's own; default 2")
+    dpo_beta: float | None = option(None, "dpo: how closely the model keeps to the base; default 5000")
+
+
+@group("reward")
+@dataclass
+class RewardOptions:
+    reward: str | None = option(None, "what to optimise: any name of docs/rewards.md with a gradient")
+    held_out_reward: str | None = option(
+        None,
+        "a reward that is never optimised, measured beside it: when only one of them rises, the reward is being fooled",
+    )
+    reward_margin: float = option(
+        2.0, "pictures above it teach nothing any more; 2 is the published one, for ImageReward"
+    )
+    use_margin: bool = option(True, "--no-use_margin: the reward has no scale, every picture teaches")
+    reward_weight: float = option(1.0, "weight of the reward; only its ratio to the other terms matters to AdamW")
+    drift_weight: float = option(
+        0.0, "weight of the squared distance to the frozen base's prediction; free with adapters"
+    )
+    pretrain_data_dir: str | None = option(
+        None,
+        "pictures with captions, in any form of data/rows.py, whose denoising loss is added: the published pre-training term",
+    )
+    pretrain_weight: float = option(1.0, "weight of that term")
+    decode_batch_size: int = option(1, "pictures in the decoder and the reward at a time: memory against speed")
+
+
+@group("data")
+@dataclass
+class DataOptions:
+    prompts: str | None = option(
+        None, "prompts to draw and reward: a .txt, .json, .jsonl or .csv, or what diffusers-ext select-prompts wrote"
+    )
+    prompt_field: str = option("prompt", "field of the prompt, where rows have several")
+    rankings: str | None = option(None, "dpo: rankings to learn from, in any form that data/ranking_formats.py reads")
+    image_root: str | None = option(None, "dpo: folder that paths of ImageReward's and HPDv2's rankings start from")
+    on_bad_sample: str = option("error", "what to do with pictures that cannot be used", ("error", "skip"))
+    resolution: int = option(512, "side of the pictures in pixels; 1024 is usual for SDXL")
+    held_out_samples: int = option(8, "prompts drawn by the seed and kept to measure on, a tenth of all at most")
+    validation_prompts: str | None = option(None, "a file of prompts to measure on, instead")
+    encoder_cache_dir: str | None = option(
+        None,
+        "keep embeddings of captions, and latents of pictures, here, for all runs; else captions are embedded once a run",
+    )
+
+
+@group("validation")
+@dataclass
+class ValidationOptions:
+    num_validation_images: int = option(4, "pictures of each validation prompt, one seed each, the same every time")
+    early_stopping_patience: int | None = option(
+        None,
+        "stop after so many measurements without a better held-out reward; without one, the optimised reward counts",
+    )
+    strength_sweep: bool = option(
+        True, "when done, measure the adapters at strengths from 0 to 1.25 and plot what they trade"
+    )
+
+
+def base_of(options: Any) -> str:
+    from .embedded import embedded_model
+
+    return options.pretrained_model_name_or_path or embedded_model()
+
+
+def check_options(options: Any) -> None:
+    """Raise InputError for what is missing or excludes each other, before any data are read."""
+    from .encoders import check_stable_diffusion, check_vae
+
+    defaults = {field.name: field.default for field in fields(options)}
+    for name, methods in USED_BY.items():
+        if getattr(options, name) != defaults[name] and options.method not in methods:
+            raise InputError(f"--{name} is for --method {' or '.join(methods)}; {options.method} would ignore it")
+    if options.method == "dpo" and options.rankings is None:
+        raise InputError("--rankings is missing: --method dpo learns from rankings; docs/annotation.md collects them")
+    if options.method != "dpo" and options.prompts is None:
+        raise InputError("--prompts is missing: name a file of prompts, one a line, or a .jsonl with a field 'prompt'")
+    if options.method == "dpo" and options.prompts is not None:
+        raise InputError("--prompts: --method dpo has the prompts of its rankings; name others as --validation_prompts")
+    if options.method != "dpo" and options.reward is None:
+        raise InputError("--reward is missing: name one of docs/rewards.md that has a gradient, such as fill50k:soft")
+    if (
+        options.tiny_decoder
+        and not Path(options.tiny_decoder, "config.json").exists()
+        and options.tiny_decoder.count("/") != 1
+    ):
+        raise InputError(
+            f"--tiny_decoder {options.tiny_decoder}: no folder of an AutoencoderTiny, nor a name on the Hub"
+        )
+    if options.full_unet and (options.lora_alpha is not None or options.lora_target_modules):
+        raise InputError("--full_unet has no adapters; leave out --lora_alpha and --lora_target_modules")
+    check_ranges(options)
+    check_stable_diffusion(base_of(options))
+    if options.pretrained_vae_model_name_or_path:
+        check_vae(options.pretrained_vae_model_name_or_path)
+
+
+def check_ranges(options: Any) -> None:
+    """Raise InputError for numbers that make no sense."""
+    positive = (
+        "num_inference_steps",
+        "lora_rank",
+        "decode_batch_size",
+        "num_validation_images",
+        "grad_steps",
+        "lv_repeats",
+    )
+    for name in positive:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.guidance_scale < 1 or not 0 <= options.eta <= 1:
+        raise InputError("--guidance_scale starts at 1, which is without guidance, and --eta lies in 0 to 1")
+    steps = options.num_inference_steps
+    if (options.grad_steps or 1) > steps:
+        raise InputError(f"--grad_steps {options.grad_steps}: the sampler has {steps} steps")
+    window = grad_window(options)
+    if len(window) != 2 or not 0 <= window[0] <= window[1] < steps:
+        raise InputError(
+            f"--grad_window {' '.join(map(str, window))}: two steps of 0 to {steps - 1}, the first not the later"
+        )
+
+
+def grad_window(options: Any) -> tuple[int, ...]:
+    """The window of ReFL: as given, or the last quarter but the very last step, where nothing moves any more."""
+    steps = options.num_inference_steps
+    return tuple(options.grad_window or (max(0, min(steps - 2, steps * 3 // 4)), max(0, steps - 2)))

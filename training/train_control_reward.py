@@ -1,0 +1,162 @@
+"""Tune a trained ControlNet so that its pictures keep to the condition more closely.
+
+By the agreement of decoded pictures with their condition, as ControlNet++:
+    accelerate launch training/train_control_reward.py --controlnet_model_name_or_path runs/controlnet \\
+        --train_data_dir data/pairs --consistency edges --output_dir runs/closer --learning_rate 1e-5 --max_train_steps 2000
+
+By preferring each picture's own condition to another, without decoding, as CPO:
+    accelerate launch training/train_control_reward.py --controlnet_model_name_or_path runs/controlnet \\
+        --train_data_dir data/pairs --method cpo --output_dir runs/closer --learning_rate 1e-6 --max_train_steps 2000
+
+Data, base and everything else are train_controlnet.py's. Run the same command with --resume_from_checkpoint latest to go
+on after an interruption. The run folder is itself the model: ControlNetModel.from_pretrained("runs/closer").
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers_ext.control_options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
+from diffusers_ext.errors import InputError
+from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, group, option, run
+
+
+@group("method")
+@dataclass
+class MethodOptions:
+    method: str = option(
+        "consistency", "reward of the decoded picture, or preference among conditions", ("consistency", "cpo")
+    )
+    consistency: str = option("edges", "consistency: edges, colours, or module:function; see rewards/agreement.py")
+    consistency_weight: float = option(1.0, "consistency: its weight beside the denoising loss; 0.5 to 1 in the paper")
+    reward_timestep_max: int | None = option(
+        None,
+        "highest timestep that is rewarded, or where preferred; default: 200 for consistency, 600 for cpo, as in the papers",
+    )
+    decode_batch_size: int = option(1, "consistency: pictures in the decoder at a time: memory against speed")
+    cpo_beta: float = option(5000.0, "cpo: how soon a sample that is ahead of the start counts less")
+    cpo_margin: float = option(1e-2, "cpo: by how much the wrong condition's error should be larger")
+    cpo_diffusion_weight: float = option(0.05, "cpo: weight of the denoising loss")
+
+
+@dataclass
+class Options(
+    ValidationOptions,
+    OptimizerOptions,
+    RunOptions,
+    DiffusionOptions,
+    DataOptions,
+    VariantOptions,
+    AttentionOptions,
+    MethodOptions,
+    ModelOptions,
+):
+    output_dir: str = option(
+        "runs/control-reward", "the run folder: model, card, options, metrics, samples, checkpoints"
+    )
+
+
+def main(options: Options) -> None:
+    import torch
+    from diffusers import DDPMScheduler
+
+    from diffusers_ext import loop
+    from diffusers_ext.base_model import BaseModel
+    from diffusers_ext.cards import write_controlnet_card
+    from diffusers_ext.control_data import encode, read_data
+    from diffusers_ext.control_options import base_of, check_options
+    from diffusers_ext.control_start import start_controlnet
+    from diffusers_ext.encoders import is_sdxl
+    from diffusers_ext.hub import push
+    from diffusers_ext.metrics.condition_gap import ConditionGap
+    from diffusers_ext.objectives.control import save
+    from diffusers_ext.objectives.diffusion import Diffusion
+    from diffusers_ext.previews import ControlPreview
+
+    # What the user can get wrong, before anything heavy.
+    loop.check(options)
+    check_options(options)
+    if options.controlnet_model_name_or_path is None:
+        raise InputError("--controlnet_model_name_or_path is missing: name the trained ControlNet to tune")
+    data = read_data(options)
+
+    accelerator = loop.start(options)
+    accelerator.print(data.report.summary(shown=10))
+    forward = loop.frozen_dtype(accelerator)
+    dtype = torch.float32 if options.unlock_decoder else forward
+    hub = {"revision": options.revision, "variant": options.variant, "tokenizer_name": options.tokenizer_name}
+    base = BaseModel.find(base_of(options), options.pretrained_vae_model_name_or_path, forward, dtype, **hub)
+    pipe = base.load()
+    controlnet = start_controlnet(options, base, pipe.unet, data.shown)
+    diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
+    objective = make_objective(options, controlnet, pipe.unet, base.encoders(pipe), diffusion, pipe.vae)
+    if options.dry_run:
+        parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **parts}))
+        return
+
+    objective.to(accelerator.device)
+    if options.method == "consistency":
+        check_agreement(objective, data.shown, accelerator)
+    loop.claim(accelerator, options)
+    if options.encoder_cache_dir is not None:
+        data = encode(data, base, options, accelerator)
+    gap = None
+    if len(data.held_out) > 1:
+        measured = loop.collate([data.held_out[0, at] for at in range(len(data.held_out))])
+        gap = ConditionGap(objective, measured, options.train_batch_size)
+    preview = ControlPreview(lambda: pipe, objective, data.pairs, gap, options)
+    loop.train(accelerator, objective, data.dataset, options, preview)
+
+    if accelerator.is_main_process:
+        run_folder = Path(options.output_dir)
+        save(objective, run_folder)
+        counts = (len(data.dataset), len(data.held_out), data.report.digest)
+        write_controlnet_card(run_folder, base_of(options), *counts, is_sdxl(base.folder))
+        if options.push_to_hub:
+            print(f"published at {push(run_folder, options)}")
+    accelerator.end_training()
+
+
+def make_objective(options: Options, controlnet, unet, encoders, diffusion, vae):
+    """Return the objective of --method."""
+    from diffusers_ext.objectives.control_reward import (
+        ConditionPath,
+        ConditionPreferenceObjective,
+        ConsistencyObjective,
+    )
+    from diffusers_ext.rewards.agreement import resolve
+
+    common = (controlnet, unet, encoders, diffusion)
+    common += (options.only_mid_control, options.unlock_decoder, options.controlnet_blocks)
+    highest = options.reward_timestep_max
+    if options.method == "cpo":
+        weights = {
+            "beta": options.cpo_beta,
+            "margin": options.cpo_margin,
+            "diffusion_weight": options.cpo_diffusion_weight,
+        }
+        return ConditionPreferenceObjective(*common, **weights, threshold=600 if highest is None else highest)
+    path = ConditionPath(resolve(options.consistency), encoders, vae, options.decode_batch_size)
+    weight, threshold = options.consistency_weight, 200 if highest is None else highest
+    return ConsistencyObjective(*common, path=path, weight=weight, threshold=threshold)
+
+
+def check_agreement(objective, pairs, accelerator) -> None:
+    """Refuse an agreement whose gradient does not reach the latents of the data's own pictures; say how high those score."""
+    import torch
+
+    from diffusers_ext.objectives.reward_path import check_gradient
+
+    number = range(min(4, len(pairs)))
+    pictures = torch.stack([pairs.picture(at) for at in number]).to(accelerator.device)
+    conditions = torch.stack([pairs.condition(at) for at in number]).to(accelerator.device)
+    moments = objective.encoders.moments(pictures)
+    latents = objective.encoders.normalise(moments[:, 0])
+    warning = check_gradient(objective.path, latents, conditions, None)
+    with torch.no_grad():
+        truth = float(objective.path(latents, conditions).mean())
+    accelerator.print(f"warning: {warning}" if warning else f"the data's own pictures agree by {truth:.3f}")
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,122 @@
+"""Tune Stable Diffusion 1.x, 2.x or XL with a reward, or straight from rankings; the result is a LoRA, or a full model.
+
+As ImageReward's ReFL was published, with the pre-training term that its script lacks:
+    accelerate launch training/train_reward_tuning.py --config training/presets/refl_official.json \\
+        --pretrained_model_name_or_path models/stable-diffusion-v1-4 --reward models/image-reward --held_out_reward hps \\
+        --prompts prompts.txt --pretrain_data_dir data/pictures --output_dir runs/refl --mixed_precision fp16
+
+With less memory and time, guided as you will sample:
+    accelerate launch training/train_reward_tuning.py --method draft_lv --pretrained_model_name_or_path models/sd15 \\
+        --reward models/image-reward --held_out_reward hps --prompts prompts.txt --guidance_scale 5 --drift_weight 1 \\
+        --gradient_checkpointing --mixed_precision bf16 --max_train_steps 500 --early_stopping_patience 5
+
+On a laptop, with the small model that ships with this package and no download:
+    python -m diffusers_ext.data.fill50k --output_dir data/fill50k --count 200
+    accelerate launch training/train_reward_tuning.py --prompts data/fill50k/metadata.jsonl --prompt_field text \\
+        --reward fill50k:soft --held_out_reward fill50k --guidance_scale 2 --resolution 64 --max_train_steps 100
+
+Run the same command with --resume_from_checkpoint latest to go on after an interruption; on a CPU, bit for bit.
+The run folder holds the LoRA: pipe.load_lora_weights("runs/tuned"), or with --full_unet the whole pipeline.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers_ext.options import OptimizerOptions, RunOptions, option, run
+from diffusers_ext.tuning_options import DataOptions, MethodOptions, ModelOptions, RewardOptions, ValidationOptions
+
+
+@dataclass
+class Options(ValidationOptions, OptimizerOptions, RunOptions, DataOptions, RewardOptions, MethodOptions, ModelOptions):
+    output_dir: str = option(
+        "runs/tuned", "the run folder: LoRA or model, card, options, metrics, samples, checkpoints"
+    )
+    learning_rate: float = option(1e-4, "after warm-up, before decay; a full U-Net takes 1e-5")
+    lr_warmup_steps: int = option(0, "steps of linear warm-up, for schedules that have one")
+    validation_steps: int = option(25, "draw samples and measure every so many steps")
+
+
+def main(options: Options) -> None:
+    import torch
+
+    from diffusers_ext import load_reward, loop
+    from diffusers_ext.base_model import BaseModel
+    from diffusers_ext.encoders import check_resolution, is_sdxl
+    from diffusers_ext.hub import push
+    from diffusers_ext.objectives.reward_path import RewardPath
+    from diffusers_ext.tuning_card import write_tuning_card
+    from diffusers_ext.tuning_options import base_of, check_options
+    from diffusers_ext.tuning_previews import TuningPreview
+    from diffusers_ext.tuning_start import (
+        check_reward,
+        drawn_ids,
+        latent_size,
+        make_decoder,
+        make_objective,
+        make_policy,
+        prepare,
+        read_source,
+    )
+
+    # What the user can get wrong, before anything heavy.
+    loop.check(options)
+    check_options(options)
+    source = read_source(options)
+    reward = load_reward(options.reward) if options.reward else None
+    held_out = load_reward(options.held_out_reward) if options.held_out_reward else None
+
+    accelerator = loop.start(options)
+    forward = loop.frozen_dtype(accelerator)
+    dtype = torch.float32 if options.full_unet else forward
+    hub = {"revision": options.revision, "variant": options.variant}
+    base = BaseModel.find(base_of(options), options.pretrained_vae_model_name_or_path, forward, dtype, **hub)
+    dataset, texts = prepare(source, base, options, accelerator)
+    policy, pipe = make_policy(options, base, texts)
+    check_resolution(options.resolution, pipe.vae.config, pipe.unet.config)
+    path = RewardPath(reward, policy.encoders, make_decoder(options, pipe), options.decode_batch_size)
+    objective, sampler = make_objective(options, policy, pipe, path)
+    if options.dry_run:
+        accelerator.print(loop.plan(options, len(dataset), {"unet": pipe.unet, "vae": pipe.vae, "reward": path}))
+        return
+
+    for part in (objective, path, *([held_out] if held_out is not None else [])):
+        part.to(accelerator.device)
+    if options.method != "dpo":
+        with accelerator.autocast():
+            warning = check_reward(objective, dataset)
+        accelerator.print(f"warning: {warning}" if warning else "the reward's gradient reaches the latents")
+    loop.claim(accelerator, options)
+    xl = is_sdxl(base.folder)
+    size = latent_size(options, pipe)
+    preview = TuningPreview(
+        objective, sampler, path, held_out, source.validation, texts, size, options, drawn_ids(options, xl)
+    )
+    if accelerator.is_main_process:
+        with accelerator.autocast():
+            print(f"the base: {preview.start()}")
+    loop.train(accelerator, objective, dataset, options, preview)
+
+    if accelerator.is_main_process:
+        run_folder = Path(options.output_dir)
+        save(objective, base, run_folder)
+        with accelerator.autocast():
+            preview.sweep()
+        write_tuning_card(run_folder, base_of(options), len(dataset), xl)
+        if options.push_to_hub:
+            print(f"published at {push(run_folder, options)}")
+    accelerator.end_training()
+
+
+def save(objective, base, folder: Path) -> None:
+    """Write the LoRA into the run folder itself, or the whole pipeline around a U-Net that learned whole."""
+    from diffusers_ext.unet_lora import has_lora, save_lora
+
+    unet = objective.policy.unet
+    if has_lora(unet):
+        save_lora(unet, folder)
+    else:
+        base.load(unet=unet).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    run(main, Options)
