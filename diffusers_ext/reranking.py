@@ -261,16 +261,6 @@ class RerankMixin:
         """Draw several candidates of each prompt and return the best; arguments as in `RewardReranker.__call__`."""
         return RewardReranker(self, self.reward_model, super().__call__)(*args, **kwargs)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As diffusers does. Raises InputError for a reward that would be left out: it has neither files nor a name."""
-        reward = self.reward_model
-        if reward is not None and not isinstance(reward, PreTrainedModel):
-            raise InputError(
-                f"reward_model: a {type(reward).__name__} has no files to save; use rewards.named.NamedReward(NAME) with a"
-                " name that load_reward takes, or set pipe.reward_model = None"
-            )
-        super().save_pretrained(save_directory, *args, **kwargs)
-
 
 def _callback(arguments: dict[str, Any], bar: Any, count: int, pruning: Pruning | None) -> dict[str, Any]:
     """The pipeline's two callback arguments: the caller's callback, then pruning, then the bar."""

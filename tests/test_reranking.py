@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -435,6 +436,21 @@ class TestPruning:
         finally:
             del ours.unet.conv_in.forward
         assert rows[0] == 8 and max(rows[1:]) == 4
+
+    def test_a_tiny_decoder_shows_the_previews(self, ours, monkeypatch):
+        blocks = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
+        tiny_decoder = AutoencoderTiny(**blocks, num_encoder_blocks=(1,) * 3, num_decoder_blocks=(1,) * 3)
+        shown = {"previews": 0, "pictures": 0}
+        for name, decoder in (("previews", tiny_decoder), ("pictures", ours.vae)):
+
+            def counted(latents, *args, name=name, decode=decoder.decode, **kwargs):
+                shown[name] += len(latents)
+                return decode(latents, *args, **kwargs)
+
+            monkeypatch.setattr(decoder, "decode", counted)
+        given = {"prune": [(0.4, 0.25)], "prune_by": "previews", "preview_decoder": tiny_decoder, **FEW}
+        best = ours(PROMPT, num_candidates=4, keep=1, seed=0, **given)
+        assert shown == {"previews": 4, "pictures": 1} and len(best.images) == 1
 
     def test_what_cannot_be_pruned_is_told(self, plain):
         pipe = StableDiffusionPipeline(**plain.components, requires_safety_checker=False)
