@@ -1,12 +1,14 @@
 """The candidates of a prompt, their scores and their order: what best-of-N returns."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers.utils import BaseOutput
 from PIL import Image
 
@@ -129,14 +131,29 @@ def score_pictures(reward: Any, prompt: str, pictures: Sequence[Any]) -> dict[st
 
 
 def _scores(score: Callable, prompt: str, pictures: list) -> dict[str, np.ndarray]:
-    with torch.no_grad():
+    owner = getattr(score, "__self__", score)
+    with torch.no_grad(), _onloaded(owner):
         found = score([prompt] * len(pictures), pictures)
     found = found if isinstance(found, dict) else {"score": found}
-    scores = {name: torch.as_tensor(values).double().cpu().numpy().reshape(-1) for name, values in found.items()}
+    scores = {name: torch.as_tensor(values).cpu().double().numpy().reshape(-1) for name, values in found.items()}
     for name, values in scores.items():
         if len(values) != len(pictures):
             raise ValueError(f"the reward gave {len(values)} values of {name!r} for {len(pictures)} pictures")
     return scores
+
+
+@contextmanager
+def _onloaded(reward: Any) -> Iterator[None]:
+    """Bring an offloaded reward to its device, and back: `score` is no `forward`, which accelerate's hook stands around."""
+    hook = getattr(reward, "_hf_hook", None)
+    if not isinstance(hook, CpuOffload) or next(reward.parameters(), None) is None:
+        yield
+        return
+    hook.pre_forward(reward)
+    try:
+        yield
+    finally:
+        hook.init_hook(reward)
 
 
 def as_pictures(images: Any) -> list:

@@ -144,7 +144,7 @@ def write_reward_card(run: Path, training: Counts, held_out: Counts) -> Path:
         library_name="transformers",
         tags=["reward-model", "human-preference", "diffusers_ext"],
         base_model=None if base == "tiny" else _hub_name(base),
-        **({} if base == "tiny" else _licence(base)),
+        **({"license": "unknown"} if base == "tiny" else _licence(base)),
     )
     name = "LinearHeadReward" if head_alone else "ImageRewardModel"
     module = "diffusers_ext.rewards.linear_head" if head_alone else "diffusers_ext"

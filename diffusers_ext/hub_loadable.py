@@ -44,7 +44,8 @@ class HubLoadable:
             (folder / part / f"{module}.py").write_text(_import(module, name), encoding="utf-8")
         index |= {"_class_name": [stem, type(self).__name__]} | {part: list(home) for part, home in saved.items()}
         _write_json(folder / self.config_name, index)
-        for path in [folder / self.config_name, *folder.glob("*/*config.json")]:
+        parts = [path for name in self.components for path in (folder / name).glob("*config.json")]
+        for path in [folder / self.config_name, *parts]:
             _forget_origin(path)
 
     def save_pretrained(
@@ -63,9 +64,11 @@ class HubLoadable:
         """
         folder = Path(save_directory)
         upload = {name: kwargs.pop(name) for name in ("token", "commit_message", "create_pr") if name in kwargs}
-        repository, private = kwargs.pop("repo_id", folder.name), kwargs.pop("private", None)
+        repository, private = kwargs.pop("repo_id", folder.resolve().name), kwargs.pop("private", None)
         home = _home(type(self))[1]
         _component_homes(self)
+        # diffusers forgets what was set where the folder it came from had none.
+        self.register_modules(**{name: part for name, part in self.components.items() if part is not None})
         super().save_pretrained(folder, *args, **kwargs)
         kept = (folder / CARD).exists()
         if push_to_hub:

@@ -45,6 +45,16 @@ from .rewards.ensemble import EnsembleReward
 
 GRADIENT_COST = 4  # evaluations per forward one: itself, again for the checkpoint, and a backward pass as two
 MOMENTUM, CLIP = 0.9, 0.1  # ReNO's
+OWN = (
+    "latents",
+    "generator",
+    "num_images_per_prompt",
+    "prune",
+    "prune_by",
+    "preview_decoder",
+    "reward_prompt",
+    "return_dict",
+)
 MANY = 16  # candidates from which on one reward alone is worth a warning
 logger = logging.get_logger(__name__)
 
@@ -134,8 +144,8 @@ class NoiseSearch:
             raise InputError(f"{type(self.reward).__name__} has no gradient; search with method='local'")
         if getattr(self.pipeline, "unet", None) is None or "latents" not in inspect.signature(self.draw).parameters:
             raise InputError(f"{type(self.pipeline).__name__} has no U-Net that starts from given latents")
-        if taken := {"latents", "generator", "num_images_per_prompt"} & arguments.keys():
-            raise InputError(f"{', '.join(sorted(taken))}: a search sets that itself, from seed and num_candidates")
+        if taken := {*OWN} & arguments.keys():
+            raise InputError(f"{', '.join(sorted(taken))}: a search sets that itself, or cannot do it")
 
 
 class _Run:

@@ -1,6 +1,7 @@
 """The card of a saved pipeline: what it is, how it is loaded, and what it drew."""
 
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def write_pipeline_card(folder: Path, pipe: Any, name: str, gallery: Gallery = (
     for a class of somebody else.
     """
     rewarded = getattr(pipe, "reward_model", None) is not None
-    base = pipe.name_or_path if pipe.name_or_path and not Path(pipe.name_or_path).exists() else None
+    base = pipe.name_or_path if _on_the_hub(pipe.name_or_path) else None
     data = _data(
         ["reward", "reranking"] if rewarded else [],
         license="other",
@@ -90,6 +91,11 @@ blocks.sub_blocks.insert("rerank", block, len(blocks.sub_blocks))""",
 def _write_usage(folder: Path, kind: type, name: str, code: str, remark: str) -> Path:
     sections = [f"# {name.split('/')[-1]}", _summary(kind), f"## Use\n\n```python\n{code}\n```\n\n{remark}", LIMITS]
     return _write(folder, _data([], license="apache-2.0"), sections)
+
+
+def _on_the_hub(name: str | Path | None) -> bool:
+    """Whether that is a repository's name and no path, whichever folder one stands in now."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
 def _data(tags: list[str], **more: Any) -> ModelCardData:

@@ -35,6 +35,10 @@ def check_pipeline(pipe: Any, parameters: Collection[str]) -> None:
     missing += [name for name in ("callback_on_step_end", "num_images_per_prompt") if name not in parameters]
     if missing:
         raise InputError(f"{type(pipe).__name__} cannot be pruned: it has no {missing[0]}")
+    apart = [name for name in ("mask_image", "pag_scale") if name in parameters]
+    if apart or pipe.unet.config.in_channels != pipe.unet.config.out_channels:
+        why = f"its {apart[0]}" if apart else "its U-Net's further inputs"
+        raise InputError(f"{type(pipe).__name__} cannot be pruned by previews: {why} would not be cut; prune by drafts")
     scheduler, kind = pipe.scheduler, pipe.scheduler.config.get("prediction_type")
     if kind not in ("epsilon", "v_prediction", "sample") or getattr(scheduler, "alphas_cumprod", None) is None:
         raise InputError(f"{type(scheduler).__name__} cannot be pruned: no discrete schedule of ε, v or x prediction")
@@ -125,7 +129,7 @@ def predicted_clean(
     sample: as the network saw it, that is scaled to unit variance also where the sampler counts in σ. A timestep between
     two of the schedule takes √ᾱ linearly from both.
     """
-    signals = scheduler.alphas_cumprod.double().cpu().sqrt().numpy()
+    signals = scheduler.alphas_cumprod.cpu().double().sqrt().numpy()
     signal = float(np.interp(float(torch.as_tensor(timestep).flatten()[0]), np.arange(len(signals)), signals))
     noise = math.sqrt(1 - signal**2)
     match scheduler.config.prediction_type:

@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -66,14 +67,13 @@ class Request:
 
     def drafts(self) -> list[tuple[int, int]]:
         """(steps, how many go on) of each round of drafts."""
-        rounds, count = [], len(self.seeds[0])
+        rounds, count = {}, len(self.seeds[0])
         for share, kept in self.schedule if self.by_drafts else ():
-            whole = self.arguments["num_inference_steps"]
+            whole, strength = self.arguments["num_inference_steps"], self.arguments.get("strength", 1.0)
             steps, left = max(1, round(share * whole)), self.left(count, kept)
-            if left < count and steps < whole:
-                rounds.append((steps, left))
-                count = left
-        return rounds
+            if left < count and steps < whole and int(steps * strength) > 0:  # from a picture: the share of steps taken
+                rounds[steps] = count = left
+        return list(rounds.items())
 
     def drawings(self) -> int:
         """How many pictures are drawn in all, drafts too."""
@@ -171,7 +171,7 @@ def _seeds(seed: Any, generator: Any, prompts: int, number: int) -> tuple[list[l
     if seed is None:
         device = generator.device if generator is not None else device
         seed = torch.randint(SEEDS, (total,), generator=generator, device=device).tolist()
-    seeds = list(range(seed, seed + total)) if isinstance(seed, int) else [int(each) for each in seed]
+    seeds = list(range(seed, seed + total)) if isinstance(seed, Integral) else [int(each) for each in seed]
     if len(seeds) != total:
         raise InputError(f"{len(seeds)} seeds for {prompts} x {number} candidates; give one each, or one number")
     return [seeds[start : start + number] for start in range(0, total, number)], device

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.hooks import CpuOffload
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import PreTrainedModel
@@ -187,8 +186,7 @@ class RewardReranker:
         """Score what was not blanked; the rest is NaN."""
         shown = [picture for picture, blank in zip(pictures, blanks) if not blank]
         reward = self.reward[prompt] if isinstance(self.reward, list) else self.reward
-        with _onloaded(reward):
-            found = score_pictures(reward, request.prompts[prompt], shown)
+        found = score_pictures(reward, request.prompts[prompt], shown)
         scores = {name: np.full(len(pictures), np.nan) for name in found}
         for name, values in found.items():
             scores[name][~np.array(blanks, dtype=bool)] = values
@@ -237,7 +235,8 @@ class RewardReranker:
         parts = getattr(pipe, "components", {}).items()
         encoders = [part for name, part in parts if name.startswith("text_encoder")]
         self._encoders += [(part, []) for part in encoders if isinstance(part, PreTrainedModel)]
-        network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+        networks = (getattr(pipe, name, None) for name in ("unet", "transformer"))  # a compiled one has no truth value
+        network = next((each for each in networks if each is not None), None)
         with ExitStack() as stack:
             bar = None
             if hasattr(pipe, "progress_bar"):
@@ -284,19 +283,5 @@ def _callback(arguments: dict[str, Any], bar: Any, count: int, pruning: Pruning 
 
 def _advance(bar: Any, candidates: float) -> None:
     if bar is not None:
-        bar.n = round(bar.n + candidates, 3)
+        bar.n = min(round(bar.n + candidates, 3), bar.total)
         bar.update(0)
-
-
-@contextmanager
-def _onloaded(reward: Any) -> Iterator[None]:
-    """Bring an offloaded reward to its device, and back: `score` is no `forward`, which accelerate's hook stands around."""
-    hook = getattr(reward, "_hf_hook", None)
-    if not isinstance(hook, CpuOffload) or next(reward.parameters(), None) is None:
-        yield
-        return
-    hook.pre_forward(reward)
-    try:
-        yield
-    finally:
-        hook.init_hook(reward)

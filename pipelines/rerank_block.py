@@ -68,7 +68,8 @@ class RewardRerankBlock(ModularPipelineBlocks):
         keep = drawn if block.keep is None else block.keep
         _check(components.reward_model, len(block.images), len(prompts), keep)
         scores = components.reward_model.score([prompt for prompt in prompts for _ in range(drawn)], block.images)
-        order = scores.view(len(prompts), drawn).argsort(dim=1, descending=True, stable=True)[:, :keep].cpu()
+        last = scores.float().nan_to_num(nan=-torch.inf)  # a reward of NaN comes behind all
+        order = last.view(len(prompts), drawn).argsort(dim=1, descending=True, stable=True)[:, :keep].cpu()
         positions = (order + drawn * torch.arange(len(prompts))[:, None]).flatten()
         tensor = isinstance(block.images, torch.Tensor)
         block.images = block.images[positions] if tensor else [block.images[position] for position in positions]

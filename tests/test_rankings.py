@@ -247,3 +247,11 @@ def test_layers_of_a_picture_are_its_circle_and_its_background():
     pixels[20:40, 20:40] = (255, 0, 0)
     circle, background, cover = simulated_rankings.layers_of(Image.fromarray(pixels))
     assert (circle == pixels).all() and (background == (0, 0, 255)).all() and cover.sum() == 400
+
+
+def test_leaks_name_the_row_whose_picture_is_missing(tmp_path):
+    pictures(tmp_path, "a.png", "b.png", "c.png")
+    here = read(lines(tmp_path / "here.jsonl", GOOD))
+    gone = read(lines(tmp_path / "gone.jsonl", {**GOOD, "images": ["a.png", "b.png", "z.png"]}))
+    with pytest.raises(InputError, match=r"gone.jsonl:1: images: .*z.png: no such file"):
+        leaks(here, gone)

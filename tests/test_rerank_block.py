@@ -20,6 +20,13 @@ class Brightness(Reward):
         return torch.stack([-mean if prompt.startswith("dark") else mean for prompt, mean in zip(prompts, means)])
 
 
+class Unsure(torch.nn.Module):
+    """A reward that does not refuse NaN."""
+
+    def score(self, prompts, images):
+        return images.mean((1, 2, 3))
+
+
 def _mean(image) -> float:
     return float(image.mean()) if isinstance(image, torch.Tensor) else image.convert("L").getpixel((0, 0)) / 255
 
@@ -41,6 +48,12 @@ def test_best_first_for_each_prompt(pipe):
     assert state.get("ranking") == [1, 2, 3, 5]
     assert [image is images[place] for image, place in zip(state.get("images"), state.get("ranking"))] == [True] * 4
     assert state.get("scores") == pytest.approx([200 / 255, 90 / 255, -30 / 255, -120 / 255])
+
+
+def test_a_reward_of_nan_comes_last(pipe):
+    images = torch.tensor([0.2, torch.nan, 0.9])[:, None, None, None].expand(3, 3, 8, 8)
+    pipe.update_components(reward_model=Unsure())
+    assert pipe(prompt="bright", images=images, output="ranking") == [2, 0, 1]
 
 
 def test_all_are_kept_without_a_number_and_tensors_stay_tensors(pipe):

@@ -66,7 +66,7 @@ def test_an_interrupted_run_goes_on(whole, prompts, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as stopped:
         rerank(*given)
     assert stopped.value.code == 130 and "goes on from the 4 candidates" in capsys.readouterr().out
-    journal = folder / "candidates.jsonl"
+    journal = folder / "journal.jsonl"
     journal.write_text(journal.read_text()[:-20])  # as a kill may cut the last line
     rerank(*given)
     assert calls[3:] == [[2, 3], [4], [5, 6], [7, 8], [9]]  # the second chunk again, the first not

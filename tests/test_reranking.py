@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
@@ -217,9 +218,9 @@ class TestCallbacks:
 
     def test_the_bar_counts_candidates_and_is_left_as_it_was(self, ours, capsys):
         ours.set_progress_bar_config(disable=False, desc="mine")
-        ours(PROMPT, num_candidates=3, chunk_size=2, seed=0, **FEW)
+        ours(PROMPT, num_candidates=4, chunk_size=2, seed=0, **FEW)
         told = capsys.readouterr().err
-        assert "mine" in told and "3.0/3" in told and f"/{FEW['num_inference_steps']} " not in told.replace("/3 [", "")
+        assert "mine" in told and "| 4/4" in told and f"/{FEW['num_inference_steps']} [" not in told
         assert ours._progress_bar_config == {"disable": False, "desc": "mine"}
 
 
@@ -526,7 +527,7 @@ class TestComponents:
         assert [ours(PROMPT, **given).scores, ours(PROMPT, prune=True, prune_by="previews", **given).scores] == expected
         ours.remove_all_hooks()
 
-    def test_an_offloaded_reward_comes_and_goes(self, ours):
+    def test_an_offloaded_reward_comes_and_goes(self, ours, monkeypatch):
         moves = []
 
         class Weighing(torch.nn.Linear):
@@ -542,10 +543,40 @@ class TestComponents:
 
         ours.reward_model = Weighing(2, 2)
         ours.enable_model_cpu_offload(device="cpu")
+        bring = CpuOffload.pre_forward
+
+        def brought(hook, module, *args, **kwargs):
+            moves.append("brought" if module is ours.reward_model else "another")
+            return bring(hook, module, *args, **kwargs)
+
+        monkeypatch.setattr(CpuOffload, "pre_forward", brought)
         moves.clear()
         ours(PROMPT, num_candidates=1, seed=0, **FEW)
-        assert moves[moves.index("score") + 1] == "cpu"
+        at = moves.index("score")
+        assert "brought" in moves[:at] and moves[at + 1 :] == ["cpu"]
         ours.remove_all_hooks()
+
+    def test_a_compiled_network(self, plain, ours):
+        expected = ours(PROMPT, num_candidates=2, seed=0, **FEW).scores
+        network, ours.unet = ours.unet, torch.compile(ours.unet, backend="eager")
+        try:
+            found = ours(PROMPT, num_candidates=2, seed=0, **FEW)
+        finally:
+            ours.unet = network
+        assert found.scores == pytest.approx(expected, abs=TOLERANCE) and found.evaluations == 2 * 2 * 3
+
+    def test_a_reward_set_where_none_was_loaded_is_saved(self, plain, ours, tmp_path):
+        ours.reward_model = None
+        ours.save_pretrained(tmp_path / "none")
+        again = RewardRerankPipeline.from_pretrained(tmp_path / "none", trust_remote_code=True, reward_model=None)
+        again.reward_model = NamedReward("fill50k")
+        again.save_pretrained(tmp_path / "named")
+        loaded = RewardRerankPipeline.from_pretrained(tmp_path / "named", trust_remote_code=True)
+        assert isinstance(loaded.reward_model, NamedReward)
+        config = tmp_path / "named" / "reward_model" / "config.json"
+        config.write_text(config.read_text().replace("fill50k", "os:system"))
+        with pytest.raises(InputError, match="may not name code"):
+            NamedReward.from_pretrained(config.parent)
 
     def test_from_pipe_and_back(self, plain, ours):
         made = RewardRerankPipeline.from_pipe(plain, dtype=plain.dtype, reward_model=brightness)

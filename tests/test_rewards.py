@@ -494,6 +494,7 @@ def test_score_refuses_what_it_cannot_do(scored, circles, tmp_path, capsys):
     for words, message in [
         ((scored, "--reward", "fill50k:soft", "--output", output, "--prompt", "x"), "scores of fill50k, not of"),
         ((scored, "--reward", "fill50k", "--output", tmp_path / "notes.jsonl", "--prompt", "x"), "no row of scores"),
+        ((scored, "--reward", "fill50k", "--output", output, "--prompt", "x"), "another picture or prompt"),
         ((scored, "--reward", "fill50k", "--output", tmp_path / "new.jsonl"), "no 3.txt beside it"),
         ((scored, "--output", output), "--reward"),
         (("--reward", "fill50k"), "give pictures"),

@@ -5,7 +5,8 @@ The folder holds one of these tables, JSONL or a JSON list; names of images are 
     {"id": "0001", "prompt": "a red circle", "images": ["0001/0.png", "0001/1.png"]}     or "generations" for "images"
     {"file_name": "0001/0.png", "prompt": "a red circle"}                                or "text" for "prompt"
 
-The second form is one image a line; images of the same prompt are judged together. Rankings already in such a file are
+The second form is one image a line; images of the same prompt are judged together. Or it is what `diffusers-ext rerank`
+wrote: then every finished candidate of a prompt is judged, with no regard to its score. Rankings already in such a file are
 left where they are: nobody who judges shall see them.
 """
 
@@ -70,13 +71,24 @@ def _rows(table: Path) -> list[tuple[str, dict]]:
         if table.suffix == ".jsonl":
             rows = [(f"{table}:{at}", json.loads(line)) for at, line in enumerate(text.splitlines(), 1) if line.strip()]
         else:
-            rows = [(f"{table}[{at}]", row) for at, row in enumerate(json.loads(text))]
+            read = json.loads(text)
+            read = _of_rerank(read) if isinstance(read, dict) and "prompts" in read else read
+            rows = [(f"{table}[{at}]", row) for at, row in enumerate(read)]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{table}: cannot be read ({error}); give UTF-8 JSONL, or a JSON list of objects") from None
     bad = next((origin for origin, row in rows if not isinstance(row, dict)), None)
     if bad or not rows:
         raise InputError(f"{bad or table}: expected objects with a prompt and images")
     return rows
+
+
+def _of_rerank(record: dict) -> list[dict]:
+    """Return the finished pictures of each prompt that `diffusers-ext rerank` drew, in the order of their numbers."""
+    drawn = [
+        (each["prompt"], sorted((row for row in each["candidates"] if row["image"]), key=lambda row: row["number"]))
+        for each in record["prompts"]
+    ]
+    return [{"prompt": prompt, "images": [row["image"] for row in rows]} for prompt, rows in drawn]
 
 
 def _record(row: dict) -> dict:

@@ -47,7 +47,7 @@ def main(options: Options) -> None:
     from pathlib import Path
 
     prompts, folder = _prompts(options), Path(options.output_dir)
-    journal = _open(folder, options)
+    journal = _open(folder, options, prompts)
     try:
         _draw(options, prompts, folder, journal)
     except KeyboardInterrupt:
@@ -74,7 +74,7 @@ def _prompts(options: Options) -> list[str]:
 # ------------------------------------------------------------------ the journal: a line per candidate, in chunks
 
 
-def _open(folder, options: Options) -> dict:
+def _open(folder, options: Options, prompts: list[str]) -> dict:
     """Return the candidates of an earlier run, {(prompt, number): row}; InputError if it was another one."""
     import json
 
@@ -90,14 +90,17 @@ def _open(folder, options: Options) -> dict:
         raise InputError(f"--output_dir {folder}: cannot be written ({error})") from None
     path = folder / "options.json"
     if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))["options"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["prompts"] != prompts:
+            raise InputError(f"{folder} holds candidates of other prompts; name another --output_dir")
+        earlier = record["options"]
         changed = [name for name, value in asdict(options).items() if name not in free and earlier.get(name) != value]
         if changed:
             raise InputError(f"{folder} holds candidates of another --{changed[0]}; name another --output_dir")
-    record = {"command": _command(), "options": asdict(options), "versions": versions()}
+    record = {"command": _command(), "options": asdict(options), "versions": versions(), "prompts": prompts}
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     rows: dict = {}
-    journal = folder / "candidates.jsonl"
+    journal = folder / "journal.jsonl"
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
         try:
             row = json.loads(line)
@@ -132,7 +135,7 @@ def _draw(options: Options, prompts: list[str], folder, journal: dict) -> None:
         return
     reranker = _reranker(options)
     with (
-        open(folder / "candidates.jsonl", "a", encoding="utf-8") as file,
+        open(folder / "journal.jsonl", "a", encoding="utf-8") as file,
         tqdm(total=len(prompts) * options.candidates, initial=len(journal), unit="picture", dynamic_ncols=True) as bar,
     ):
         for prompt, numbers in left:

@@ -41,7 +41,7 @@ def main(options: Options) -> None:
     if options.batch_size < 1:
         raise InputError("--batch_size: 1 at least")
     pairs = _pairs(options)
-    done = _read_scores(Path(options.output), options.reward)
+    done = _read_scores(Path(options.output), options.reward, pairs)
     left = [pair for pair in pairs if pair not in done]
     if left:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -118,7 +118,7 @@ def _load(file):
         return f"{file}: cannot be read ({error or type(error).__name__})"
 
 
-def _read_scores(path, reward: str) -> dict:
+def _read_scores(path, reward: str, pairs: dict) -> dict:
     """Return the finished rows of an earlier run, {(image, prompt): row}; a line cut by a kill and errors are left out."""
     import json
 
@@ -130,12 +130,14 @@ def _read_scores(path, reward: str) -> dict:
         try:
             row = json.loads(line)
             pair, earlier = (row["image"], row["prompt"]), row["reward"]
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and isinstance(error, json.JSONDecodeError):
                 continue
             raise InputError(f"{path}:{number}: no row of scores; name another --output") from None
         if earlier != reward:
             raise InputError(f"{path}:{number}: scores of {earlier}, not of {reward}; name another --output")
+        if pair not in pairs:
+            raise InputError(f"{path}:{number}: the score of another picture or prompt; name another --output")
         if "score" in row:
             done[pair] = row
     _write_scores(path, list(done.values()))

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -64,6 +65,10 @@ class Leaks:
 def leaks(training: Sequence[RankedPrompt], other: Sequence[RankedPrompt]) -> Leaks:
     """Find what a test set shares with the training data: prompts by `normalised`, pictures by their bytes."""
     known = {normalised(prompt.prompt) for prompt in training}
+    for prompt in (*training, *other):
+        gone = next((image for image in prompt.images if isinstance(image, Path) and not image.is_file()), None)
+        if gone:
+            raise InputError(f"{prompt.origin}: images: {gone}: no such file; give the folder as image root")
     digests = digests_of([image for prompt in (*training, *other) for image in prompt.images])
     seen = {digests[image] for prompt in training for image in prompt.images}
     return Leaks(

@@ -32,9 +32,8 @@ def load_reward(name_or_path: str | os.PathLike) -> Any:
     """
     name = str(name_or_path)
     kind, _, rest = name.partition(":")
-    makers = {"clip": _clip, "pickscore": _pickscore, "hps": _hps, "aesthetic": _aesthetic, "fill50k": _fill50k}
-    if kind in makers:
-        reward = makers[kind](rest)
+    if kind in KINDS:
+        reward = KINDS[kind](rest)
     elif name.endswith(".json"):
         reward = _ensemble(Path(name))
     elif rest and not Path(name).exists() and all(part.isidentifier() for part in (*kind.split("."), rest)):
@@ -67,7 +66,9 @@ def _image_reward(name: str) -> Any:
     try:
         return ImageRewardModel.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: no ImageRewardModel could be loaded: {error}") from error
+        raise InputError(
+            f"{name}: {'' if path.is_dir() else 'no such folder, and from the Hub '}no ImageRewardModel could be loaded: {error}"
+        ) from error
 
 
 def _own(module: str, attribute: str) -> Any:
@@ -166,3 +167,12 @@ def _ensemble(path: Path) -> Any:
         raise InputError(f"{path}: no ensemble as EnsembleReward.save writes it ({error})") from None
     members = {name: load_reward(name) for name in scales}
     return EnsembleReward(members, scales, record.get("combine", "mean"), record.get("k", 1.0))
+
+
+KINDS = {
+    "clip": _clip,
+    "pickscore": _pickscore,
+    "hps": _hps,
+    "aesthetic": _aesthetic,
+    "fill50k": _fill50k,
+}  # before ":"

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .loading import load_reward
+from ..errors import InputError
+from .loading import KINDS, load_reward
 
 
 class NamedRewardConfig(PreTrainedConfig):
@@ -52,7 +53,12 @@ class NamedReward(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, dtype: Any = None, **kwargs: Any) -> "NamedReward":
-        """Read config.json and load the reward of that name."""
+        """Read config.json and load the reward of that name. InputError for a name of somebody's code, "module:name"."""
         hub = {name: kwargs[name] for name in ("subfolder", "revision", "token", "cache_dir") if name in kwargs}
-        reward = cls(NamedRewardConfig.from_pretrained(pretrained_model_name_or_path, **hub))
+        config = NamedRewardConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        if ":" in config.name and config.name.partition(":")[0] not in KINDS:
+            raise InputError(
+                f"reward {config.name!r}: a downloaded file may not name code; build NamedReward(NAME) yourself"
+            )
+        reward = cls(config)
         return reward.to(dtype) if isinstance(dtype, torch.dtype) else reward
