@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("starlette", reason="the annotation app needs diffusers_ext[app]")
 
 from annotation import Client, candidates, judgement, lines_of, served
+from PIL import Image
 from starlette.testclient import TestClient
 
 from diffusers_ext.annotate import server, store
@@ -535,3 +536,18 @@ def test_another_host_than_loopback_is_warned_of(folder):
         port = address.split("/?")[0].rsplit(":")[-1]
         client = Client(f"http://127.0.0.1:{port}/?{address.split('/?')[1]}")
         assert client.get("/api/progress?annotator=ada")["total"] == 3
+
+
+def test_the_folder_of_a_reranking_is_judged_without_its_scores(tmp_path):
+    (tmp_path / "candidates").mkdir()
+    names = [f"candidates/{number}.png" for number in range(3)]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    drawn = [{"number": at, "score": at, "image": names[at]} for at in (2, 0, 1)]
+    record = {
+        "prompts": [{"prompt": "a red circle", "candidates": [*drawn, {"number": 3, "score": -1, "image": None}]}]
+    }
+    (tmp_path / "scores.json").write_text(json.dumps(record))
+    (item,) = read_items(tmp_path)
+    assert item.prompt == "a red circle" and item.images == tuple(tmp_path / name for name in names)
+    assert not item.rankings
