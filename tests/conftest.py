@@ -4,14 +4,13 @@ import copy
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import psutil
 import pytest
 import torch
+from fork_server import ForkServer
 
 from diffusers_ext.data import fill50k
 
@@ -178,35 +177,55 @@ def environment() -> dict[str, str]:
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-@pytest.fixture
-def launch():
-    """Run a script under `accelerate launch` and return the finished process."""
+@pytest.fixture(scope="session")
+def fork_server():
+    """Processes in which torch, diffusers and transformers are imported already; see fork_server.py."""
+    if sys.platform != "linux":
+        pytest.skip("scripts are forked off a process that has imported torch, which Linux alone allows")
+    with ForkServer() as server:
+        yield server
 
-    def run(script: str | Path, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
-        command = accelerate_command(script, *arguments, processes=processes)
-        done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=540)
+
+@pytest.fixture(scope="session")
+def launch(request):
+    """Run a script and return the finished process; real: under `accelerate launch`, else forked, which takes seconds less."""
+
+    def run(script: str | Path, *arguments: str, processes: int = 1, real: bool = False) -> subprocess.CompletedProcess:
+        if real or sys.platform != "linux":
+            command = accelerate_command(script, *arguments, processes=processes)
+            done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=540)
+        else:
+            server = request.getfixturevalue("fork_server")
+            done = server.start(script, *arguments, processes=processes, env=environment()).wait()
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done
 
     return run
 
 
+@pytest.fixture(scope="session")
+def fresh(fork_server):
+    """Run a piece of code, as python -c would, in a process that has imported nothing of this package."""
+
+    def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
+        done = fork_server.start("-c", code, *arguments, env=environment()).wait()
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done
+
+    return run
+
+
 @pytest.fixture
-def launch_and_kill():
-    """Start a script and SIGKILL it, with all its children, as soon as `when()` is true."""
+def launch_and_kill(fork_server):
+    """Start a script and SIGKILL it, with all its processes, as soon as `when()` is true."""
 
     def run(script: str | Path, *arguments: str, when, processes: int = 1) -> None:
-        command = accelerate_command(script, *arguments, processes=processes)
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, env=environment(), cwd=ROOT, **pipes)
+        running = fork_server.start(script, *arguments, processes=processes, env=environment())
         try:
             while not when():
-                assert process.poll() is None, "the run ended before it could be killed"
-                time.sleep(0.02)
+                assert running.poll(0.02) is None, "the run ended before it could be killed"
         finally:
-            # The launcher gives each rank a session of its own, so the group is not enough.
-            for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-                each.kill()
-            process.wait()
+            running.kill()
+            running.wait()
 
     return run

@@ -4,8 +4,6 @@ import copy
 import json
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -406,7 +404,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.mark.launch
-def test_the_script_trains_and_its_run_loads_elsewhere(launch, untrained_xl, circles, tmp_path):
+def test_the_script_trains_and_its_run_loads_elsewhere(launch, fresh, untrained_xl, circles, tmp_path):
     run = tmp_path / "run"
     launch(SCRIPT, *arguments(untrained_xl, circles, run, "--max_train_steps", 2))
     measured = read_metrics(run)[-1]
@@ -422,7 +420,7 @@ pipe = StableDiffusionXLControlNetPipeline.from_pretrained({str(untrained_xl)!r}
 image = pipe("red circle", image=Image.new("RGB", (32, 32)), num_inference_steps=2, output_type="pt").images
 assert image.shape == (1, 3, 32, 32) and image.isfinite().all()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    fresh(code)
 
 
 @pytest.mark.launch

@@ -61,9 +61,8 @@ def arguments(data, output, *more) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(data):
-    torch.set_num_threads(1)
-    main(parse(Options, arguments(data, data / "run")))
+def finished(data, launch):
+    launch("training/train_incremental.py", *arguments(data, data / "run"), real=True)
     return data / "run"
 
 
@@ -105,7 +104,9 @@ def same(first, second) -> None:
 @pytest.mark.launch
 def test_two_processes_learn_what_one_does(data, finished, tmp_path, launch):
     """Check 19: ranks share the encoding, and end with one process's statistics and labels."""
-    launch("training/train_incremental.py", *arguments(data, tmp_path / "run", "--no-baselines"), processes=2)
+    launch(
+        "training/train_incremental.py", *arguments(data, tmp_path / "run", "--no-baselines"), processes=2, real=True
+    )
     same(finished, tmp_path / "run")
 
 

@@ -3,8 +3,6 @@
 import json
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +87,9 @@ def call(*words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(pictures, backbone, tmp_path_factory) -> Path:
+def run(launch, pictures, backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "lads"
-    call(*arguments(pictures, backbone, folder, "--few_images", 5))
+    launch(SCRIPT, *arguments(pictures, backbone, folder, "--few_images", 5), real=True)
     return folder
 
 
@@ -108,7 +106,7 @@ def test_a_run_explains_itself(run):
     assert "| LADS |" in text and "zero-shot, adaptive" in text and "plain" not in text.split("```json")[0]
 
 
-def test_the_classifier_loads_in_a_fresh_process(run, pictures):
+def test_the_classifier_loads_in_a_fresh_process(run, pictures, fresh):
     model = diffusers_ext.LADSClassifier.from_pretrained(run)
     files = sorted(pictures.glob("dark/*/0.png"))
     _, probabilities, domains = model.predict(files)
@@ -117,8 +115,7 @@ def test_the_classifier_loads_in_a_fresh_process(run, pictures):
         "import sys, diffusers_ext; model = diffusers_ext.LADSClassifier.from_pretrained(sys.argv[1]);"
         "print(model.predict(sys.argv[2:]).probabilities.tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", code, run, *files], capture_output=True, text=True, check=True)
-    np.testing.assert_allclose(json.loads(done.stdout), probabilities, atol=1e-6)
+    np.testing.assert_allclose(json.loads(fresh(code, run, *files).stdout), probabilities, atol=1e-6)
     assert torch.equal(model.predict(model.embed(files)).probabilities, probabilities), "embeddings serve as well"
     assert model.augment(files).shape == (2, 3, 16)
     by_text = model.predict(files, head="zero_shot").probabilities

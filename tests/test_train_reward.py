@@ -71,8 +71,9 @@ def losses(run: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}
 
 
-def test_a_run_leaves_a_reward_that_loads_and_a_card(start, ranked, tmp_path):
-    call(*arguments(start, ranked, tmp_path / "run", "--max_train_steps", 4, "--validation_steps", 2))
+def test_a_run_leaves_a_reward_that_loads_and_a_card(launch, start, ranked, tmp_path):
+    more = ["--max_train_steps", 4, "--validation_steps", 2]
+    launch(SCRIPT, *arguments(start, ranked, tmp_path / "run", *more), real=True)
     run = tmp_path / "run"
     reward = diffusers_ext.ImageRewardModel.from_pretrained(run)
     prompts = read(ranked)

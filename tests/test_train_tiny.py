@@ -1,7 +1,5 @@
 """training/train_tiny_text_to_image.py from nothing to a model that any diffusers program loads."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ SMALL = (
 
 @pytest.mark.launch
 @pytest.mark.parametrize("processes", [1, 2])
-def test_both_stages_run_and_load_elsewhere(launch, circles, tmp_path, processes):
+def test_both_stages_run_and_load_elsewhere(launch, fresh, circles, tmp_path, processes):
     run = tmp_path / "model"
     source = ["--train_data_dir", circles] if processes == 1 else ["--samples", 40]
     launch(SCRIPT, "--output_dir", run, *SMALL.split(), *source, processes=processes)
@@ -31,7 +29,7 @@ assert {{part.dtype for part in (pipe.vae, pipe.unet, pipe.text_encoder)}} == {{
 image = pipe("red circle", num_inference_steps=2, output_type="pt").images
 assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    fresh(code)
 
 
 def test_a_finished_first_stage_is_not_repeated(launch, tmp_path):

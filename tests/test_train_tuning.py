@@ -82,7 +82,7 @@ def losses(run: Path) -> dict[int, float]:
 def test_a_launched_run_loads_in_a_fresh_process(launch, untrained, prompts, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
     run = tmp_path / "run"
-    launch(SCRIPT, *arguments(untrained, prompts, run, "--max_train_steps", 3, "--learning_rate", 1e-2))
+    launch(SCRIPT, *arguments(untrained, prompts, run, "--max_train_steps", 3, "--learning_rate", 1e-2), real=True)
     code = f"""
 import torch
 from diffusers import DiffusionPipeline
