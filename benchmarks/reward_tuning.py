@@ -222,8 +222,8 @@ def brightness(prompts: list[str], images: list):
 
 def hackable(options: Options, folder: Path) -> dict:
     """Tune for brightness with the exact colours held out; see what the guard rails say."""
+    from diffusers_ext.cards.tuning import suspicions
     from diffusers_ext.run_folder import read_metrics
-    from diffusers_ext.tuning_card import suspicions
 
     output = folder / "hackable"
     script(

@@ -18,8 +18,8 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import unwrap_module
 from huggingface_hub import create_repo, file_exists, upload_folder
 
+from .cards.pipeline import Gallery, write_code_card, write_pipeline_card
 from .errors import InputError
-from .pipeline_card import Gallery, write_code_card, write_pipeline_card
 
 PIPELINES, REWARDS = "diffusers_ext.pipelines", "diffusers_ext.rewards"
 REMOTE = ("diffusers_modules", "transformers_modules")  # where code that came with weights is imported to

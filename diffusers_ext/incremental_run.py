@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 
 from .backbones import features, load_backbone
 from .cache import write_atomically
+from .cards.incremental import write_incremental_card
 from .checkpoints import damage, seal
 from .data.files import load
 from .data.labelled import LabelledImages
 from .data.sessions import Sessions
 from .grids import labelled_grid, plot_curves
 from .incremental_baselines import baselines
-from .incremental_card import write_incremental_card
 from .metrics.incremental import StreamState, evaluate_stream
 from .mixtures import VMFMixtureClassifier
 from .run_folder import METRICS, write_options

@@ -20,10 +20,10 @@ from huggingface_hub import create_repo, upload_folder
 from torch import nn
 
 from .backbones import Backbone, load_backbone
+from .cards.lads import lads_card
 from .errors import InputError
 from .lads_bank import AugmentationBank, augment
 from .lads_baselines import TEMPERATURE
-from .lads_card import card
 from .lads_data import Embedded, unit_rows
 from .lads_domains import Domains, DomainText
 from .objectives.latent_augmentation import Probe, nearest_domains
@@ -124,7 +124,7 @@ class LADSClassifier(ModelMixin, ConfigMixin):
         if settings.pop("push_to_hub", False):
             self.push_to_hub(settings.pop("repo_id", Path(folder).name), **settings)
         super().save_pretrained(folder, **settings)
-        card(self.config, Path(folder).name).save(Path(folder) / "README.md")
+        lads_card(self.config, Path(folder).name).save(Path(folder) / "README.md")
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
         """Upload weights, configuration and card; return the repository's address."""

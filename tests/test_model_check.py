@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusers_ext import cli, embedded_model
-from diffusers_ext.card_check import card_problems
-from diffusers_ext.cards import published
+from diffusers_ext.cards.check import card_problems
+from diffusers_ext.cards.parts import published
 from diffusers_ext.errors import InputError
 from diffusers_ext.model_check import check_model
 
@@ -128,6 +128,9 @@ def test_a_good_card_passes(tmp_path, capsys):
         (("None known.", "Trained on /home/me/data."), "/home/me/data"),
         (("## Limits", "## Ends"), "no section 'Limits'"),
         (('print("hello")', "print("), "does not parse"),
+        (("None known.", "In code, `<script>`, it is well. <script>1</script>"), "'<script' would run"),
+        (("None known.", '<img src="x" onerror="a()">'), "would run"),
+        (("None known.", "[x](javascript:a())"), "would run"),
         (("samples.png", "../samples.png"), "outside the folder"),
         (("samples.png", "other.png"), "other.png is not there"),
         (("tags: [controlnet]", "tags: ["), "metadata cannot be read"),

@@ -5,8 +5,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from diffusers_ext import embedded_model
-from diffusers_ext.card_check import card_problems
-from diffusers_ext.pipeline_card import write_block_card, write_code_card, write_pipeline_card
+from diffusers_ext.cards.check import card_problems
+from diffusers_ext.cards.pipeline import write_block_card, write_code_card, write_pipeline_card
 from diffusers_ext.rewards.colour import ColourReward
 
 

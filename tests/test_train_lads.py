@@ -12,7 +12,7 @@ from PIL import Image
 
 import diffusers_ext
 from diffusers_ext import cli
-from diffusers_ext.card_check import card_problems
+from diffusers_ext.cards.check import card_problems
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 

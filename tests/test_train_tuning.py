@@ -14,12 +14,12 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffusers_ext.cards.tuning import suspicions
 from diffusers_ext.data import fill50k
 from diffusers_ext.data.rankings import RankedPrompt, Ranking, write
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 from diffusers_ext.run_folder import read_metrics
-from diffusers_ext.tuning_card import suspicions
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train_reward_tuning.py"

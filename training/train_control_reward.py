@@ -61,7 +61,7 @@ def main(options: Options) -> None:
 
     from diffusers_ext import loop
     from diffusers_ext.base_model import BaseModel
-    from diffusers_ext.cards import write_controlnet_card
+    from diffusers_ext.cards.controlnet import write_controlnet_card
     from diffusers_ext.control_data import encode, read_data
     from diffusers_ext.control_options import base_of, check_options
     from diffusers_ext.control_start import start_controlnet

@@ -62,7 +62,7 @@ class Options(OptimizerOptions, RunOptions, DataOptions, ModelOptions):
 
 def main(options: Options) -> None:
     from diffusers_ext import loop
-    from diffusers_ext.cards import write_image_text_card
+    from diffusers_ext.cards.image_text import write_image_text_card
     from diffusers_ext.data.captioned import ImageTexts
     from diffusers_ext.data.preflight import check
     from diffusers_ext.data.rows import read_rows

@@ -37,7 +37,7 @@ def main(options: Options) -> None:
     from diffusers_ext.lads import LADSClassifier
     from diffusers_ext.lads_domains import Domains, embed_domains
     from diffusers_ext.options import as_dict, command_line
-    from diffusers_ext.run_folder import check_run_folder, write_options
+    from diffusers_ext.run_folder import check_run_folder, versions, write_options
 
     # What the user can get wrong, before anything heavy.
     options = with_preset(options)
@@ -71,6 +71,7 @@ def main(options: Options) -> None:
         print(shown)
         training = {
             "command": command_line(),
+            "versions": versions(),
             "options": {name: as_dict(options)[name] for name in LADSOptions.__dataclass_fields__},
             "counts": f"{len(splits.train):,} training images, {len(splits.val):,} to choose epochs by.",
             "table": shown,

@@ -85,7 +85,7 @@ class Options(OptimizerOptions, RunOptions, DataOptions, ModelOptions):
 
 def main(options: Options) -> None:
     from diffusers_ext import loop
-    from diffusers_ext.cards import write_reward_card
+    from diffusers_ext.cards.reward import write_reward_card
     from diffusers_ext.data.ranked import RankedImages
     from diffusers_ext.data.ranking_checks import count
     from diffusers_ext.hub import push

@@ -41,10 +41,10 @@ def main(options: Options) -> None:
 
     from diffusers_ext import load_reward, loop
     from diffusers_ext.base_model import BaseModel
+    from diffusers_ext.cards.tuning import write_tuning_card
     from diffusers_ext.encoders import check_resolution, is_sdxl
     from diffusers_ext.hub import push
     from diffusers_ext.objectives.reward_path import RewardPath
-    from diffusers_ext.tuning_card import write_tuning_card
     from diffusers_ext.tuning_options import base_of, check_options
     from diffusers_ext.tuning_previews import TuningPreview
     from diffusers_ext.tuning_start import (

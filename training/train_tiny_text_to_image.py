@@ -53,7 +53,7 @@ def main(options: Options) -> None:
 
     from diffusers_ext import loop
     from diffusers_ext import tiny_stable_diffusion as tiny
-    from diffusers_ext.cards import write_text_to_image_card
+    from diffusers_ext.cards.text_to_image import write_text_to_image_card
     from diffusers_ext.data.encoded import Encoded, encode_in_memory
     from diffusers_ext.encoders import StableDiffusionEncoders
     from diffusers_ext.hub import push

@@ -17,7 +17,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from ..card_check import card_problems
+    from ..cards.check import card_problems
     from ..errors import InputError
 
     if options.action != "check" or not options.folder:

@@ -21,7 +21,7 @@ class Options:
 def main(options: Options) -> None:
     from pathlib import Path
 
-    from ..card_check import card_problems
+    from ..cards.check import card_problems
     from ..errors import InputError
     from ..hub import push
 

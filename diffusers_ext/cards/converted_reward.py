@@ -3,8 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from .image_reward_hub import new_card
-from .modeling_image_reward import ImageRewardConfig
+from ..rewards.image_reward_hub import new_card
+from ..rewards.modeling_image_reward import ImageRewardConfig
+from .markdown import escape
 
 
 def write_converted_card(folder: Path, source: Path, config: ImageRewardConfig) -> Path:
@@ -18,7 +19,7 @@ change of a number, from an official checkpoint; the conversion measured no accu
 
 | file | sha256 |
 |---|---|
-| {source.name} | `{digest.hexdigest()}` |
+| {escape(source.name)} | `{digest.hexdigest()}` |
 
 Metadata names THUDM/ImageReward as the origin. If that file came out of a training of your own, put its origin, data and
 licence there instead."""

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
-from .cards import published
-from .run_folder import OPTIONS
+from .markdown import escape, literal, table
+from .parts import NOT_TO_JUDGE, command_and_versions, heading, record, save, shown, title
 
 COLUMNS = {
     "average_incremental_accuracy": "average incremental",
@@ -19,15 +19,19 @@ COLUMNS = {
 
 def write_incremental_card(run: Path, ours: dict, baselines: list[dict], classifier: Any) -> Path:
     """Write README.md of a run folder of train_incremental.py from its measures."""
-    record = json.loads((run / OPTIONS).read_text(encoding="utf-8"))
+    noted = record(run)
     protocol = json.loads((run / "protocol.json").read_text(encoding="utf-8"))
-    options = record["options"]
+    options = noted["options"]
     data = ModelCardData(
-        library_name="diffusers", pipeline_tag="image-classification", tags=["continual-learning", "diffusers_ext"]
+        library_name="diffusers_ext",
+        pipeline_tag="image-classification",
+        tags=["continual-learning", "diffusers_ext"],
+        license="other",
+        license_name="that-of-the-backbone-and-the-data",
     )
-    text = f"""# {run.resolve().name}: a classifier that keeps learning
+    text = f"""{heading(run, "a classifier that keeps learning")}
 
-Mixtures of von Mises-Fisher distributions on the features of `{options["backbone"]}`, grown over {len(protocol["sessions"])} sessions of
+Mixtures of von Mises-Fisher distributions on the features of {shown(options["backbone"])}, grown over {len(protocol["sessions"])} sessions of
 {options["setting"]}: {len(classifier.classes_)} classes, {len(classifier.space.counts)} components. After "General Incremental Learning with
 Domain-aware Categorical Representations" (Xie, Yan & He, CVPR 2022); what that leaves open was decided here, and no number below is
 the paper's.
@@ -38,8 +42,8 @@ the paper's.
 from diffusers_ext import VMFMixtureClassifier
 from diffusers_ext.backbones import load_backbone
 
-classifier = VMFMixtureClassifier.from_pretrained("{run.resolve().name}")
-backbone = load_backbone({json.dumps(options["backbone"])})
+classifier = VMFMixtureClassifier.from_pretrained({literal(run.resolve().name)})
+backbone = load_backbone({literal(title(options["backbone"]))})
 labels = classifier.predict(backbone.embed_images(images))
 classifier.partial_fit(backbone.embed_images(new_images), new_labels)  # the next session
 ```
@@ -58,30 +62,23 @@ Percent, on held-out pictures of all classes and domains seen so far. {_verdict(
 
 ## Training
 
-```bash
-{published(record["command"])}
-```
+{command_and_versions(noted)}
 
-The order of sessions is in protocol.json. {", ".join(f"{name} {version}" for name, version in record["versions"].items())}.
+The order of sessions is in protocol.json.
 
-## Limits
+## Limits and misuse
 
 It knows what the frozen backbone tells apart. The memory holds {len(classifier.exemplars.features)} feature vectors of training pictures, no
 pictures. Probabilities are calibrated on held-out samples of the sessions; novelty scores are comparable within one session.
+{NOT_TO_JUDGE}
 """
-    path = run / "README.md"
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(path)
-    return path
+    return save(run, data, text)
 
 
 def _table(ours: dict, baselines: list[dict]) -> str:
-    head = f"| learner | {' | '.join(COLUMNS.values())} | numbers stored |\n|---|{'---|' * (len(COLUMNS) + 1)}"
-    rows = [{"learner": "**vMF mixture**", **ours}, *baselines]
-    lines = [
-        f"| {row['learner']} | {' | '.join(f'{row[name]:.1f}' for name in COLUMNS)} | {row['stored_floats']:,} |"
-        for row in rows
-    ]
-    return "\n".join([head, *lines])
+    rows = [{"learner": "**vMF mixture**", **ours}, *({**row, "learner": escape(row["learner"])} for row in baselines)]
+    lines = [(row["learner"], *(f"{row[name]:.1f}" for name in COLUMNS), f"{row['stored_floats']:,}") for row in rows]
+    return table(["learner", *COLUMNS.values(), "numbers stored"], lines)
 
 
 def _verdict(ours: dict, baselines: list[dict]) -> str:

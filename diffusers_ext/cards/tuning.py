@@ -5,9 +5,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from .cards import _hub_name, _import_for, _licence, _load_argument, _picture, _record, _title, _training, _write
-from .grids import plot_curves
-from .run_folder import read_metrics
+from ..grids import plot_curves
+from ..run_folder import read_metrics
+from .markdown import escape, fenced, literal, table
+from .parts import NOT_TO_DRAW, heading, import_for, load_argument, of_base, picture, record, save, title, training
 
 MEASURES = {
     "reward": "optimised reward",
@@ -15,6 +16,7 @@ MEASURES = {
     "diversity": "distance between pictures of one prompt",
     "distance_from_base": "distance to the base's picture from the same noise",
 }
+STRENGTH = """`pipe.set_adapters(pipe.get_active_adapters(), 0.5)` halves its strength; `diffusers_ext.LateLora` applies it in the last steps only."""
 EQUATIONS = {
     "refl": "ReFL (Xu et al. 2023): the reward of one random late step's estimate of the clean picture",
     "draft": "DRaFT-K (Clark et al. 2023): the reward differentiated through the last steps of sampling",
@@ -26,7 +28,7 @@ EQUATIONS = {
 
 def write_tuning_card(run: Path, base: str, samples: int, sdxl: bool) -> Path:
     """Write README.md of a run folder of train_reward_tuning.py; samples: prompts, or preferred pairs."""
-    options = _record(run)["options"]
+    options = record(run)["options"]
     lora = not options["full_unet"]
     data = ModelCardData(
         library_name="diffusers",
@@ -38,25 +40,25 @@ def write_tuning_card(run: Path, base: str, samples: int, sdxl: bool) -> Path:
             "diffusers_ext",
             *(["lora"] if lora else []),
         ],
-        base_model=_hub_name(base),
-        base_model_relation=("adapter" if lora else "finetune") if _hub_name(base) else None,
-        **_licence(base),
+        **of_base(base, "adapter" if lora else "finetune"),
     )
+    teacher = "from rankings" if options["method"] == "dpo" else f"with {escape(title(options['reward']))}"
     what = f"{samples:,} {'preferred pairs' if options['method'] == 'dpo' else 'prompts'}"
-    text = f"""# {run.name}: {_title(base)}, tuned {"from rankings" if options["method"] == "dpo" else f"with {options['reward']}"}
+    text = f"""{heading(run, f"{escape(title(base))}, tuned {teacher}")}
 
-{_picture(run)}
+{picture(run)}
 
 The base, and what it became, from the same noise.
 
 ## Use
 
-{_use(run, base, lora, options, sdxl)}
+{_use(run, base, lora, options)}
+
 ## Training
 
 {EQUATIONS[options["method"]]}. {what}, guidance {options["guidance_scale"]:g}, {options["num_inference_steps"]} steps.
 
-{_training(run)}
+{training(run)}
 
 ## Measured
 
@@ -66,32 +68,23 @@ The base, and what it became, from the same noise.
 
 {failures(run)}
 
+## Limits and misuse
+
 It does what its reward prefers, and so finds what the reward overlooks. Lower the adapters' strength, or apply them in the
-late steps only, where pictures look alike or overdone.
+late steps only, where pictures look alike or overdone. {NOT_TO_DRAW}
 """
-    return _write(run, data, text)
+    return save(run, data, text)
 
 
-def _use(run: Path, base: str, lora: bool, options: dict, sdxl: bool) -> str:
+def _use(run: Path, base: str, lora: bool, options: dict) -> str:
+    name = literal(run.name)
+    load = [f"pipe = DiffusionPipeline.from_pretrained({name})"]
+    if lora:
+        load = [f"pipe = DiffusionPipeline.from_pretrained({load_argument(base)})", f"pipe.load_lora_weights({name})"]
     draw = f'image = pipe("a prompt", guidance_scale={options["guidance_scale"]:g}, num_inference_steps={options["num_inference_steps"]}).images[0]'
-    if not lora:
-        return f"""```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{run.name}")
-{draw}
-```
-"""
-    return f"""```python
-from diffusers import DiffusionPipeline{_import_for(base)}
-
-pipe = DiffusionPipeline.from_pretrained({_load_argument(base)})
-pipe.load_lora_weights("{run.name}")
-{draw}
-```
-
-`pipe.set_adapters(pipe.get_active_adapters(), 0.5)` halves its strength; `diffusers_ext.LateLora` applies it in the last steps only.
-"""
+    imports = f"from diffusers import DiffusionPipeline{import_for(base) if lora else ''}"
+    example = fenced("\n".join([imports, "", *load, draw]), "python")
+    return f"{example}\n\n{STRENGTH}" if lora else example
 
 
 def _measured(run: Path) -> str:
@@ -100,7 +93,7 @@ def _measured(run: Path) -> str:
         return "Nothing was measured."
     last = rows[-1]
     lines = [
-        f"| {meaning} | {last.get(f'{name}_base', float('nan')):.3g} | {last[name]:.3g} |"
+        (meaning, f"{last.get(f'{name}_base', float('nan')):.3g}", f"{last[name]:.3g}")
         for name, meaning in MEASURES.items()
         if name in last
     ]
@@ -112,8 +105,8 @@ def _measured(run: Path) -> str:
     }
     if curves:
         plot_curves(run / "rewards.png", curves, "step", "reward")
-    head = f"| held-out prompts, fixed noise | base | step {last['step']:,} |\n|---|---|---|"
-    return "\n".join([head, *lines, *(["", "![rewards along the run](rewards.png)"] if curves else [])])
+    found = table(("held-out prompts, fixed noise", "base", f"step {last['step']:,}"), lines)
+    return f"{found}\n\n![rewards along the run](rewards.png)" if curves else found
 
 
 def _strengths(run: Path) -> str:
@@ -121,10 +114,10 @@ def _strengths(run: Path) -> str:
         return ""
     rows = json.loads((run / "strength.json").read_text(encoding="utf-8"))
     names = [name for name in MEASURES if name in rows[0]]
-    lines = [f"| {row['strength']:g} | " + " | ".join(f"{row[name]:.3g}" for name in names) + " |" for row in rows]
-    head = f"| strength | {' | '.join(MEASURES[name] for name in names)} |\n|{'---|' * (len(names) + 1)}"
+    lines = [[f"{row[name]:.3g}" for name in ("strength", *names)] for row in rows]
+    found = table(["strength", *(MEASURES[name] for name in names)], lines)
     pictures = "![rewards against the distance from the base](strength.png)\n\n![strengths](samples/strength.png)"
-    return "\n".join([head, *lines, "", pictures, "", ""])
+    return f"{found}\n\n{pictures}\n\n"
 
 
 def failures(run: Path) -> str:

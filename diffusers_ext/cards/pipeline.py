@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from PIL.Image import Image
+
+from .markdown import escape, literal, table
+from .parts import NOT_TO_DRAW, save
 
 Gallery = Sequence[tuple[Image, str]]  # pictures and what is to be said of each: prompt, seed, score
 
-LIMITS = "## Limits\n\nIt draws what its base model draws, with that model's biases and under its licence."
+LIMITS = f"""## Limits and misuse
+
+It draws what its base model draws, with that model's biases and under its licence.
+{NOT_TO_DRAW}"""
 OF_A_REWARD = """Its reward orders the pictures of one prompt and no more: scores of different prompts do not compare, and none marks a
 good picture. The longer one searches with one reward, the more one finds what that reward overlooks: from 16 candidates
 on take an ensemble, and look at a reward that did not choose."""
@@ -30,11 +36,11 @@ def write_pipeline_card(folder: Path, pipe: Any, name: str, gallery: Gallery = (
         license="other",
         license_name="that-of-the-base-model",
         base_model=base if base != name else None,
-        widget=_save(folder, gallery) or None,
+        widget=_save_gallery(folder, gallery) or None,
     )
     kind = type(pipe).__name__
     sections = [
-        f"# {name.split('/')[-1]}",
+        f"# {escape(name.split('/')[-1])}",
         _summary(type(pipe)),
         *(["<Gallery />"] if gallery else []),
         f"""## Use
@@ -42,7 +48,7 @@ def write_pipeline_card(folder: Path, pipe: Any, name: str, gallery: Gallery = (
 {_install(module)}```python
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained({literal(name)}, trust_remote_code=True)
 ```
 
 `trust_remote_code` is for the `.py` files of this repository, which say where `{kind}` and its parts are to be imported
@@ -51,14 +57,14 @@ from. Without a network, a repository with code loads as a folder only, download
 ```python
 from huggingface_hub import snapshot_download
 
-pipe = DiffusionPipeline.from_pretrained(snapshot_download("{name}", local_files_only=True), trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(snapshot_download({literal(name)}, local_files_only=True), trust_remote_code=True)
 ```""",
         *([_around_other_weights(kind, module)] if module else []),
-        "## Parts\n\n| part | class |\n|---|---|\n" + _parts(pipe),
+        f"## Parts\n\n{_parts(pipe)}",
         LIMITS,
         *([OF_A_REWARD] if rewarded else []),
     ]
-    return _write(folder, data, sections)
+    return save(folder, data, "\n\n".join(sections))
 
 
 def write_code_card(folder: Path, pipeline: type, name: str) -> Path:
@@ -69,7 +75,7 @@ def write_code_card(folder: Path, pipeline: type, name: str) -> Path:
         name,
         f"""from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("owner/weights", custom_pipeline="{name}", trust_remote_code=True)""",
+pipe = DiffusionPipeline.from_pretrained("owner/weights", custom_pipeline={literal(name)}, trust_remote_code=True)""",
         "`owner/weights` stands for any weights of this pipeline's family. There are none here.",
     )
 
@@ -82,15 +88,20 @@ def write_block_card(folder: Path, block: type, name: str) -> Path:
         name,
         f"""from diffusers import ModularPipelineBlocks
 
-block = ModularPipelineBlocks.from_pretrained("{name}", trust_remote_code=True)
+block = ModularPipelineBlocks.from_pretrained({literal(name)}, trust_remote_code=True)
 blocks.sub_blocks.insert("rerank", block, len(blocks.sub_blocks))""",
         "`blocks` stands for those of any pipeline whose output the block reads.",
     )
 
 
 def _write_usage(folder: Path, kind: type, name: str, code: str, remark: str) -> Path:
-    sections = [f"# {name.split('/')[-1]}", _summary(kind), f"## Use\n\n```python\n{code}\n```\n\n{remark}", LIMITS]
-    return _write(folder, _data([], license="apache-2.0"), sections)
+    sections = [
+        f"# {escape(name.split('/')[-1])}",
+        _summary(kind),
+        f"## Use\n\n```python\n{code}\n```\n\n{remark}",
+        LIMITS,
+    ]
+    return save(folder, _data([], license="apache-2.0"), "\n\n".join(sections))
 
 
 def _on_the_hub(name: str | Path | None) -> bool:
@@ -126,12 +137,11 @@ pipe = DiffusionPipeline.from_pretrained(
 
 
 def _parts(pipe: Any) -> str:
-    return "\n".join(
-        f"| {part} | {'none' if each is None else type(each).__name__} |" for part, each in pipe.components.items()
-    )
+    rows = [(part, "none" if each is None else type(each).__name__) for part, each in pipe.components.items()]
+    return table(("part", "class"), rows)
 
 
-def _save(folder: Path, gallery: Gallery) -> list[dict]:
+def _save_gallery(folder: Path, gallery: Gallery) -> list[dict]:
     """Write the pictures; return what the Hub's page shows of them."""
     widget = []
     for number, (image, caption) in enumerate(gallery):
@@ -140,9 +150,3 @@ def _save(folder: Path, gallery: Gallery) -> list[dict]:
         image.save(path)
         widget.append({"text": caption, "output": {"url": path.relative_to(folder).as_posix()}})
     return widget
-
-
-def _write(folder: Path, data: ModelCardData, sections: list[str]) -> Path:
-    path = folder / "README.md"
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections).rstrip() + "\n").save(path)
-    return path

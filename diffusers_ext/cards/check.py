@@ -11,10 +11,17 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-PLACEHOLDERS = re.compile(r"\bTODO\b|\bFIXME\b|More Information Needed|\[optional\]", re.IGNORECASE)
+from .markdown import split_code
+
+PLACEHOLDERS = re.compile(r"\bTODO\b|\bFIXME\b|(?i:More Information Needed|\[optional\])")
+ACTIVE = re.compile(
+    r"<(?:script|iframe|object|embed|style|form)\b|<[^>]*\son\w+\s*=|(?<!\\)\]\(\s*(?:javascript|data|vbscript):",
+    re.IGNORECASE,
+)
 LOCAL_PATH = re.compile(
     r"(?<![\w.:/])(/(home|root|Users|tmp|mnt|work|data|workspace)/[^\s\"')`]*|[A-Z]:\\\\[^\s\"')`]*)"
 )
+SPAN = re.compile(r"(?<![\\`])(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)  # code within a line
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 SECTIONS = ("Use", "Limits")  # what every card tells: how to load it, and where it ends
 
@@ -49,11 +56,14 @@ def _metadata(data: dict[str, Any]) -> list[str]:
 def _text(text: str) -> list[str]:
     problems = [f"{match.group()!r} is left in the text" for match in PLACEHOLDERS.finditer(text)]
     problems += [f"names a path of this machine, {match.group()}" for match in LOCAL_PATH.finditer(text)]
-    headings = re.findall(r"^#+ *(.+?) *$", text, re.MULTILINE)
+    prose, blocks = split_code(text)
+    words = SPAN.sub("", prose)
+    problems += [f"{match.group()!r} would run in a browser; write &lt; for <" for match in ACTIVE.finditer(words)]
+    headings = re.findall(r"^#+ *(.+?) *$", prose, re.MULTILINE)
     problems += [
         f"no section '{name}'" for name in SECTIONS if not any(name in heading.split() for heading in headings)
     ]
-    for code in re.findall(r"^```(?:py|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for code in [code for language, code in blocks if language in ("py", "python")]:
         try:
             ast.parse(code)
         except SyntaxError as error:
@@ -62,7 +72,8 @@ def _text(text: str) -> list[str]:
 
 
 def _pictures(card: ModelCard, folder: Path) -> list[str]:
-    named = re.findall(r"!\[[^\]]*\]\(([^)\s]+)", card.text)
+    prose, _ = split_code(card.text)
+    named = re.findall(r"(?<!\\)!\[[^\]]*\]\(([^)\s]+)", SPAN.sub("", prose))
     widgets = card.data.to_dict().get("widget") or []
     named += [each["output"]["url"] for each in widgets if isinstance(each, dict) and "url" in each.get("output", {})]
     root = folder.resolve()
