@@ -18,7 +18,7 @@ docs: $(VENV)/.ready
 	@echo "open site/index.html"
 
 quality: $(VENV)/.ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 style: $(VENV)/.ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -166,14 +166,14 @@ def train(
             average.step(parameters)
         bar.update()
 
-        show = preview is not None and (step % options.validation_steps == 0 or step == stop)
+        show = preview if step % options.validation_steps == 0 or step == stop else None
         keep = step % options.checkpointing_steps == 0 or step == stop
         if show or keep or step % options.logging_steps == 0:
             bar.set_postfix(metrics.flush())
         if show:
             with averaged(average, parameters):
-                metrics.note(step, run_preview(accelerator, preview, step))
-        done = show and wants_to_stop(accelerator, preview)
+                metrics.note(step, run_preview(accelerator, show, step))
+        done = show is not None and wants_to_stop(accelerator, show)
         if keep or done:
             checkpoints.save(accelerator, output_dir, step, options.checkpoints_total_limit)
         if done:
