@@ -99,3 +99,17 @@ def test_the_site_builds_without_a_warning(tmp_path):
     call = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", ROOT / "docs", tmp_path]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_benchmarks_page_is_complete_and_its_figures_stand_on_their_pages():
+    page = ROOT / "docs" / "benchmarks.md"
+    text = page.read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `") and ".py`" in line]
+    named = {re.search(r"`(\w+)\.py`", row[0])[1] for row in rows} | {"step_clock"}
+    assert named == {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    for row in rows:
+        target = re.search(r"\]\(([^)#]*)", row[3])[1]
+        source = (page.parent / target if target else page).read_text(encoding="utf-8")
+        source = source if target else source.split("## A ControlNet training step")[1]
+        for figure in re.findall(r"(?<![\w.])-?\d+\.\d+|\d,\d{3}", row[2]):
+            assert figure in source.replace("−", "-"), f"{row[0]}: {figure} is not on {target or 'the page'}"
