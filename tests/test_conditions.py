@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 
 from diffusers_ext import conditions as module
+from diffusers_ext.condition_edges import canny_magnitude, sobel_magnitude
 from diffusers_ext.conditions import (
     CONDITIONS,
     as_tensor,
-    canny_magnitude,
     colour_labels,
     resolve,
-    sobel_magnitude,
     voc_palette,
 )
 from diffusers_ext.errors import InputError
