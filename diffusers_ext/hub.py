@@ -8,6 +8,12 @@ from huggingface_hub import create_repo, upload_folder
 RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "logs/**", "autoencoder/**", "cache/**"]
 
 
+def publish(folder: Path, options: Any) -> None:
+    """Push where --push_to_hub asks for it, and say where to."""
+    if options.push_to_hub:
+        print(f"published at {push(folder, options)}")
+
+
 def push(folder: Path, options: Any) -> str:
     """Upload the model, its card, metrics and samples, without the checkpoints; return the repository's address."""
     repository = create_repo(options.hub_model_id or Path(folder).name, exist_ok=True, token=options.hub_token)

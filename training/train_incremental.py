@@ -81,7 +81,7 @@ class Options(DataOptions, ClassifierOptions):
 def main(options: Options) -> None:
     from accelerate import Accelerator
 
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.incremental_run import Run
     from diffusers_ext.run_folder import check_run_folder
 
@@ -98,8 +98,7 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         stream.compare()
         stream.finish()
-        if options.push_to_hub:
-            print(f"published at {push(Path(options.output_dir), options)}")
+        publish(Path(options.output_dir), options)
     accelerator.end_training()
 
 
