@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from huggingface_hub import ModelCard
 from torch import nn
 
+from .carded import CardedModel
+from .cards.incremental import mixture_card
 from .errors import InputError
 from .mixture_em import Recipe, Statistics
 from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, pack, rows_of_batches
@@ -38,7 +40,7 @@ HELD_OUT = (
 SAMPLE = 1024  # rows of a class on which a session in batches is expanded
 
 
-class VMFMixtureClassifier(ModelMixin, ConfigMixin):
+class VMFMixtureClassifier(CardedModel):
     """Mixtures of von Mises-Fisher distributions on features (N, dim), for labels of any one JSON type.
 
     memory: exemplars kept in all, as features. transform: "none" clusters the features' directions, "whiten" those after
@@ -51,8 +53,6 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     features are of, a backbone's name, for the card and whoever loads the model. labels, log and grown are what growth left in the configuration:
     leave them out.
     """
-
-    config_name = "config.json"
 
     @register_to_config
     def __init__(
@@ -94,6 +94,10 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         self.exemplars = Exemplars(dim, grown.get("memory", 0))
         self.judge = Judge(len(names), SHRINKAGES if shrinkage is None else (shrinkage,))
         self._labels, self._log, self._ready = list(labels or []), list(log or []), None
+
+    def card(self, name: str) -> ModelCard:
+        """Return the card that `save_pretrained` writes."""
+        return mixture_card(self, name)
 
     # What was learnt.
 
