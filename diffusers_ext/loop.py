@@ -147,6 +147,9 @@ def train(
             checkpoints.set_aside(output_dir, first)
 
     metrics = Metrics(accelerator, output_dir, options, first)
+    if resumed and wants_to_stop(accelerator, preview):
+        accelerator.print(f"this run was stopped early at step {first}: nothing is left to train")
+        stop = first
     batches = iter(data_loader(accelerator, dataset, options, first, stop))
     bar = tqdm(total=stop, initial=first, desc="training", unit="step", disable=not accelerator.is_main_process)
     for step in range(first + 1, stop + 1):
@@ -262,9 +265,10 @@ def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[s
         return {}
 
 
-def wants_to_stop(accelerator: Accelerator, preview: Preview) -> bool:
+def wants_to_stop(accelerator: Accelerator, preview: Preview | None) -> bool:
     """Whether the preview, which draws on the main process alone, says on its attribute `stop` that no more is to be learned."""
-    mine = torch.tensor(float(getattr(preview, "stop", False)), device=accelerator.device)
+    mine = accelerator.is_main_process and getattr(preview, "stop", False)
+    mine = torch.tensor(float(mine), device=accelerator.device)
     return bool(accelerator.reduce(mine, "sum") > 0)
 
 

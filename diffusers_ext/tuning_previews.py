@@ -30,7 +30,7 @@ from .objectives.reward_path import RewardPath
 from .objectives.reward_tuning import TunedObjective
 from .objectives.sampler import Sampler
 from .run_folder import read_metrics, save_sample
-from .unet_lora import adapters_at, has_lora
+from .unet_lora import adapters_at, adapters_merged, has_lora
 
 SIDE = 64  # pixels at which pictures are compared
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -60,7 +60,6 @@ class TuningPreview:
         self.size, self.options, self.folder = size, options, Path(options.output_dir)
         self.prompts = [prompt for prompt in prompts for _ in range(options.num_validation_images)]
         self.data = PromptSamples(self.prompts, texts, options.seed, time_ids)
-        self.stop = False
 
     @torch.no_grad()
     def start(self) -> dict[str, float]:
@@ -89,7 +88,8 @@ class TuningPreview:
         batch = send_to_device({**batch, "key": [(-1, at) for at in numbers]}, policy.empty.device)
         like = policy.empty.new_empty((len(numbers), *self.size), dtype=torch.float32)
         noise = self.sampler.noise(DRAWN, batch["key"], like)
-        latents = self.sampler.advance(policy, noise, batch, 0, len(self.sampler))
+        with adapters_merged(policy.unet):
+            latents = self.sampler.advance(policy, noise, batch, 0, len(self.sampler))
         return torch.cat([self.path.decode(each[None]).cpu() for each in latents])
 
     def measure(self, pictures: torch.Tensor) -> dict[str, float]:
@@ -136,16 +136,25 @@ class TuningPreview:
         return range(1 if len(drawn) > 2 else min(4, self.options.num_validation_images))
 
     def _keep_best(self, measures: dict[str, float]) -> None:
-        name = "held_out_reward" if self.held_out is not None else "reward"
-        if name not in measures:
-            return
-        earlier = [row[name] for row in read_metrics(self.folder) if name in row and f"{name}_base" in row]
-        history = [self.base_measures[name], *earlier, measures[name]]
-        since = len(history) - 1 - int(np.argmax(history))
-        if since == 0:
+        name = self._counts
+        if name in measures and measures[name] > max([self.base_measures[name], *self._history()[1:]]):
             self.objective.save(self.folder / "best")
-        patience = self.options.early_stopping_patience
-        self.stop = patience is not None and since >= patience
+
+    @property
+    def stop(self) -> bool:
+        """Whether the last measurements of the run folder, as many as the patience, are no better than one before them."""
+        patience, history = self.options.early_stopping_patience, self._history()
+        return patience is not None and len(history) - 1 - int(np.argmax(history or [0])) >= patience
+
+    @property
+    def _counts(self) -> str:
+        return "held_out_reward" if self.held_out is not None else "reward"
+
+    def _history(self) -> list[float]:
+        """What counts, of the base and at each measurement so far; empty before the first."""
+        name = self._counts
+        rows = [row for row in read_metrics(self.folder) if name in row and f"{name}_base" in row]
+        return [rows[0][f"{name}_base"], *(row[name] for row in rows)] if rows else []
 
 
 def rms(difference: torch.Tensor) -> torch.Tensor:

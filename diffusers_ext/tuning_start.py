@@ -126,6 +126,8 @@ def drawn_ids(options: Any, xl: bool) -> torch.Tensor | None:
 def make_policy(options: Any, base: BaseModel, texts: Mapping[str, torch.Tensor]) -> tuple[Policy, Any]:
     """Return the model that learns, at step 0, and the base's pipeline without text encoders."""
     pipe = base.load(**dict.fromkeys(name for name in parts_of(base.folder) if name.startswith(("text_", "tokenizer"))))
+    for part in (pipe.unet, pipe.vae):
+        part.to(memory_format=torch.channels_last)  # most of the time goes into convolutions, which like it so
     if options.full_unet:
         pipe.unet.requires_grad_(True).float()
     else:

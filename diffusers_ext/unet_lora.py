@@ -3,6 +3,8 @@
 add_lora(unet, rank=16)
 with adapters_off(unet):       # the base model, exactly, at no cost in memory
     ...
+with adapters_merged(unet):    # without a gradient: what the adapters make of it, at the base's cost
+    ...
 with LateLora(pipe, 0.5) as late:
     pipe(prompt, callback_on_step_end=late)   # the base composes, the adapters finish
 """
@@ -17,6 +19,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -66,6 +69,29 @@ def adapters_at(unet: UNet2DConditionModel, strength: float) -> Iterator[None]:
         yield
     finally:
         unet.set_adapters(ADAPTER, 1.0)
+
+
+@contextlib.contextmanager
+def adapters_merged(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Within the block the adapters are part of the weights, which afterwards are the base's again, bit for bit.
+
+    A forward pass then costs what the base's costs. No gradient may be wanted of it. Weights in half precision are left
+    alone: a small update of a weight would be rounded away.
+    """
+    layers = [each for each in unet.modules() if isinstance(each, LoraLayer)]
+    weights = [each.get_base_layer().weight for each in layers]
+    if not weights or any(weight.dtype != torch.float32 for weight in weights):
+        yield
+        return
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        for layer in layers:
+            layer.merge()
+        yield
+    finally:
+        for layer, weight, before in zip(layers, weights, kept):
+            layer.unmerge()
+            weight.data.copy_(before)
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:

@@ -18,7 +18,7 @@ from diffusers_ext.objectives.reward_path import RewardPath, check_gradient, in_
 from diffusers_ext.objectives.reward_tuning import AlignProp, DRaFT, DRaFTLV, ReFL, Weights
 from diffusers_ext.objectives.sampler import Sampler, split
 from diffusers_ext.rewards.interface import Reward
-from diffusers_ext.unet_lora import adapters_at, adapters_off, add_lora, restore_lora, save_lora
+from diffusers_ext.unet_lora import adapters_at, adapters_merged, adapters_off, add_lora, restore_lora, save_lora
 
 STEPS = 6
 PROMPTS = ["red circle with blue background", "blue circle with red background", "red background"]
@@ -485,6 +485,36 @@ def test_adapters_are_saved_as_diffusers_loads_them(tuned, untrained, tmp_path):
             nn.init.zeros_(parameter)
     restore_lora(other, tmp_path)
     assert torch.equal(other(z, t, text).sample, tuned.unet(z, t, text).sample)
+
+
+def test_merged_adapters_predict_the_same_and_leave_the_base_as_it_was(tuned):
+    """Rollouts run on merged weights. What is subtracted again would differ in the last bits; the base is put back instead."""
+    before = {name: parameter.clone() for name, parameter in tuned.unet.named_parameters()}
+    z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 3]), encoders_of(tuned).embed(PROMPTS[:2])
+    with torch.no_grad():
+        expected = tuned.unet(z, t, text).sample
+        with adapters_merged(tuned.unet):
+            merged = tuned.unet(z, t, text).sample
+            inside = {name for name, each in tuned.unet.named_parameters() if not torch.equal(each, before[name])}
+        with adapters_at(tuned.unet, 0.5):
+            half = tuned.unet(z, t, text).sample
+            with adapters_merged(tuned.unet):
+                torch.testing.assert_close(tuned.unet(z, t, text).sample, half, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+    assert inside and all("base_layer" in name for name in inside)
+    with pytest.raises(KeyboardInterrupt), adapters_merged(tuned.unet):
+        raise KeyboardInterrupt
+    assert all(torch.equal(each, before[name]) for name, each in tuned.unet.named_parameters())
+    with torch.no_grad():
+        assert torch.equal(tuned.unet(z, t, text).sample, expected)
+
+
+def test_half_precision_is_not_merged(tuned):
+    """W + ΔW of bfloat16 is W again where ΔW is small: what rolls out would be the base."""
+    tuned.unet.to(torch.bfloat16)
+    before = [each.clone() for each in tuned.unet.parameters()]
+    with adapters_merged(tuned.unet):
+        assert all(torch.equal(one, two) for one, two in zip(tuned.unet.parameters(), before))
 
 
 def test_late_adapters_leave_the_first_steps_to_the_base(tuned):

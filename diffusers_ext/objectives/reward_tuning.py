@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .. import randomness
-from ..unet_lora import has_lora, restore_lora, save_lora
+from ..unet_lora import adapters_merged, has_lora, restore_lora, save_lora
 from . import Objective
 from .diffusion import Diffusion
 from .policy import Policy
@@ -118,7 +118,8 @@ class RewardObjective(TunedObjective):
     @torch.no_grad()
     def roll_out(self, batch: dict, steps: torch.Tensor | int) -> torch.Tensor:
         """Return the latents before step `steps`, (B,) or one for all, with no gradient up to there."""
-        return self.sampler.advance(self.policy, self.start(batch), batch, 0, steps)
+        with adapters_merged(self.policy.unet):
+            return self.sampler.advance(self.policy, self.start(batch), batch, 0, steps)
 
     def drift(self, prediction: torch.Tensor, latents: torch.Tensor, at: torch.Tensor, batch: dict) -> torch.Tensor:
         """‖f(z_t) − f_base(z_t)‖², the mean over samples and positions; 0 where it has no weight."""

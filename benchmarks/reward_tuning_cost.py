@@ -1,0 +1,218 @@
+"""What does a step of reward tuning cost, beside the official loop written down plainly?
+
+    python benchmarks/reward_tuning_cost.py                 # the embedded model, batch 8 at 64 px: some three CPU minutes
+    python benchmarks/reward_tuning_cost.py --model sd15    # SD 1.5's architecture at a quarter of its width, 256 px
+
+CPU seconds and peak memory of a ReFL step with the pre-training term, float32 on one thread, each side in a process of its
+own, in turns:
+
+    official     40 ancestral steps, everything recomputed at each update: `official_step`
+    same steps   ours with the official sampler and window: what is left is not the sampler's doing
+    ours         as train_reward_tuning.py runs by default: 20 steps of DDIM
+
+Prints a markdown table of medians; the ratios are medians of those within a turn. Peak memory is above that of the imports.
+The reward is fill50k:soft, which costs next to nothing; a large reward model costs every side the same.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers_ext.options import option, run
+
+SIDES = ("official", "same steps", "ours")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Pictures a step, their side in pixels, steps that are timed after a first one."""
+
+    batch_size: int
+    resolution: int
+    timed: int
+
+
+SETTINGS = {"embedded": Setting(8, 64, 3), "sd15": Setting(1, 256, 1)}
+
+
+@dataclass
+class Options:
+    model: str = option("embedded", "the embedded model, or SD 1.5's architecture, random and narrow", tuple(SETTINGS))
+    rounds: int = option(3, "turns of each side")
+    decode_batch_size: int = option(1, "ours: pictures in the decoder at a time")
+    side: str | None = option(None, "run one side in this process, which is what the turns call", SIDES)
+
+
+def main(options: Options) -> None:
+    if options.side:
+        print(json.dumps(measure(options)))
+        return
+    rounds: list[dict] = []
+    for number in range(options.rounds):
+        turn = {}
+        for side in SIDES if number % 2 == 0 else SIDES[::-1]:
+            words = ["--model", options.model, "--decode_batch_size", str(options.decode_batch_size), "--side", side]
+            done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
+            turn[side] = json.loads(done.stdout.splitlines()[-1])
+        print(json.dumps(turn), file=sys.stderr, flush=True)
+        rounds.append(turn)
+    print(table(rounds))
+
+
+def table(rounds: list[dict]) -> str:
+    lines = ["| | CPU s a step | of the official | MiB | of the official |", "|---|---|---|---|---|"]
+    for side in SIDES:
+        cells = []
+        for name, digits in (("cpu_seconds", 2), ("mib", 0)):
+            value = statistics.median(turn[side][name] for turn in rounds)
+            ratio = statistics.median(turn[side][name] / turn["official"][name] for turn in rounds)
+            cells += [f"{value:.{digits}f}", f"{ratio:.2f}"]
+        lines.append(f"| {side} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measure(options: Options) -> dict[str, float]:
+    """Return CPU seconds a step, and peak resident memory above that of the imports, in MiB, of one side."""
+    import torch
+
+    from diffusers_ext import embedded_model, load_reward, tuning_start  # noqa: F401 - what all sides import counts for none
+    from diffusers_ext.encoders import load_stable_diffusion
+
+    setting = SETTINGS[options.model]
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe = load_stable_diffusion(embedded_model())
+    if options.model == "sd15":
+        pipe = narrow_stable_diffusion(pipe.tokenizer)
+    reward = load_reward("fill50k:soft")
+    step = official_step(pipe, reward, setting) if options.side == "official" else our_step(pipe, reward, setting, options)
+    step(0)
+    began = time.process_time()
+    for number in range(1, 1 + setting.timed):
+        step(number)
+    spent = (time.process_time() - began) / setting.timed
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported
+    return {"cpu_seconds": round(spent, 3), "mib": round(peak / 1024, 1)}
+
+
+def narrow_stable_diffusion(tokenizer: Any):
+    """Return Stable Diffusion 1.5's architecture with a quarter of the channels everywhere, so that the parts weigh as they
+    do there, and random weights."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer.model_max_length = 77
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(32, 64, 128, 128), layers_per_block=2, **blocks)
+    sizes = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    unet = UNet2DConditionModel(
+        sample_size=32, block_out_channels=(80, 160, 320, 320), norm_num_groups=16, cross_attention_dim=192
+    )
+    scheduler = DDIMScheduler(
+        prediction_type="v_prediction", beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+    )
+    parts = (vae, CLIPTextModel(CLIPTextConfig(**sizes)), tokenizer, unet, scheduler, None, None)
+    pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.requires_grad_(False).eval()
+    return pipe
+
+
+def samples(setting: Setting) -> tuple[list[str], Any]:
+    """Prompts, which are the captions of the pre-training pictures too, and those pictures."""
+    import torch
+
+    from diffusers_ext.data.fill50k import Fill50k
+
+    data, numbers = Fill50k(setting.batch_size, setting.resolution, 0, "train"), range(setting.batch_size)
+    return [data.caption((0, at)) for at in numbers], torch.stack([data.picture(at) for at in numbers])
+
+
+def our_step(pipe, reward, setting: Setting, options: Options):
+    """ReFL with the pre-training term and adapters, as train_reward_tuning.py makes it; captions and pictures were encoded once."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    from diffusers_ext.encoders import encoders_of
+    from diffusers_ext.objectives.diffusion import Diffusion
+    from diffusers_ext.objectives.policy import Policy
+    from diffusers_ext.objectives.reward_path import RewardPath
+    from diffusers_ext.objectives.reward_tuning import ReFL, Weights
+    from diffusers_ext.objectives.sampler import Sampler
+    from diffusers_ext.unet_lora import add_lora
+
+    prompts, pictures = samples(setting)
+    encoders = encoders_of(pipe)
+    with torch.no_grad():
+        texts, moments = torch.cat([encoders.embed([prompt]) for prompt in prompts]), encoders.moments(pictures)
+        empty = encoders.embed([""])[0]
+    pipe.text_encoder = encoders.text_encoder = None  # gone while learning
+    for part in (pipe.unet, pipe.vae):
+        part.to(memory_format=torch.channels_last)
+    add_lora(pipe.unet, 16)
+    steps, eta, window = (40, 1.0, (30, 39)) if options.side == "same steps" else (20, 0.0, (15, 18))
+    if setting.batch_size == 1:  # a single draw from the window would be luck
+        window = (steps * 17 // 20, steps * 17 // 20)
+    policy = Policy(pipe.unet, encoders, empty)
+    path = RewardPath(reward, encoders, pipe.vae, options.decode_batch_size)
+    common = (policy, Sampler.of(pipe.scheduler, steps, 0, eta), path)
+    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), 0)
+    objective = ReFL(*common, diffusion, tuple(moments.shape[2:]), Weights(pretraining=1.0), window=window)
+    optimizer = torch.optim.AdamW([each for each in pipe.unet.parameters() if each.requires_grad], 1e-4, fused=True)
+
+    def step(number: int) -> None:
+        keys = [(number, at) for at in range(setting.batch_size)]
+        batch = {"key": keys, "prompt": prompts, "text_embeddings": texts}
+        objective({**batch, "pretrain_moments": moments, "pretrain_text_embeddings": texts})["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def official_step(pipe, reward, setting: Setting):
+    """What spec and paper say of the official loop, written down plainly: 40 ancestral steps of the whole batch to one random
+    late step, everything recomputed in each: captions, the pictures' latents; decoder and reward on the whole batch at once;
+    the pre-training loss added; the whole U-Net learns."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    prompts, pictures = samples(setting)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    noising = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.unet.requires_grad_(True)
+    optimizer = torch.optim.AdamW(pipe.unet.parameters(), 1e-5)
+
+    def step(number: int) -> None:
+        tokens = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            states = pipe.text_encoder(tokens)[0]
+            clean = pipe.vae.encode(pictures).latent_dist.sample() * pipe.vae.config.scaling_factor
+        noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+        prediction = pipe.unet(noising.add_noise(clean, noise, t), t, states).sample
+        pretraining = (prediction - noising.get_velocity(clean, noise, t)).square().mean()
+        scheduler.set_timesteps(40)
+        stop = 34 + number % 2  # of 30 to 39, in the mean: a random one would be luck here
+        latents = torch.randn_like(clean)
+        with torch.no_grad():
+            for t in scheduler.timesteps[:stop]:
+                latents = scheduler.step(pipe.unet(latents, t, states).sample, t, latents).prev_sample
+        t = scheduler.timesteps[stop]
+        estimate = scheduler.step(pipe.unet(latents, t, states).sample, t, latents).pred_original_sample
+        pixels = (pipe.vae.decode(estimate / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        loss = (2 - reward.score(prompts, pixels)).relu().mean() * 1e-3
+        (loss + pretraining).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+if __name__ == "__main__":
+    run(main, Options)
