@@ -91,7 +91,9 @@ def measure(options: Options) -> dict[str, float]:
     if options.model == "sd15":
         pipe = narrow_stable_diffusion(pipe.tokenizer)
     reward = load_reward("fill50k:soft")
-    step = official_step(pipe, reward, setting) if options.side == "official" else our_step(pipe, reward, setting, options)
+    step = (
+        official_step(pipe, reward, setting) if options.side == "official" else our_step(pipe, reward, setting, options)
+    )
     step(0)
     began = time.process_time()
     for number in range(1, 1 + setting.timed):

@@ -62,6 +62,7 @@ def main(options: Options) -> None:
     from diffusers_ext import loop
     from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards.controlnet import write_controlnet_card
+    from diffusers_ext.cards.tuning import tell_control_reward
     from diffusers_ext.control_data import encode, read_data
     from diffusers_ext.control_options import base_of, check_options
     from diffusers_ext.control_start import start_controlnet
@@ -107,7 +108,8 @@ def main(options: Options) -> None:
         run_folder = Path(options.output_dir)
         save(objective, run_folder)
         counts = (len(data.dataset), len(data.held_out), data.report.digest)
-        write_controlnet_card(run_folder, base_of(options), *counts, is_sdxl(base.folder))
+        card = write_controlnet_card(run_folder, base_of(options), *counts, is_sdxl(base.folder))
+        tell_control_reward(card, options)
         publish(run_folder, options)
     accelerator.end_training()
 

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from ..grids import plot_curves
 from ..run_folder import read_metrics
-from .markdown import escape, fenced, literal, table
+from .markdown import code, escape, fenced, literal, table
 from .parts import NOT_TO_DRAW, heading, import_for, load_argument, of_base, picture, record, save, title, training
 
 MEASURES = {
@@ -24,6 +25,7 @@ EQUATIONS = {
     "alignprop": "AlignProp (Prabhudesai et al. 2023): a random number of last steps",
     "dpo": "Diffusion-DPO (Wallace et al. 2023): rankings, no reward model",
 }
+HEADING = "## Training\n\n"
 
 
 def write_tuning_card(run: Path, base: str, samples: int, sdxl: bool) -> Path:
@@ -74,6 +76,26 @@ It does what its reward prefers, and so finds what the reward overlooks. Lower t
 late steps only, where pictures look alike or overdone. {NOT_TO_DRAW}
 """
     return save(run, data, text)
+
+
+def tell_control_reward(card: Path, options: Any) -> None:
+    """Say in a ControlNet's card, under Training, what train_control_reward.py tuned it by; options: that script's."""
+    highest = options.reward_timestep_max
+    if options.method == "consistency":
+        how = (
+            f"by how well its pictures keep to their conditions (ControlNet++, Li et al. 2024): {code(options.consistency)} "
+            f"of decoded one-step estimates, weight {options.consistency_weight:g}, at timesteps up to {200 if highest is None else highest}"
+        )
+    else:
+        how = (
+            "by preferring each picture's own condition to a moved one (CPO, 2025): "
+            f"beta {options.cpo_beta:g}, margin {options.cpo_margin:g}, denoising loss times {options.cpo_diffusion_weight:g}, "
+            f"at timesteps up to {600 if highest is None else highest}"
+        )
+    start = code(title(options.controlnet_model_name_or_path))
+    text = card.read_text(encoding="utf-8")
+    assert text.count(HEADING) == 1
+    card.write_text(text.replace(HEADING, f"{HEADING}{start}, tuned {how}.\n\n"), encoding="utf-8")
 
 
 def _use(run: Path, base: str, lora: bool, options: dict) -> str:

@@ -1,0 +1,151 @@
+"""Does a ControlNet that is tuned for consistency keep to its conditions better than with as many plain steps?
+
+    python benchmarks/control_reward.py --seeds 0       # some four CPU minutes; all three: a quarter of an hour
+
+On the embedded model: a ControlNet after few plain steps, which follows its outlines roughly; then as many more from the
+same weights with the same samples in the same order, at the same rate:
+
+    plain          the denoising loss alone
+    consistency    and how well decoded one-step estimates show the disc that the outline asks for (`discs`)
+    cpo            and preference of the own condition to a moved one, without decoding
+
+Measured on pictures of colour pairs that occur in no training caption, the same for all: IoU of the drawn with the wanted
+disc, and the CIEDE2000 of both regions to the colours of the caption. Prints a markdown table of means over pictures and
+seeds, and what each arm differs from plain steps by, picture by picture, with a 95 % interval over the pictures.
+
+Rows go to results.jsonl in the output folder; what is there already is not run again.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from reward_tuning import once, read_rows, script
+
+from diffusers_ext.options import option, run
+
+MEASURES = {"iou": "IoU", "circle_error": "colour error of the circle", "background_error": "of the background"}
+STEPS, GUIDANCE = 10, 2.0  # of the sampler that draws what is measured
+
+
+@dataclass
+class Options:
+    output_dir: str = option("runs/control-reward-benchmark", "runs and rows")
+    seeds: list[int] = option([0, 1, 2], "seeds")
+    arms: list[str] = option(["plain", "consistency", "cpo"], "what the steps after the first ones are")
+    start_steps: int = option(60, "plain steps before")
+    steps: int = option(60, "steps of each arm")
+    learning_rate: float = option(1e-3, "of all of them")
+    consistency: str = option("control_reward:discs", "consistency: which agreement")
+    consistency_weight: float = option(0.3, "consistency: its weight")
+    reward_timestep_max: int = option(1000, "consistency, cpo: highest timestep that is rewarded, or where preferred")
+    cpo_beta: float = option(5000.0, "cpo: how soon a sample that is ahead of the start counts less")
+    cpo_margin: float = option(1e-2, "cpo: the margin")
+    cpo_diffusion_weight: float = option(1.0, "cpo: weight of the denoising loss")
+    pictures: int = option(64, "pictures to measure on")
+
+
+def main(options: Options) -> None:
+    folder = Path(options.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        for arm in ("start", *options.arms):
+            once(folder, {"arm": arm, "seed": seed}, lambda row: measure(train(options, folder, **row), options))
+    print(table([row for row in read_rows(folder) if row["seed"] in options.seeds]))
+
+
+def train(options: Options, folder: Path, arm: str, seed: int) -> Path:
+    """Train an arm, or what all start from; return the ControlNet's folder."""
+    from diffusers_ext.data import fill50k
+
+    output, start = folder / f"{arm}-{seed}", folder / f"start-{seed}"
+    common = ["--train_data_dir", fill50k.write(folder / "circles", 1200, 64), "--resolution", 64, "--seed", seed]
+    common += ["--train_batch_size", 8, "--learning_rate", options.learning_rate, "--output_dir", output]
+    common += ["--encoder_cache_dir", folder / "cache", "--checkpointing_steps", 10000, "--validation_steps", 10000]
+    common += ["--num_validation_images", 1, "--resume_from_checkpoint", "latest"]
+    if arm == "start":
+        script("train_controlnet", *common, "--max_train_steps", options.start_steps)
+        return output
+    common += ["--controlnet_model_name_or_path", start, "--max_train_steps", options.steps]
+    if arm == "plain":
+        script("train_controlnet", *common)
+        return output
+    if arm == "consistency":
+        common += ["--consistency", options.consistency, "--consistency_weight", options.consistency_weight]
+        common += ["--decode_batch_size", 4]
+    else:
+        common += ["--cpo_beta", options.cpo_beta, "--cpo_margin", options.cpo_margin]
+        common += ["--cpo_diffusion_weight", options.cpo_diffusion_weight]
+    script("train_control_reward", *common, "--method", arm, "--reward_timestep_max", options.reward_timestep_max)
+    return output
+
+
+def measure(model: Path, options: Options) -> dict[str, list[float]]:
+    """Draw and measure a ControlNet's pictures: {measure: a number for each picture}."""
+    import torch
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    from diffusers_ext import embedded_model
+    from diffusers_ext.data.fill50k import Fill50k
+    from diffusers_ext.metrics.fill50k import condition_following
+    from diffusers_ext.sampling import draw
+
+    torch.set_num_threads(1)
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(
+        embedded_model(), controlnet=ControlNetModel.from_pretrained(model), safety_checker=None
+    )
+    data = [Fill50k(options.pictures, 64, split="test")[0, at] for at in range(options.pictures)]
+    prompts, conditions = [each["text"] for each in data], [each["conditioning_pixel_values"] for each in data]
+    drawing = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "height": 64, "width": 64}
+    pictures = draw(pipe, prompts, image=conditions, **drawing)
+    found = condition_following(pictures, torch.stack(conditions), prompts)
+    return {name: getattr(found, name).tolist() for name in MEASURES}
+
+
+def table(rows: list[dict]) -> str:
+    """Means, and differences to plain steps; a picture's difference is the mean over the seeds."""
+    arms = {arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)}
+    lines = [f"| arm (seeds) | {' | '.join(MEASURES.values())} |", f"|{'---|' * (len(MEASURES) + 1)}"]
+    for arm, own in arms.items():
+        means = [statistics.mean(value for row in own for value in row[name]) for name in MEASURES]
+        lines.append(f"| {arm} ({len(own)}) | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    for arm in arms.keys() - {"start", "plain"}:
+        pairs = [(row, plain) for row in arms[arm] for plain in arms["plain"] if row["seed"] == plain["seed"]]
+        lines.append(f"| {arm} less plain | {' | '.join(difference(pairs, name) for name in MEASURES)} |")
+    return "\n".join(lines)
+
+
+def difference(pairs: list[tuple[dict, dict]], name: str) -> str:
+    """Mean and 95 % interval over pictures, and each seed's mean."""
+    seeds = [[one - other for one, other in zip(row[name], plain[name])] for row, plain in pairs]
+    pictures = [statistics.mean(values) for values in zip(*seeds)]
+    half = 1.96 * statistics.stdev(pictures) / math.sqrt(len(pictures))
+    each = ", ".join(f"{statistics.mean(values):+.3f}" for values in seeds)
+    return f"{statistics.mean(pictures):+.3f} ± {half:.3f} ({each})"
+
+
+def discs(pictures, conditions):
+    """Cosine of how much each pixel differs from the border's mean colour with the disc within the outline, (B,) of 0 to 1.
+
+    Place and shape count; which colours they are, and how much they differ, does not. pictures, conditions (B, 3, H, W).
+    """
+    import torch
+
+    border = torch.cat([pictures[:, :, 0], pictures[:, :, -1], pictures[..., 0], pictures[..., -1]], dim=-1).mean(-1)
+    contrast = ((pictures - border[..., None, None]).square().sum(1) + 1e-6).sqrt()
+    return torch.nn.functional.cosine_similarity(contrast.flatten(1), filled(conditions).flatten(1), dim=1)
+
+
+def filled(outlines):
+    """Fill convex outlines, (B, 3, H, W) to (B, H, W): what has a line on all four sides."""
+    import torch
+
+    lines = outlines.amax(1)
+    sides = [lines.cummax(-1)[0], lines.cummax(-2)[0]]
+    sides += [lines.flip(-1).cummax(-1)[0].flip(-1), lines.flip(-2).cummax(-2)[0].flip(-2)]
+    return torch.stack(sides).amin(0)
+
+
+if __name__ == "__main__":
+    run(main, Options)
