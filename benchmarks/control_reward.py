@@ -6,7 +6,7 @@ On the embedded model: a ControlNet after few plain steps, which follows its out
 same weights with the same samples in the same order, at the same rate:
 
     plain          the denoising loss alone
-    consistency    and how well decoded one-step estimates show the disc that the outline asks for (`discs`)
+    consistency    and how well decoded one-step estimates show the condition's edges, at the published weight and threshold
     cpo            and preference of the own condition to a moved one, without decoding
 
 Measured on pictures of colour pairs that occur in no training caption, the same for all: IoU of the drawn with the wanted
@@ -37,13 +37,14 @@ class Options:
     start_steps: int = option(60, "plain steps before")
     steps: int = option(60, "steps of each arm")
     learning_rate: float = option(1e-3, "of all of them")
-    consistency: str = option("control_reward:discs", "consistency: which agreement")
-    consistency_weight: float = option(0.3, "consistency: its weight")
-    reward_timestep_max: int = option(1000, "consistency, cpo: highest timestep that is rewarded, or where preferred")
+    consistency: str = option("edges", "consistency: which agreement; control_reward:discs is another")
+    consistency_weight: float = option(1.0, "consistency: its weight")
+    reward_timestep_max: int = option(200, "consistency: highest timestep that is rewarded")
+    cpo_timestep_max: int = option(600, "cpo: highest timestep where preferred")
     cpo_beta: float = option(5000.0, "cpo: how soon a sample that is ahead of the start counts less")
     cpo_margin: float = option(1e-2, "cpo: the margin")
     cpo_diffusion_weight: float = option(1.0, "cpo: weight of the denoising loss")
-    pictures: int = option(64, "pictures to measure on")
+    pictures: int = option(48, "pictures to measure on")
 
 
 def main(options: Options) -> None:
@@ -73,11 +74,12 @@ def train(options: Options, folder: Path, arm: str, seed: int) -> Path:
         return output
     if arm == "consistency":
         common += ["--consistency", options.consistency, "--consistency_weight", options.consistency_weight]
-        common += ["--decode_batch_size", 4]
+        common += ["--reward_timestep_max", options.reward_timestep_max, "--decode_batch_size", 4]
     else:
         common += ["--cpo_beta", options.cpo_beta, "--cpo_margin", options.cpo_margin]
+        common += ["--reward_timestep_max", options.cpo_timestep_max]
         common += ["--cpo_diffusion_weight", options.cpo_diffusion_weight]
-    script("train_control_reward", *common, "--method", arm, "--reward_timestep_max", options.reward_timestep_max)
+    script("train_control_reward", *common, "--method", arm)
     return output
 
 

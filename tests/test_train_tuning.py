@@ -14,12 +14,12 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_ext.cards.tuning import suspicions
 from diffusers_ext.data import fill50k
 from diffusers_ext.data.rankings import RankedPrompt, Ranking, write
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 from diffusers_ext.run_folder import read_metrics
+from diffusers_ext.tuning_card import suspicions
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train_reward_tuning.py"
@@ -79,10 +79,36 @@ def losses(run: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}
 
 
-def test_a_launched_run_loads_in_a_fresh_process(launch, untrained, prompts, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
-    run = tmp_path / "run"
-    launch(SCRIPT, *arguments(untrained, prompts, run, "--max_train_steps", 3, "--learning_rate", 1e-2), real=True)
+@pytest.fixture(scope="module")
+def common() -> list:
+    """What three runs share: a random number of steps with a gradient, fresh noise at each, recomputation, a drift penalty."""
+    return [
+        *("--max_train_steps", 4, "--checkpointing_steps", 2, "--learning_rate", 1e-2, "--method", "alignprop"),
+        *("--eta", 1.0, "--drift_weight", 0.5, "--gradient_checkpointing"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def straight(untrained, prompts, common, tmp_path_factory) -> Path:
+    """A run of one process that nothing interrupts."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    more = ["--train_batch_size", 4, "--no-strength_sweep"]
+    call(SCRIPT.name, *arguments(untrained, prompts, run, *common, *more))
+    return run
+
+
+@pytest.fixture(scope="module")
+def launched(launch, untrained, prompts, common, tmp_path_factory) -> Path:
+    """The same, launched on two processes with half the batch each, and the adapters measured at several strengths."""
+    run = tmp_path_factory.mktemp("launched") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
+        launch(SCRIPT, *arguments(untrained, prompts, run, *common), processes=2)
+    return run
+
+
+def test_a_launched_run_loads_in_a_fresh_process(launched, untrained):
+    run = launched
     code = f"""
 import torch
 from diffusers import DiffusionPipeline
@@ -102,30 +128,24 @@ assert torch.allclose(draw(), base, atol=1e-5)
     strengths = json.loads((run / "strength.json").read_text())
     assert strengths[0]["distance_from_base"] < 1e-5 < strengths[4]["distance_from_base"]
     np.testing.assert_allclose(strengths[4]["reward"], measured["reward"], rtol=1e-4)
-    for name in ("strength.png", "rewards.png", "samples/strength.png", "samples/step-000003.png"):
+    for name in ("strength.png", "rewards.png", "samples/strength.png", "samples/step-000004.png"):
         assert Image.open(run / name).size[0] > 100
 
 
-def test_resuming_is_exact(untrained, prompts, tmp_path):
-    common = ["--max_train_steps", 4, "--checkpointing_steps", 2, "--method", "alignprop", "--gradient_checkpointing"]
-    common += ["--no-strength_sweep", "--eta", 1.0, "--drift_weight", 0.5]
-    call(SCRIPT.name, *arguments(untrained, prompts, tmp_path / "straight", *common))
-    shutil.copytree(tmp_path / "straight", tmp_path / "cut")
+def test_resuming_is_exact(straight, untrained, prompts, common, tmp_path):
+    shutil.copytree(straight, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
-    call(SCRIPT.name, *arguments(untrained, prompts, tmp_path / "cut", *common, "--resume_from_checkpoint", "latest"))
-    assert losses(tmp_path / "cut") == losses(tmp_path / "straight") and len(losses(tmp_path / "cut")) == 4
-    one, two = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("cut", "straight"))
+    more = ["--train_batch_size", 4, "--no-strength_sweep", "--resume_from_checkpoint", "latest"]
+    call(SCRIPT.name, *arguments(untrained, prompts, tmp_path / "cut", *common, *more))
+    assert losses(tmp_path / "cut") == losses(straight) and len(losses(straight)) == 4
+    one, two = (load_file(run / "pytorch_lora_weights.safetensors") for run in (tmp_path / "cut", straight))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_two_processes_take_the_steps_of_one(launch, untrained, prompts, tmp_path, monkeypatch):
-    """Noise and late step belong to the sample: it does not matter which rank draws it, nor in which batch."""
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
-    common = ["--max_train_steps", 3, "--no-strength_sweep"]
-    call(SCRIPT.name, *arguments(untrained, prompts, tmp_path / "one", *common, "--train_batch_size", 4))
-    launch(SCRIPT, *arguments(untrained, prompts, tmp_path / "two", *common), processes=2)
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert list(one) == list(two) == [1, 2, 3]
+def test_two_processes_take_the_steps_of_one(straight, launched):
+    """Noise and truncation belong to the sample: it does not matter which rank draws it, nor in which batch."""
+    one, two = losses(straight), losses(launched)
+    assert list(one) == list(two) == [1, 2, 3, 4]
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=2e-5)
 
 
@@ -158,7 +178,7 @@ def test_the_pretraining_term_and_sdxl(untrained_xl, prompts, circles, tmp_path)
     assert pipe.get_active_adapters()
 
 
-def test_a_run_stops_when_the_held_out_reward_falls(untrained, prompts, tmp_path):
+def test_a_run_stops_when_the_held_out_reward_falls_and_stays_stopped(untrained, prompts, tmp_path, capsys):
     """What is held out is the opposite of what is optimised: the base stays best, and best/ is never written."""
     more = ["--max_train_steps", 9, "--validation_steps", 1, "--early_stopping_patience", 2, "--learning_rate", 1e-2]
     more += ["--no-strength_sweep", "--method", "draft", "--held_out_reward", "test_train_tuning:darkness"]
@@ -168,6 +188,10 @@ def test_a_run_stops_when_the_held_out_reward_falls(untrained, prompts, tmp_path
     assert [row["step"] for row in rows] == [1, 2] and not (run / "best").exists()
     assert (run / "pytorch_lora_weights.safetensors").exists() and (run / "checkpoint-2").exists()
     assert "fooled" in (run / "README.md").read_text()
+    capsys.readouterr()
+    call(SCRIPT.name, *arguments(untrained, prompts, run, *more, "--resume_from_checkpoint", "latest"))
+    assert "stopped early at step 2" in capsys.readouterr().out
+    assert [row["step"] for row in read_metrics(run) if "loss" in row] == [1, 2]
 
 
 def test_signs_of_a_fooled_reward():
@@ -239,18 +263,12 @@ def test_a_controlnet_is_tuned(untrained, circles, pairs, tmp_path, method):
     new_controlnet(load_stable_diffusion(str(untrained)).unet, 8).save_pretrained(tmp_path / "start")
     common = ["--pretrained_model_name_or_path", untrained, "--train_data_dir", circles, "--resolution", 64]
     common += ["--controlnet_model_name_or_path", tmp_path / "start", "--max_train_steps", 2, "--train_batch_size", 4]
-    common += [
-        "--num_validation_images",
-        1,
-        "--method",
-        method,
-        "--reward_timestep_max",
-        600,
-        "--output_dir",
-        tmp_path / "run",
-    ]
+    common += ["--num_validation_images", 1, "--held_out_samples", 2, "--output_dir", tmp_path / "run"]
+    common += ["--method", method, "--reward_timestep_max", 600]
     call("train_control_reward.py", *common)
     part = {"consistency": "inconsistency", "cpo": "hinge"}[method]
     assert all(row[part] > 0 for row in read_metrics(tmp_path / "run") if "loss" in row)
     tuned, start = (ControlNetModel.from_pretrained(tmp_path / name) for name in ("run", "start"))
     assert not torch.equal(tuned.controlnet_mid_block.weight, start.controlnet_mid_block.weight)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert {"consistency": "`edges`", "cpo": "CPO"}[method] in card and "timesteps up to 600" in card
