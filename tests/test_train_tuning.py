@@ -20,9 +20,11 @@ from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 from diffusers_ext.run_folder import read_metrics
 from diffusers_ext.tuning_card import suspicions
+from diffusers_ext.tuning_options import METHODS, USED_BY, check_options
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train_reward_tuning.py"
+OPTIONS = runpy.run_path(str(SCRIPT))["Options"]
 pytestmark = pytest.mark.launch
 
 
@@ -204,6 +206,17 @@ def test_signs_of_a_fooled_reward():
     )
     assert "best/" in suspicions([{**rows[0], "held_out_reward": 1.9}, {**rows[0], "held_out_reward": 1.0}])[0]
     assert "No held-out" in suspicions([{"step": 1, "reward": 1.0}])[0]
+
+
+@pytest.mark.parametrize("name", USED_BY)
+def test_an_option_that_a_method_would_ignore_is_refused(name):
+    """The official script parses --resolution, --snr_gamma and others, and reads none of them."""
+    options = parse(OPTIONS, ["--prompts", "prompts.txt", "--reward", "fill50k:soft"])
+    setattr(options, name, 3)
+    for method in set(METHODS) - set(USED_BY[name]):
+        options.method = method
+        with pytest.raises(InputError, match=f"--{name} is for --method"):
+            check_options(options)
 
 
 @pytest.mark.parametrize(
