@@ -27,7 +27,7 @@ METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
 EACH = {
     "draft": ["--grad_steps", "2", "--gradient_checkpointing"],
     "alignprop": ["--grad_steps", "5", "--gradient_checkpointing"],
-    "dpo": ["--learning_rate", "3e-4"],
+    "dpo": ["--dpo_beta", "500", "--max_train_steps", "80", "--validation_steps", "80"],  # they draw no pictures
 }
 COMMON = [
     *("--resolution", "64", "--num_inference_steps", "10", "--train_batch_size", "4", "--num_validation_images", "2"),
@@ -41,8 +41,8 @@ class Options:
     output_dir: str = option("runs/reward-tuning-benchmark", "runs, rows and plots")
     methods: list[str] = option(list(METHODS), "tunes: which methods")
     seeds: list[int] = option([0, 1, 2], "tunes: seeds")
-    steps: int = option(40, "tunes: optimiser steps of four prompts")
-    learning_rate: float = option(1e-3, "tunes: of all methods but dpo, which takes 3e-4")
+    steps: int = option(40, "tunes: optimiser steps of four prompts; dpo takes 80 of four pairs")
+    learning_rate: float = option(1e-3, "tunes: of all methods")
     prompts: int = option(16, "prompts to measure on, with two pictures each")
     hackable_steps: int = option(40, "hackable: optimiser steps at most")
 
