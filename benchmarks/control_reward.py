@@ -41,8 +41,8 @@ class Options:
     consistency_weight: float = option(1.0, "consistency: its weight")
     reward_timestep_max: int = option(200, "consistency: highest timestep that is rewarded")
     cpo_timestep_max: int = option(600, "cpo: highest timestep where preferred")
-    cpo_beta: float = option(5000.0, "cpo: how soon a sample that is ahead of the start counts less")
-    cpo_margin: float = option(1e-2, "cpo: the margin")
+    cpo_beta: float = option(5.0, "cpo: how soon a sample that is ahead of the start counts less")
+    cpo_margin: float = option(0.1, "cpo: by how much the wrong condition's error should be larger")
     cpo_diffusion_weight: float = option(1.0, "cpo: weight of the denoising loss")
     pictures: int = option(48, "pictures to measure on")
 
