@@ -6,7 +6,7 @@ On the embedded model: a ControlNet after few plain steps, which follows its out
 same weights with the same samples in the same order, at the same rate:
 
     plain          the denoising loss alone
-    consistency    and how well decoded one-step estimates show the condition's edges, at the published weight and threshold
+    consistency    and how well decoded one-step estimates show the disc that the outline asks for (`discs`), at all timesteps
     cpo            and preference of the own condition to a moved one, without decoding
 
 Measured on pictures of colour pairs that occur in no training caption, the same for all: IoU of the drawn with the wanted
@@ -37,9 +37,9 @@ class Options:
     start_steps: int = option(60, "plain steps before")
     steps: int = option(60, "steps of each arm")
     learning_rate: float = option(1e-3, "of all of them")
-    consistency: str = option("edges", "consistency: which agreement; control_reward:discs is another")
-    consistency_weight: float = option(1.0, "consistency: its weight")
-    reward_timestep_max: int = option(200, "consistency: highest timestep that is rewarded")
+    consistency: str = option("control_reward:discs", "consistency: which agreement; edges is another")
+    consistency_weight: float = option(0.3, "consistency: its weight")
+    reward_timestep_max: int = option(1000, "consistency: highest timestep that is rewarded; 200 is published")
     cpo_timestep_max: int = option(600, "cpo: highest timestep where preferred")
     cpo_beta: float = option(5.0, "cpo: how soon a sample that is ahead of the start counts less")
     cpo_margin: float = option(0.1, "cpo: by how much the wrong condition's error should be larger")
@@ -112,7 +112,7 @@ def table(rows: list[dict]) -> str:
     for arm, own in arms.items():
         means = [statistics.mean(value for row in own for value in row[name]) for name in MEASURES]
         lines.append(f"| {arm} ({len(own)}) | {' | '.join(f'{mean:.3f}' for mean in means)} |")
-    for arm in arms.keys() - {"start", "plain"}:
+    for arm in [arm for arm in arms if arm not in ("start", "plain")]:
         pairs = [(row, plain) for row in arms[arm] for plain in arms["plain"] if row["seed"] == plain["seed"]]
         lines.append(f"| {arm} less plain | {' | '.join(difference(pairs, name) for name in MEASURES)} |")
     return "\n".join(lines)
