@@ -3,8 +3,6 @@
 import json
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,12 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffusers_ext.cards.tuning import suspicions
 from diffusers_ext.data import fill50k
 from diffusers_ext.data.rankings import RankedPrompt, Ranking, write
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 from diffusers_ext.run_folder import read_metrics
-from diffusers_ext.tuning_card import suspicions
 from diffusers_ext.tuning_options import METHODS, USED_BY, check_options
 
 ROOT = Path(__file__).parents[1]
@@ -105,11 +103,11 @@ def launched(launch, untrained, prompts, common, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("launched") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
-        launch(SCRIPT, *arguments(untrained, prompts, run, *common), processes=2)
+        launch(SCRIPT, *arguments(untrained, prompts, run, *common), processes=2, real=True)
     return run
 
 
-def test_a_launched_run_loads_in_a_fresh_process(launched, untrained):
+def test_a_launched_run_loads_in_a_fresh_process(launched, fresh, untrained):
     run = launched
     code = f"""
 import torch
@@ -122,7 +120,7 @@ assert (draw() - base).abs().max() > 1e-4
 pipe.set_adapters(pipe.get_active_adapters(), 0.0)
 assert torch.allclose(draw(), base, atol=1e-5)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    fresh(code)
     card, rows = (run / "README.md").read_text(), read_metrics(run)
     measured = [row for row in rows if "held_out_reward" in row][-1]
     assert f"{measured['held_out_reward']:.3g}" in card and "load_lora_weights" in card
