@@ -103,7 +103,7 @@ def launched(launch, untrained, prompts, common, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("launched") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
-        launch(SCRIPT, *arguments(untrained, prompts, run, *common), processes=2, real=True)
+        launch(SCRIPT, *arguments(untrained, prompts, run, *common), processes=2)
     return run
 
 
