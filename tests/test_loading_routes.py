@@ -10,8 +10,8 @@ import fresh_processes
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from loopback_hub import LoopbackHub
 
+from diffusers_ext.loopback_hub import LoopbackHub
 from diffusers_ext.rewards.modeling_image_reward import ImageRewardModel
 from diffusers_ext.tiny_image_reward import image_reward
 
