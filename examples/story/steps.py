@@ -25,16 +25,17 @@ class Sizes:
     """How much of everything."""
 
     requests: int = 2000  # prompts that users asked for
-    chosen: int = 120
-    neighbours: int = 10
-    candidates: int = 6
-    reward_steps: int = 500
+    chosen: int = 100
+    neighbours: int = 2  # about requests of different words over chosen
+    candidates: int = 8
+    reward_steps: int = 400
     reranked: int = 16  # candidates of each prompt to rerank
-    tuning_steps: int = 60
-    measured: int = 4  # pictures of each held-out prompt
-    circles: int = 1000
+    tuning_steps: int = 40
+    measured: int = 8  # pictures of each held-out prompt
+    outlines: int = 48
+    circles: int = 800
     control_steps: int = 200
-    closer_steps: int = 60
+    closer_steps: int = 50
     drawings: int = 30  # of each colour in each style
     captioned: int = 100
     image_text_epochs: int = 40
@@ -46,12 +47,13 @@ FULL = Sizes()
 QUICK = Sizes(
     requests=120,
     chosen=12,
-    neighbours=3,
+    neighbours=2,
     candidates=2,
     reward_steps=2,
     reranked=2,
     tuning_steps=1,
     measured=1,
+    outlines=2,
     circles=24,
     control_steps=2,
     closer_steps=1,
@@ -75,6 +77,11 @@ def story(folder: Path, size: Sizes) -> list[Step]:
         tune(at, size),
         *control(at, size),
         *classifiers(at, size),
+        step(
+            "measure",
+            "measure on prompts and outlines that no training saw",
+            f"python examples/story/measure.py --folder {at} --each {size.measured} --outlines {size.outlines}",
+        ),
         publish(at),
         load(at),
         Step("report", "one page about all of it", (f"python examples/story/report.py --folder {at}",)),
@@ -105,7 +112,7 @@ def candidates(at: str, size: Sizes) -> Step:
     return step(
         "candidates",
         "draw candidates of each chosen prompt",
-        f"""diffusers-ext rerank --prompts_file {at}/chosen.jsonl --candidates {size.candidates} --keep 1 --chunk_size 6
+        f"""diffusers-ext rerank --prompts_file {at}/chosen.jsonl --candidates {size.candidates} --keep 1 --chunk_size 8
             --num_inference_steps 5 --guidance_scale 1 --output_dir {at}/candidates""",
     )
 
@@ -147,7 +154,7 @@ def tune(at: str, size: Sizes) -> Step:
         "tune the model by it, with ReFL; the exact reward is held out",
         f"""accelerate launch training/train_reward_tuning.py --method refl --prompts {at}/chosen.jsonl --resolution 64
             --reward {at}/reward --held_out_reward fill50k --no-use_margin --validation_prompts {at}/held-out.txt
-            --num_inference_steps 5 --num_validation_images {size.measured} --train_batch_size 8 --learning_rate 1e-3
+            --num_inference_steps 5 --num_validation_images 2 --train_batch_size 8 --learning_rate 1e-3
             --drift_weight 1 --max_train_steps {size.tuning_steps} --validation_steps 20 --checkpointing_steps 20
             --checkpoints_total_limit 1 --resume_from_checkpoint latest --output_dir {at}/tuned""",
     )
@@ -155,14 +162,14 @@ def tune(at: str, size: Sizes) -> Step:
 
 def control(at: str, size: Sizes) -> list[Step]:
     common = f"""--train_data_dir {at}/circles --resolution 64 --train_batch_size 8 --held_out_samples 16
-                 --num_validation_images 2 --checkpoints_total_limit 1 --resume_from_checkpoint latest"""
+                 --num_validation_images 1 --checkpoints_total_limit 1 --resume_from_checkpoint latest"""
     return [
         step(
             "control",
             "train a ControlNet that draws the circle where the outline is",
             f"python -m diffusers_ext.data.fill50k --output_dir {at}/circles --count {size.circles} --size 64",
             f"""accelerate launch training/train_controlnet.py {common} --learning_rate 1e-3
-                --max_train_steps {size.control_steps} --validation_steps 50 --checkpointing_steps 50
+                --max_train_steps {size.control_steps} --validation_steps 100 --checkpointing_steps 50
                 --encoder_cache_dir {at}/encoded --output_dir {at}/controlnet""",
         ),
         step(

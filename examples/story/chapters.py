@@ -1,0 +1,266 @@
+"""The report's chapters about pictures: prompts, people, reward, choosing, tuning, control. Every number is read from a run folder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from page import curves, figure, table, text
+from PIL import Image
+
+from diffusers_ext.data.rankings import read
+from diffusers_ext.grids import captioned_grid, labelled_grid
+from diffusers_ext.metrics.preference import Ratio
+from diffusers_ext.run_folder import read_metrics
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def mean(rows: Sequence[Sequence[float]]) -> Ratio:
+    """The mean of values in groups, a list per prompt; its interval draws whole prompts again."""
+    return Ratio(np.array([np.sum(row) for row in rows]), np.array([float(len(row)) for row in rows]))
+
+
+def shown(ratio: Ratio, digits: int = 2, sign: bool = False) -> str:
+    """1.23 [0.98, 1.41]"""
+    form = f"{'+' if sign else ''}.{digits}f"
+    low, high = ratio.interval()
+    return f"{ratio.micro:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def verdict(ratio: Ratio, gain: str, loss: str, nothing: str) -> str:
+    """Which of three sentences the interval allows."""
+    low, high = ratio.interval()
+    return gain if low > 0 else loss if high < 0 else nothing
+
+
+def differences(these: Sequence[Sequence[float]], those: Sequence[Sequence[float]]) -> Ratio:
+    return mean([np.subtract(one, other) for one, other in zip(these, those)])
+
+
+def prompts(folder: Path) -> str:
+    report = read_json(folder / "chosen.report.json")
+    rows = [[name, f"{report[name]['nearest']:.3f}", report[name]["near_duplicates"]] for name in ("chosen", "random")]
+    better = report["chosen"]["nearest"] > report["random"]["nearest"]
+    return "".join(
+        [
+            text(
+                f"Of {report['prompts']:,} requests, {report['different']:,} differ; {report['count']} of them are to be "
+                "annotated. Vote-k takes those that stand for many others, by the embedded model's own text encoder."
+            ),
+            table(["choice", "a prompt's similarity to the nearest chosen", "within 0.9 of one chosen earlier"], rows),
+            text(
+                "The choice represents the requests better than a random one of the same size."
+                if better
+                else "The choice represents the requests no better than a random one of the same size.",
+                "found",
+            ),
+            text(
+                "The prompts are alike, two colours in one sentence, and half of them are taken: there is little to gain. "
+                "The encoder was never trained to tell sentences apart.",
+                "short",
+            ),
+        ]
+    )
+
+
+def candidates(folder: Path) -> str:
+    record = read_json(folder / "candidates" / "scores.json")
+    scores = [[row["score"] for row in each["candidates"]] for each in record["prompts"]]
+    picked = record["prompts"][:3]
+    images = [[Image.open(folder / "candidates" / row["image"]) for row in each["candidates"]] for each in picked]
+    columns = ["best"] + [""] * (len(images[0]) - 2) + ["worst"]
+    options = record["options"]
+    return "".join(
+        [
+            text(
+                f"{len(scores)} prompts with {len(scores[0])} pictures each, {options['num_inference_steps']} steps without "
+                "guidance, so that there is something to choose: the exact reward, minus the mean CIEDE2000 of circle and "
+                f"background, is {shown(mean(scores))} on average over prompts, and varies by "
+                f"{np.mean([np.std(each, ddof=1) for each in scores]):.2f} among the pictures of a prompt."
+            ),
+            figure(
+                labelled_grid(images, columns, [each["prompt"] for each in picked], cell=112),
+                "In the order of the exact reward, which the people below see with noise.",
+            ),
+        ]
+    )
+
+
+def people(folder: Path) -> str:
+    from diffusers_ext.metrics.preference import agreement
+
+    ranked, truth = read(folder / "rankings.jsonl"), read_json(folder / "candidates" / "truth.json")
+    found = agreement(ranked)
+    return "".join(
+        [
+            text(
+                f"{len(ranked[0].rankings)} simulated people ranked {len(ranked)} prompts each, through the checks and onto "
+                "the disk as judgements of the annotation page. Each sees the exact colour error with noise "
+                f"(temperature {truth['temperature']:g}). On pairs that two of them ordered they agree in "
+                f"{found.by_prompt}. No reward can be right on more than {truth['bayes_accuracy']:.3f} of their pairs."
+            ),
+            text("They are no people: they care for colours only, and err independently of each other.", "short"),
+        ]
+    )
+
+
+def reward(folder: Path) -> str:
+    run = folder / "reward"
+    seen = [row for row in read_metrics(run) if "held_out_accuracy" in row]
+    last, best = seen[-1], read_json(folder / "candidates" / "truth.json")["bayes_accuracy"]
+    steps = [row["step"] for row in seen]
+    lines = {
+        "held-out accuracy": (steps, [row["held_out_accuracy"] for row in seen]),
+        "the best possible": ([steps[0], steps[-1]], [best, best]),
+    }
+    count = read_json(run / "options.json")["options"]["held_out_samples"]
+    grid = sorted((run / "samples").glob("step-*.png"))[-1]
+    return "".join(
+        [
+            text(
+                f"After {last['step']} steps the reward orders {last['held_out_accuracy']:.3f} "
+                f"[{last['held_out_accuracy_low']:.3f}, {last['held_out_accuracy_high']:.3f}] of the pairs of "
+                f"{count} held-out prompts as people do; chance is 0.5, {best:.3f} is possible.",
+                "found",
+            ),
+            curves(lines, "step", "accuracy", "Accuracy on prompts that were held out, by the training itself."),
+            figure(
+                grid, "Held-out prompts: pictures from the highest reward to the lowest, people's ranks in brackets."
+            ),
+            text(
+                "The reward starts from random weights and saw few hundred pictures of sixteen colours. It knows nothing else. "
+                "The interval is over few prompts.",
+                "short",
+            ),
+        ]
+    )
+
+
+def rerank(folder: Path) -> str:
+    record = read_json(folder / "rerank" / "scores.json")
+    each = [prompt["candidates"] for prompt in record["prompts"]]  # the best by the learnt reward first
+    exact = [[row["held_out"] for row in rows] for rows in each]
+    counts = [n for n in (1, 2, 4, 8, 16) if n <= len(exact[0])]
+    order = [sorted(rows, key=lambda row: row["number"]) for rows in each]
+
+    def best_of(n: int, by: str) -> list[list[float]]:
+        """The exact reward of the best by a score, in disjoint groups of n."""
+        groups = [[rows[at : at + n] for at in range(0, len(rows) - n + 1, n)] for rows in order]
+        return [[max(group, key=lambda row: row[by])["held_out"] for group in row] for row in groups]
+
+    lines = {
+        "the learnt reward chooses": (counts, [mean(best_of(n, "score")).micro for n in counts]),
+        "the exact reward chooses": (counts, [mean(best_of(n, "held_out")).micro for n in counts]),
+    }
+    gain = mean([[rows[0] - np.mean(rows)] for rows in exact])
+    most = mean([[max(rows) - np.mean(rows)] for rows in exact])
+    first = [each[at] for at in range(min(4, len(each)))]
+    images = [Image.open(folder / "rerank" / row["image"]) for rows in first for row in (rows[0], rows[-1])]
+    captions = [
+        f"{'first' if at == 0 else 'last'} of {len(rows)}: exact {row['held_out']:.2f}"
+        for rows in first
+        for at, row in ((0, rows[0]), (1, rows[-1]))
+    ]
+    outcome = verdict(
+        gain,
+        "Choosing by the learnt reward draws better pictures, by a measure that it never saw.",
+        "Choosing by the learnt reward draws worse pictures: do not use it.",
+        "Choosing by the learnt reward is not shown to draw better pictures than chance does.",
+    )
+    return "".join(
+        [
+            text(outcome, "found"),
+            text(
+                f"{len(exact)} colour pairs that are in no ranking and that the model was not trained on, "
+                f"{len(exact[0])} candidates each. The exact reward of the chosen one is {shown(gain, sign=True)} above the "
+                f"mean candidate; choosing by the exact reward itself would give {shown(most, sign=True)}. "
+                "Intervals are bootstrapped over prompts."
+            ),
+            curves(lines, "candidates", "exact reward of the chosen", "Groups of N of the same candidates."),
+            figure(
+                captioned_grid(images, captions, columns=8, cell=104),
+                "First and last of all candidates by the learnt reward: "
+                + "; ".join(prompt["prompt"] for prompt in record["prompts"][:4]),
+            ),
+        ]
+    )
+
+
+def tune(folder: Path) -> str:
+    seen = [row for row in read_metrics(folder / "tuned") if "held_out_reward" in row]
+    measured = read_json(folder / "measured.json")["tuned"]
+    gain = differences(measured["tuned"]["exact"], measured["base"]["exact"])
+    rows = [
+        [name, shown(mean(measured[name]["exact"])), shown(mean(measured[name]["circle"]))]
+        for name in ("base", "tuned")
+    ]
+    steps = [0, *(row["step"] for row in seen)]
+
+    def line(name: str) -> tuple:
+        values = [seen[0][f"{name}_base"], *(row[name] for row in seen)]
+        return steps, [value - values[0] for value in values]
+
+    count = f"{len(measured['prompts'])} prompts with {len(measured['base']['exact'][0])} pictures each"
+    outcome = verdict(
+        gain,
+        "Tuned by the learnt reward, the model draws better colours by the exact one, which was never optimised.",
+        "Tuned by the learnt reward, the model draws worse colours by the exact one: the reward was fooled.",
+        "Tuned by the learnt reward, the model is not shown to draw better colours by the exact one.",
+    )
+    return "".join(
+        [
+            text(outcome, "found"),
+            table(["model", "exact reward [95 %]", "how much of a circle"], rows),
+            text(
+                f"The difference of pictures from the same noise is {shown(gain, sign=True)}, {count}, on colour pairs that "
+                "occur in no training prompt, one training seed."
+            ),
+            figure(folder / "tuned.png", "Held-out prompts, the same noise above and below."),
+            curves(
+                {"learnt reward, optimised": line("reward"), "exact reward, held out": line("held_out_reward")},
+                "step",
+                "gain over the base",
+                "As the training measured it. The scales differ: what matters is that both rise.",
+            ),
+            figure(folder / "tuned" / "strength.png", "The adapters at strengths from 0 to 1.25.", width=620),
+        ]
+    )
+
+
+def control(folder: Path) -> str:
+    measured = read_json(folder / "measured.json")["control"]
+    names = {"none": "no control", "controlnet": "ControlNet", "controlnet-closer": "the same, tuned by the outline"}
+    rows = [
+        [
+            label,
+            shown(mean([[value] for value in measured[name]["iou"]]), 3),
+            *(f"{np.median(measured[name][part]):.2f}" for part in ("circle_error", "background_error")),
+        ]
+        for name, label in names.items()
+    ]
+    pairs = [[[value] for value in measured[name]["iou"]] for name in names]
+    follows, closer = differences(pairs[1], pairs[0]), differences(pairs[2], pairs[1])
+    gaps = [row for row in read_metrics(folder / "controlnet") if "gap" in row]
+    outcome = verdict(
+        closer,
+        f"Tuning by the outline brings the circle closer: IoU {shown(closer, 3, sign=True)}.",
+        f"Tuning by the outline moves the circle away: IoU {shown(closer, 3, sign=True)}.",
+        f"Tuning by the outline changes nothing that {len(pairs[0])} outlines could show: IoU {shown(closer, 3, sign=True)}.",
+    )
+    return "".join(
+        [
+            text(f"The ControlNet puts the circle where the outline is: IoU {shown(follows, 3, sign=True)}.", "found"),
+            table(["", "IoU [95 %]", "circle ΔE, median", "background ΔE, median"], rows),
+            figure(folder / "control.png", f"{len(pairs[0])} outlines and colour pairs that no training saw."),
+            text(outcome, "found"),
+            text(
+                f"In the first training the held-out loss under a wrong outline is {gaps[-1]['gap']:.2f} of that under the "
+                f"right one higher after {gaps[-1]['step']} steps (`gap`, 0 where outlines are ignored). "
+                "Circles are soon learnt so well that little is left to tune; docs/reward-tuning.md says the same of another run.",
+                "short",
+            ),
+        ]
+    )
