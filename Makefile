@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test docs quality style
+.PHONY: demo story test docs quality style
 
 demo: $(VENV)/.ready
 	PATH="$(abspath $(BIN)):$$PATH" $(OFFLINE) python examples/controlnet_demo.py --output_dir runs/demo
+
+story: $(VENV)/.ready
+	PATH="$(abspath $(BIN)):$$PATH" python examples/story --output_dir runs/story $(ARGS)
 
 test: $(VENV)/.ready
 	PATH="$(abspath $(BIN)):$$PATH" $(OFFLINE) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal $(ARGS)

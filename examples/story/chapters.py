@@ -93,14 +93,24 @@ def people(folder: Path) -> str:
     from diffusers_ext.metrics.preference import agreement
 
     ranked, truth = read(folder / "rankings.jsonl"), read_json(folder / "candidates" / "truth.json")
-    found = agreement(ranked)
+    spoilt = read(folder / "spoilt" / "rankings.jsonl")
+    sheet = [[Image.open(path) for path in prompt.images] for prompt in spoilt[:2]]
+    ranks = [f"ranked {rank}" for rank in spoilt[0].rankings[0].ranking]
     return "".join(
         [
             text(
-                f"{len(ranked[0].rankings)} simulated people ranked {len(ranked)} prompts each, through the checks and onto "
-                "the disk as judgements of the annotation page. Each sees the exact colour error with noise "
+                f"{len(ranked[0].rankings)} simulated people ranked the pictures of {len(ranked)} prompts each, through the "
+                "checks and onto the disk as judgements of the annotation page. Each sees the exact colour error with noise "
                 f"(temperature {truth['temperature']:g}). On pairs that two of them ordered they agree in "
-                f"{found.by_prompt}. No reward can be right on more than {truth['bayes_accuracy']:.3f} of their pairs."
+                f"{agreement(ranked).by_prompt}. No reward can be right on more than {truth['bayes_accuracy']:.3f} of their pairs."
+            ),
+            text(
+                f"Drawing is dear and spoiling is cheap: beside them stand {len(spoilt)} prompts with {len(spoilt[0].images)} "
+                "circles each, whose colours, sharpness and noise were spoilt at random, ranked by three more."
+            ),
+            figure(
+                labelled_grid(sheet, ranks, [prompt.prompt for prompt in spoilt[:2]], cell=112),
+                "Spoilt circles of two prompts; ranks of the first row, by one person.",
             ),
             text("They are no people: they care for colours only, and err independently of each other.", "short"),
         ]
@@ -108,31 +118,32 @@ def people(folder: Path) -> str:
 
 
 def reward(folder: Path) -> str:
-    run = folder / "reward"
+    from diffusers_ext.data.simulated_rankings import bayes_accuracy
+
+    run, kept = folder / "reward", read(folder / "validation.jsonl")
     seen = [row for row in read_metrics(run) if "held_out_accuracy" in row]
-    last, best = seen[-1], read_json(folder / "candidates" / "truth.json")["bayes_accuracy"]
-    steps = [row["step"] for row in seen]
+    truth = read_json(folder / "candidates" / "truth.json")
+    best = bayes_accuracy([truth["rewards"][prompt.id] for prompt in kept], truth["temperature"])
+    last, steps = seen[-1], [row["step"] for row in seen]
     lines = {
         "held-out accuracy": (steps, [row["held_out_accuracy"] for row in seen]),
         "the best possible": ([steps[0], steps[-1]], [best, best]),
     }
-    count = read_json(run / "options.json")["options"]["held_out_samples"]
     grid = sorted((run / "samples").glob("step-*.png"))[-1]
     return "".join(
         [
             text(
                 f"After {last['step']} steps the reward orders {last['held_out_accuracy']:.3f} "
                 f"[{last['held_out_accuracy_low']:.3f}, {last['held_out_accuracy_high']:.3f}] of the pairs of "
-                f"{count} held-out prompts as people do; chance is 0.5, {best:.3f} is possible.",
+                f"{len(kept)} prompts that it did not learn from as people do, on the model's own pictures; chance is 0.5, "
+                f"{best:.3f} is possible.",
                 "found",
             ),
-            curves(lines, "step", "accuracy", "Accuracy on prompts that were held out, by the training itself."),
-            figure(
-                grid, "Held-out prompts: pictures from the highest reward to the lowest, people's ranks in brackets."
-            ),
+            curves(lines, "step", "accuracy", "Accuracy on the prompts kept apart, by the training itself."),
+            figure(grid, "Held-out prompts: pictures from the highest reward to the lowest, people's ranks in brackets."),
             text(
-                "The reward starts from random weights and saw few hundred pictures of sixteen colours. It knows nothing else. "
-                "The interval is over few prompts.",
+                "The reward starts from random weights and sees a few thousand pictures in sixteen colours. It knows nothing "
+                "else, and much of what these people see in the model's own pictures, whose colours differ little, escapes it.",
                 "short",
             ),
         ]

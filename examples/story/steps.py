@@ -28,7 +28,9 @@ class Sizes:
     chosen: int = 100
     neighbours: int = 2  # about requests of different words over chosen
     candidates: int = 8
-    reward_steps: int = 400
+    spoilt: int = 600  # prompts with pictures spoilt on purpose
+    validated: int = 20
+    reward_steps: int = 450
     reranked: int = 16  # candidates of each prompt to rerank
     tuning_steps: int = 40
     measured: int = 8  # pictures of each held-out prompt
@@ -49,6 +51,8 @@ QUICK = Sizes(
     chosen=12,
     neighbours=2,
     candidates=2,
+    spoilt=12,
+    validated=3,
     reward_steps=2,
     reranked=2,
     tuning_steps=1,
@@ -71,7 +75,7 @@ def story(folder: Path, size: Sizes) -> list[Step]:
     return [
         prompts(at, size),
         candidates(at, size),
-        people(at),
+        people(at, size),
         reward(at, size),
         rerank(at, size),
         tune(at, size),
@@ -117,13 +121,16 @@ def candidates(at: str, size: Sizes) -> Step:
     )
 
 
-def people(at: str) -> Step:
+def people(at: str, size: Sizes) -> Step:
     return step(
         "people",
         "let three simulated people rank them, and collect what they said",
         f"python examples/story/people.py --candidates {at}/candidates",
         f"diffusers-ext annotate {at}/candidates --export {at}/rankings.jsonl",
-        f"diffusers-ext rankings {at}/rankings.jsonl",
+        f"""python -m diffusers_ext.data.simulated_rankings --basic_colours --count {size.spoilt} --annotators 3
+            --temperature 0.03 --output_dir {at}/spoilt""",
+        f"python examples/story/join.py --folder {at} --held_out {size.validated}",
+        f"diffusers-ext rankings {at}/training.jsonl --against {at}/validation.jsonl",
     )
 
 
@@ -131,9 +138,9 @@ def reward(at: str, size: Sizes) -> Step:
     return step(
         "reward",
         "learn a reward from the rankings",
-        f"""accelerate launch training/train_reward_model.py --backbone tiny --rankings {at}/rankings.jsonl
-            --output_dir {at}/reward --freeze_fraction 0 --learning_rate 1e-3 --train_batch_size 8
-            --max_train_steps {size.reward_steps} --held_out_samples 12 --validation_steps 100
+        f"""accelerate launch training/train_reward_model.py --backbone tiny --rankings {at}/training.jsonl
+            --validation_rankings {at}/validation.jsonl --output_dir {at}/reward --freeze_fraction 0 --random_flip
+            --learning_rate 1e-3 --train_batch_size 8 --max_train_steps {size.reward_steps} --validation_steps 100
             --checkpointing_steps 100 --checkpoints_total_limit 1 --resume_from_checkpoint latest""",
     )
 
