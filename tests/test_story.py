@@ -1,78 +1,72 @@
-"""The story of `make story`: it walks, stops and goes on; and a tiny one runs whole, in this process where it can."""
+"""The story of `make story`: it walks, stops and goes on; and a tiny one runs whole."""
 
 import json
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import environment
+from fork_server import ForkServer
 
 from diffusers_ext import cli
 from diffusers_ext.options import parse
 
 ROOT = Path(__file__).parents[1]
 STORY = ROOT / "examples" / "story"
-sys.path.insert(0, str(STORY))
+sys.path.append(str(STORY))
 
 from steps import FULL, QUICK, story  # noqa: E402
 from walk import Step, online, read_records, run_process, walk  # noqa: E402
 
-
-def in_process(command: str, variables: dict) -> None:
-    """Run a command's main here: starting Python and importing torch is most of what a tiny command takes."""
-    words = shlex.split(command)
-    if variables and "--source here" not in command:
-        return apart(words, variables)
-    if words[0] == "diffusers-ext":
-        return cli.main(words[1:])
-    if words[1] == "-m":
-        return module(words[2], words[3:])
-    made = runpy.run_path(words[2] if words[0] == "accelerate" else words[1], run_name="story")
-    made["main"](parse(made["Options"], words[3:] if words[0] == "accelerate" else words[2:]))
+MAIN = "from diffusers_ext.cli import main; main()"
+MODULE = "import runpy, sys; runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
 
 
-def apart(words: list[str], variables: dict) -> None:
-    """The Hub's address is read when its client is imported, so what speaks to it needs a process."""
-    program = ["-m", "diffusers_ext.cli"] if words[0] == "diffusers-ext" else words[1:2]
-    rest = words[1:] if words[0] == "diffusers-ext" else words[2:]
-    subprocess.run([sys.executable, *program, *rest], env={**os.environ, **variables}, check=True)
+class Forked:
+    """Runs a story's commands in processes that have imported torch already; see fork_server.py."""
 
+    def __init__(self, server: ForkServer, place: Path):
+        self.server, self.place, self.online = server, place, None
 
-def module(name: str, arguments: list[str]) -> None:
-    before, sys.argv = sys.argv, [name, *arguments]
-    try:
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    finally:
-        sys.argv = before
+    def __call__(self, command: str, variables: dict) -> None:
+        words = shlex.split(command)
+        if words[0] == "diffusers-ext":
+            words = ["-c", MAIN, *words[1:]]
+        elif words[1] == "-m":
+            words = ["-c", MODULE.format(words[2]), *words[3:]]
+        else:
+            words = words[2:] if words[0] == "accelerate" else words[1:]
+        done = self.for_(variables).start(*words, env={**environment(), **variables}, cwd=self.place).wait()
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+    def for_(self, variables: dict) -> ForkServer:
+        """The server to fork from: the Hub's address is read when its client is imported."""
+        if variables and self.online is None:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in variables.items():
+                    patch.setenv(name, value)
+                self.online = ForkServer()
+        return self.online if variables else self.server
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def told(tmp_path_factory, fork_server):
     """The folder of a tiny story, run in a folder that looks like the repository."""
     place = tmp_path_factory.mktemp("story")
     for name in ("training", "examples", "pipelines"):
         (place / name).symlink_to(ROOT / name)
-    before = Path.cwd()
-    os.chdir(place)
-    folder = Path("runs/story")
-    try:
-        walk(folder, steps_of(folder), in_process)
-        yield folder.resolve()
-    finally:
-        os.chdir(before)
-
-
-def steps_of(folder: Path) -> list[Step]:
-    """The steps with the folder named as it is from here."""
-    placed = str(folder.resolve())
-    return [
-        Step(step.name, step.title, tuple(command.replace(placed, str(folder)) for command in step.commands), step.online)
+    folder, forked = place / "runs" / "story", Forked(fork_server, place)
+    named = [
+        replace(step, commands=tuple(each.replace(str(folder), "runs/story") for each in step.commands))
         for step in story(folder, QUICK)
     ]
+    walk(folder, named, forked)
+    forked.online.__exit__()
+    return folder
 
 
 # ---------------------------------------------------------------- walking

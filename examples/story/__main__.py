@@ -39,7 +39,11 @@ def main(options: Options) -> None:
     if options.list:
         print("\n\n".join("\n".join([f"{step.name}: {step.title}", *step.commands]) for step in steps))
         return
-    walk(folder, [step for step in steps if options.steps is None or step.name in options.steps])
+    try:
+        walk(folder, [step for step in steps if options.steps is None or step.name in options.steps])
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here")
+        raise SystemExit(130) from None
     print(f"\nsee {folder / 'report.html'}")
 
 

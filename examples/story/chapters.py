@@ -140,7 +140,9 @@ def reward(folder: Path) -> str:
                 "found",
             ),
             curves(lines, "step", "accuracy", "Accuracy on the prompts kept apart, by the training itself."),
-            figure(grid, "Held-out prompts: pictures from the highest reward to the lowest, people's ranks in brackets."),
+            figure(
+                grid, "Held-out prompts: pictures from the highest reward to the lowest, people's ranks in brackets."
+            ),
             text(
                 "The reward starts from random weights and sees a few thousand pictures in sixteen colours. It knows nothing "
                 "else, and much of what these people see in the model's own pictures, whose colours differ little, escapes it.",

@@ -106,7 +106,7 @@ def prompts(at: str, size: Sizes) -> Step:
     return step(
         "prompts",
         "choose prompts worth asking people about",
-        f"python examples/story/requests.py --folder {at} --count {size.requests}",
+        f"python examples/story/prompts.py --folder {at} --count {size.requests}",
         f"""diffusers-ext select-prompts --prompts {at}/requests.txt --encoder {at}/encoder --count {size.chosen}
             --k {size.neighbours} --cache_dir {at}/sentences --output {at}/chosen.jsonl""",
     )

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +34,12 @@ def walk(folder: Path, steps: Sequence[Step], call: Callable[[str, dict], None] 
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = {row["command"] for row in read_records(folder) if row["done"]}
-    for step in steps:
-        left = [command for command in step.commands if command not in done]
-        print(f"\n=== {step.name}: {step.title}" + ("" if left else " (done before)"), flush=True)
-        if left:
-            with LoopbackHub(folder / "hub") if step.online else nullcontext() as hub:
-                for command in left:
-                    perform(folder, step, command, online(folder, hub.url) if hub else {}, call or run_process)
+    with LoopbackHub(folder / "hub") as hub:
+        for step in steps:
+            left = [command for command in step.commands if command not in done]
+            print(f"\n=== {step.name}: {step.title}" + ("" if left else " (done before)"), flush=True)
+            for command in left:
+                perform(folder, step, command, online(folder, hub.url) if step.online else {}, call or run_process)
 
 
 def perform(folder: Path, step: Step, command: str, variables: dict, call: Callable[[str, dict], None]) -> None:

@@ -1,6 +1,6 @@
 """What users asked for, what nobody asked for, and what tells their prompts apart.
 
-    python examples/story/requests.py --folder runs/story --count 2000
+    python examples/story/prompts.py --folder runs/story --count 2000
 
 requests.txt: prompts of the sixteen basic colours, popular ones many times. held-out.txt: the colour pairs that occur in none
 of them, nor in what the embedded model was trained on. encoder/: the embedded model's own text encoder and tokenizer in one
