@@ -44,7 +44,8 @@ def main(options: Options) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here")
         raise SystemExit(130) from None
-    print(f"\nsee {folder / 'report.html'}")
+    if (folder / "report.html").exists():
+        print(f"\nsee {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from page import curves, figure, table, text
 from diffusers_ext.grids import labelled_grid
 from diffusers_ext.run_folder import read_metrics
 
+OUTSIDE = "out_of_domain"  # the mean of all styles that were only described
 SHOWN = ("zero-shot, adaptive", "linear probe", "WiSE", "probe + SLERP", "probe + text delta", "LADS")
 
 
@@ -42,12 +43,12 @@ def words(folder: Path) -> str:
 
 def extend(folder: Path) -> str:
     found = read_json(folder / "lads" / "results.json")["accuracy"]
-    domains = [name for name in next(iter(found.values())) if name not in ("worst group", "extended, micro")]
-    rows = [[method, *(spread(found[method][name]) for name in domains)] for method in SHOWN if method in found]
-    lads, probe = (found[method]["OOD"] for method in ("LADS", "linear probe"))
+    measures = [name for name in next(iter(found.values())) if name not in ("worst_group", "extended_micro")]
+    rows = [[method, *(spread(found[method][name]) for name in measures)] for method in SHOWN if method in found]
+    lads, probe = (found[method][OUTSIDE] for method in ("LADS", "linear probe"))
     gains = [one - other for one, other in zip(lads, probe)]
     inside = fmean(found["LADS"]["in domain"]) - fmean(found["linear probe"]["in domain"])
-    best = max(found, key=lambda method: fmean(found[method]["OOD"]))
+    best = max(found, key=lambda method: fmean(found[method][OUTSIDE]))
     gained = min(gains) > 0
     return "".join(
         [
@@ -57,14 +58,14 @@ def extend(folder: Path) -> str:
                 f"plain probe, and changes by {inside:+.1f} in domain.",
                 "found",
             ),
-            table(["percent right", *domains], rows),
+            table(["percent right", *(name.replace("_", " ") for name in measures)], rows),
             figure(
                 sorted((folder / "lads" / "samples").glob("*.png"))[-1],
                 "Training drawings, and under each the test drawings nearest to where its embedding was moved.",
             ),
             text(
                 f"Means and deviations over {len(gains)} seeds of the training; the drawings are the same. Out of domain the "
-                f"best of all methods in the run's table is {best}: {spread(found[best]['OOD'])}. The image-text model has "
+                f"best of all methods in the run's table is {best}: {spread(found[best][OUTSIDE])}. The image-text model has "
                 "seen captioned drawings of all styles, as CLIP has of paintings and sketches; where words alone already "
                 "classify well, use them.",
                 "short",

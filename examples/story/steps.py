@@ -43,6 +43,8 @@ class Sizes:
     image_text_epochs: int = 40
     lads_epochs: int = 50
     lads_runs: int = 3
+    setting: str = "NCD"  # what a session brings: colours, styles, or both
+    groups: int = 4
 
 
 FULL = Sizes()
@@ -66,6 +68,8 @@ QUICK = Sizes(
     image_text_epochs=2,
     lads_epochs=2,
     lads_runs=1,
+    setting="NC",
+    groups=2,
 )
 
 
@@ -215,7 +219,7 @@ def classifiers(at: str, size: Sizes) -> list[Step]:
         step(
             "grow",
             "teach a classifier colours and styles as they come (mixtures)",
-            f"""accelerate launch training/train_incremental.py --data {at}/colours --setting NCD --groups 4
+            f"""accelerate launch training/train_incremental.py --data {at}/colours --setting {size.setting} --groups {size.groups}
                 --backbone {at}/image-text --encoder_cache_dir {at}/embedded --resume_from_checkpoint latest
                 --output_dir {at}/stream""",
         ),
