@@ -5,7 +5,9 @@ from typing import Any
 
 from huggingface_hub import create_repo, upload_folder
 
-RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "logs/**", "autoencoder/**", "cache/**"]
+# best/lora too: by a repository's name diffusers loads the first LoRA file it finds in any folder, and "best" comes first.
+RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "session-*/**", "best/lora/**"]
+RUN_FILES += ["logs/**", "autoencoder/**", "cache/**"]
 
 
 def publish(folder: Path, options: Any) -> None:

@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+from huggingface_hub.utils import filter_repo_objects
+
 from diffusers_ext import hub
 
 
@@ -20,3 +22,10 @@ def test_a_push_uploads_the_model_and_not_the_checkpoints(tmp_path, monkeypatch)
     assert {"checkpoint-*/**", "logs/**"} <= set(calls["upload"]["ignore_patterns"])
     hub.push(tmp_path / "circles", SimpleNamespace(hub_model_id="other", hub_token=None))
     assert calls["create"][0] == "other"
+
+
+def test_a_pushed_lora_is_the_only_one_of_its_repository():
+    """load_lora_weights of a name takes the first file called so, wherever it lies."""
+    lora = "pytorch_lora_weights.safetensors"
+    names = [lora, f"best/lora/{lora}", f"checkpoint-40/lora/{lora}", "best/model.safetensors", "session-3/config.json"]
+    assert list(filter_repo_objects(names, ignore_patterns=hub.RUN_FILES)) == [lora, "best/model.safetensors"]

@@ -31,12 +31,13 @@ def main(options: Options) -> None:
 
 
 def tuned(folder: Path, each: int) -> dict:
-    """Return {"prompts", "base", "tuned"}: values of all pictures, a list per prompt."""
+    """Return {"prompts", "base", "tuned"}: values of all pictures, a list per prompt; area is the circle's share of it."""
+    import numpy as np
     from diffusers import DiffusionPipeline
 
     from diffusers_ext import embedded_model
     from diffusers_ext.grids import labelled_grid
-    from diffusers_ext.metrics.fill50k import circle_likeness, colour_error
+    from diffusers_ext.metrics.fill50k import as_uint8, circle_likeness, colour_error, find_circle
     from diffusers_ext.sampling import draw
 
     prompts = (folder / "held-out.txt").read_text(encoding="utf-8").splitlines()
@@ -48,7 +49,9 @@ def tuned(folder: Path, each: int) -> dict:
         pictures = draw(pipe, asked, SEED, **DRAWING)
         rows.append(pictures[::each][:SHOWN])
         exact = -sum(colour_error(pictures, asked)) / 2
-        values[name] = {"exact": split(exact, each), "circle": split(circle_likeness(pictures), each)}
+        area = np.array([find_circle(picture).mean() for picture in as_uint8(pictures)])
+        found = {"exact": exact, "circle": circle_likeness(pictures), "area": area}
+        values[name] = {part: split(row, each) for part, row in found.items()}
     columns = [prompt.replace(" background", "").replace(" circle with ", " on ") for prompt in prompts[:SHOWN]]
     labelled_grid(rows, columns, ["the base", "tuned, from the same noise"]).save(folder / "tuned.png")
     return {"prompts": prompts, **values}
@@ -71,7 +74,9 @@ def controlled(folder: Path, count: int) -> dict:
     drawn = {"none": draw(base, prompts, SEED, **DRAWING)}
     for name in ("controlnet", "controlnet-closer"):
         controlnet = ControlNetModel.from_pretrained(folder / name)
-        pipe = StableDiffusionControlNetPipeline.from_pipe(base, controlnet=controlnet, dtype=base.dtype)
+        pipe = StableDiffusionControlNetPipeline(
+            **base.components, controlnet=controlnet, requires_safety_checker=False
+        )
         drawn[name] = draw(pipe, prompts, SEED, image=outlines, **DRAWING)
     columns = [f"{scene.circle} on {scene.background}" for scene in scenes[:SHOWN]]
     labels = ["outline", "no control", "ControlNet", "the same, tuned by the outline"]

@@ -42,9 +42,12 @@ class Options:
 
 def main(options: Options) -> None:
     folder = Path(options.folder)
-    titles = {step.name: step.title for step in story(folder, FULL)}
-    records = read_records(folder)
-    done = {row["step"] for row in records if row["done"]}
+    steps, records = story(folder, FULL), read_records(folder)
+    titles = {step.name: step.title for step in steps}
+    ended = {
+        step.name: {row["command"] for row in records if row["step"] == step.name and row["done"]} for step in steps
+    }
+    done = {step.name for step in steps if len(ended[step.name]) >= len(step.commands)}
     parts, strip = [], pictures(folder) if {"measure", "rerank"} <= done else None
     if strip:
         strip.save(folder / "story.png")
