@@ -1,10 +1,9 @@
 """The report's chapters about pictures: prompts, people, reward, choosing, tuning, control. Every number is read from a run folder."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from estimates import differences, mean, read_json, shown, verdict
 from page import curves, figure, table, text
 from PIL import Image
 
@@ -15,36 +14,10 @@ from diffusers_ext.metrics.preference import Ratio
 from diffusers_ext.run_folder import read_metrics
 
 
-def read_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def mean(rows: Sequence[Sequence[float]]) -> Ratio:
-    """The mean of values in groups, a list per prompt; its interval draws whole prompts again."""
-    return Ratio(np.array([np.sum(row) for row in rows]), np.array([float(len(row)) for row in rows]))
-
-
-def shown(ratio: Ratio, digits: int = 2, sign: bool = False) -> str:
-    """1.23 [0.98, 1.41]"""
-    form = f"{'+' if sign else ''}.{digits}f"
-    low, high = ratio.interval()
-    return f"{ratio.micro:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def verdict(ratio: Ratio, gain: str, loss: str, nothing: str) -> str:
-    """Which of three sentences the interval allows."""
-    low, high = ratio.interval()
-    return gain if low > 0 else loss if high < 0 else nothing
-
-
-def differences(these: Sequence[Sequence[float]], those: Sequence[Sequence[float]]) -> Ratio:
-    return mean([np.subtract(one, other) for one, other in zip(these, those)])
-
-
 def prompts(folder: Path) -> str:
     report = read_json(folder / "chosen.report.json")
     rows = [[name, f"{report[name]['nearest']:.3f}", report[name]["near_duplicates"]] for name in ("chosen", "random")]
-    better = report["chosen"]["nearest"] > report["random"]["nearest"]
+    ahead = report["chosen"]["nearest"] - report["random"]["nearest"]
     return "".join(
         [
             text(
@@ -53,14 +26,13 @@ def prompts(folder: Path) -> str:
             ),
             table(["choice", "a prompt's similarity to the nearest chosen", "within 0.9 of one chosen earlier"], rows),
             text(
-                "The choice represents the requests better than a random one of the same size."
-                if better
-                else "The choice represents the requests no better than a random one of the same size.",
+                f"The choice represents the requests {'better' if ahead > 0 else 'no better'} than one random choice of the same "
+                f"size does: {ahead:+.3f} in similarity.",
                 "found",
             ),
             text(
-                "The prompts are alike, two colours in one sentence, and half of them are taken: there is little to gain. "
-                "The encoder was never trained to tell sentences apart.",
+                f"The prompts are alike, two colours in one sentence, and {report['count'] / report['different']:.0%} of them are "
+                "taken: there is little to gain. The encoder was never trained to tell sentences apart.",
                 "short",
             ),
         ]
@@ -126,6 +98,7 @@ def reward(folder: Path) -> str:
     truth = read_json(folder / "candidates" / "truth.json")
     best = bayes_accuracy([truth["rewards"][prompt.id] for prompt in kept], truth["temperature"])
     last, steps = seen[-1], [row["step"] for row in seen]
+    peak = max(seen, key=lambda row: row["held_out_accuracy"])
     lines = {
         "held-out accuracy": (steps, [row["held_out_accuracy"] for row in seen]),
         "the best possible": ([steps[0], steps[-1]], [best, best]),
@@ -146,7 +119,9 @@ def reward(folder: Path) -> str:
             ),
             text(
                 "The reward starts from random weights and sees a few thousand pictures in sixteen colours. It knows nothing "
-                "else, and much of what these people see in the model's own pictures, whose colours differ little, escapes it.",
+                "else, and much of what these people see in the model's own pictures, whose colours differ little, escapes it. "
+                f"The highest accuracy, {peak['held_out_accuracy']:.3f}, was measured at step {peak['step']}; the weights used "
+                f"below are those of step {last['step']}, not chosen on these prompts.",
                 "short",
             ),
         ]
@@ -309,8 +284,8 @@ def control(folder: Path) -> str:
             figure(folder / "control.png", f"{len(pairs[0])} outlines and colour pairs that no training saw."),
             text(outcome, "found"),
             text(
-                f"In the first training the held-out loss under a wrong outline is {gaps[-1]['gap']:.2f} of that under the "
-                f"right one higher after {gaps[-1]['step']} steps (`gap`, 0 where outlines are ignored). "
+                f"After {gaps[-1]['step']} steps of the first training the held-out loss under another circle's outline is "
+                f"{1 + gaps[-1]['gap']:.1f} times that under the right one (1 where outlines are ignored). "
                 "Circles are soon learnt so well that little is left to tune; docs/reward-tuning.md says the same of another run.",
                 "short",
             ),

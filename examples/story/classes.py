@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from chapters import read_json
 from colours import COLOURS, STYLES, picture
+from estimates import read_json
 from page import curves, figure, table, text
 
 from diffusers_ext.grids import labelled_grid
@@ -24,8 +24,8 @@ def words(folder: Path) -> str:
         [
             text(
                 "No CLIP can be downloaded here, so one is made: two towers with random weights that never learn, joined by "
-                "projections that learn from captioned drawings of all styles. The classes are eight colours, the domains "
-                "five styles of drawing; no drawing occurs twice."
+                f"projections that learn from captioned drawings of all styles. The classes are {len(COLOURS)} colours, the "
+                f"domains {len(STYLES)} styles of drawing; no drawing occurs twice."
             ),
             figure(
                 labelled_grid(images, list(COLOURS), list(STYLES), cell=72),

@@ -10,6 +10,7 @@ from pathlib import Path
 import chapters
 import classes
 import page
+from estimates import read_json
 from steps import FULL, story
 from walk import read_records
 
@@ -50,11 +51,11 @@ def main(options: Options) -> None:
     done = {step.name for step in steps if len(ended[step.name]) >= len(step.commands)}
     parts, strip = [], pictures(folder) if {"measure", "rerank"} <= done else None
     if strip:
-        strip.save(folder / "story.png")
+        strip.quantize(128).save(folder / "story.png", optimize=True)
         parts.append(page.figure(strip, "From top to bottom: what each part of the story did to the pictures."))
     parts += [costs(folder, titles, records)]
     for name, chapter in CHAPTERS.items():
-        parts.append(f'<h2 id="{name}">{titles[name].capitalize()}</h2>')
+        parts.append(f'<h2 id="{name}">{titles[name][0].upper()}{titles[name][1:]}</h2>')
         missing = [step for step in WITH.get(name, (name,)) if step not in done]
         parts.append(page.text(f"Not run yet: {', '.join(missing)}.", "short") if missing else chapter(folder))
         parts.append(spent(records, WITH.get(name, (name,))))
@@ -87,7 +88,7 @@ def costs(folder: Path, titles: dict, records: list[dict]) -> str:
     files, megabytes = classes.size(folder)
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     about = (
-        f"{os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads a process; {files:,} files, "
+        f"{os.cpu_count()} cores, threads of a process: {os.environ.get('OMP_NUM_THREADS', 'as many')}; {files:,} files, "
         f"{megabytes} MB. {made}. Wall time counts whatever else the machine did; a step that was interrupted counts all its attempts."
     )
     return page.table(["step", "wall min", "CPU min"], rows) + page.text(about, "soft")
@@ -110,7 +111,7 @@ def pictures(folder: Path):
 
     from diffusers_ext.grids import labelled_grid
 
-    scores = chapters.read_json(folder / "rerank" / "scores.json")["prompts"][:7]
+    scores = read_json(folder / "rerank" / "scores.json")["prompts"][:7]
     load = lambda row: Image.open(folder / "rerank" / row["image"])  # noqa: E731
     rows = [[load(each["candidates"][at]) for each in scores] for at in (-1, 0)]
     columns = [each["prompt"].replace(" background", "").replace(" circle with ", " on ") for each in scores]
