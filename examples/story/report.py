@@ -51,7 +51,7 @@ def main(options: Options) -> None:
     done = {step.name for step in steps if len(ended[step.name]) >= len(step.commands)}
     parts, strip = [], pictures(folder) if {"measure", "rerank"} <= done else None
     if strip:
-        strip.quantize(128).save(folder / "story.png", optimize=True)
+        strip.save(folder / "story.png", optimize=True)
         parts.append(page.figure(strip, "From top to bottom: what each part of the story did to the pictures."))
     parts += [costs(folder, titles, records)]
     for name, chapter in CHAPTERS.items():
