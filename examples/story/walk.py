@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diffusers_ext.loopback_hub import LoopbackHub
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 RECORDS = "steps.jsonl"
 
 
