@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps import FULL, QUICK, story
-from walk import walk
+from walk import ROOT, walk
 
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import option, run
@@ -33,6 +33,8 @@ class Options:
 
 def main(options: Options) -> None:
     folder = Path(options.output_dir)
+    if not folder.resolve().is_relative_to(ROOT):
+        raise InputError(f"--output_dir {folder}: name a folder inside {ROOT}; no card may name a path of this machine")
     steps = story(folder, QUICK if options.quick else FULL)
     if unknown := sorted({*(options.steps or ())} - {step.name for step in steps}):
         raise InputError(f"--steps {unknown[0]}: there are {', '.join(step.name for step in steps)}")
