@@ -18,6 +18,7 @@ from diffusers_ext.options import option, run
 class Options:
     folder: str = option("runs/story", "the story's folder")
     count: int = option(2000, "requests")
+    held_out: int = option(12, "prompts kept apart, of the twelve colour pairs that there are")
     seed: int = option(0, "another seed asks for other colours")
 
 
@@ -31,10 +32,10 @@ def main(options: Options) -> None:
         place = randomness.generator(options.seed, "requests", index).beta(1, 2) * len(pairs)  # early pairs are popular
         asked.append(pairs[int(place)])
     write(folder / "requests.txt", asked)
-    write(folder / "held-out.txt", basic_pairs("test"))
+    write(folder / "held-out.txt", basic_pairs("test")[: options.held_out])
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(Path(embedded_model()) / part, folder / "encoder", dirs_exist_ok=True)
-    print(f"{len(asked)} requests of {len(set(asked))} kinds; {len(basic_pairs('test'))} colour pairs held out")
+    print(f"{len(asked)} requests of {len(set(asked))} kinds; {options.held_out} colour pairs held out")
 
 
 def write(path: Path, pairs: list[tuple[str, str]]) -> None:

@@ -25,6 +25,7 @@ class Sizes:
     """How much of everything."""
 
     requests: int = 2000  # prompts that users asked for
+    held_out: int = 12  # prompts that nobody asked for
     chosen: int = 100
     neighbours: int = 2  # about requests of different words over chosen
     candidates: int = 8
@@ -50,7 +51,8 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     requests=120,
-    chosen=12,
+    held_out=3,
+    chosen=8,
     neighbours=2,
     candidates=2,
     spoilt=12,
@@ -110,7 +112,7 @@ def prompts(at: str, size: Sizes) -> Step:
     return step(
         "prompts",
         "choose prompts worth asking people about",
-        f"python examples/story/prompts.py --folder {at} --count {size.requests}",
+        f"python examples/story/prompts.py --folder {at} --count {size.requests} --held_out {size.held_out}",
         f"""diffusers-ext select-prompts --prompts {at}/requests.txt --encoder {at}/encoder --count {size.chosen}
             --k {size.neighbours} --cache_dir {at}/sentences --output {at}/chosen.jsonl""",
     )
