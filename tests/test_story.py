@@ -22,6 +22,7 @@ sys.path.append(str(STORY))
 from steps import FULL, QUICK, story  # noqa: E402
 from walk import Step, online, read_records, run_process, walk  # noqa: E402
 
+pytestmark = pytest.mark.timeout(1800)  # some thirty commands: a minute on a quiet core, ten on a crowded one
 MAIN = "from diffusers_ext.cli import main; main()"
 MODULE = "import runpy, sys; runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
 
