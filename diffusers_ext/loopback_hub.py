@@ -1,6 +1,6 @@
 """A Hub on this machine, for the real `huggingface_hub` client: what is pushed to it can be loaded from it.
 
-    with LoopbackHub(folder) as hub:        # folder/owner/name/ are the model repositories
+    with LoopbackHub(folder) as hub:          # folder/owner/name/ are the model repositories
         os.environ["HF_ENDPOINT"] = hub.url   # in a process that has not imported huggingface_hub yet
 
 Served are: creating a repository, uploading (small files in the commit, large ones by the LFS protocol), information, file
@@ -22,7 +22,9 @@ class LoopbackHub:
     """`url` is the endpoint; `requests` lists "METHOD path" of everything that was asked."""
 
     def __init__(self, root: Path):
-        self.root, self.requests, self.large = Path(root), [], {}
+        self.root = Path(root)
+        self.requests: list[str] = []
+        self.large: dict[str, bytes] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -159,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, *_) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Print nothing; `LoopbackHub.requests` is the log."""
 
 
