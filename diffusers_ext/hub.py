@@ -7,7 +7,7 @@ from huggingface_hub import create_repo, upload_folder
 
 # best/lora too: by a repository's name diffusers loads the first LoRA file it finds in any folder, and "best" comes first.
 RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "session-*/**", "best/lora/**"]
-RUN_FILES += ["logs/**", "autoencoder/**", "cache/**"]
+RUN_FILES += ["logs/**", "autoencoder/**", "cache/**", ".session-*/**", ".lock", ".*.partial"]
 
 
 def publish(folder: Path, options: Any) -> None:

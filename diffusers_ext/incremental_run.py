@@ -27,8 +27,9 @@ from .grids import labelled_grid, plot_curves
 from .incremental_baselines import baselines
 from .metrics.incremental import StreamState, evaluate_stream
 from .mixtures import VMFMixtureClassifier
-from .run_folder import METRICS, write_options
+from .run_folder import METRICS, read_metrics, write_options
 
+BASELINES = "baselines.jsonl"
 SHOWN = 8  # components of a picture sheet, and pictures of each
 
 
@@ -63,6 +64,8 @@ class Run:
     def learn(self) -> None:
         """Learn what no session folder holds yet; every rank learns the same, the main one writes."""
         self.classifier, state = self._resumed()
+        if self.accelerator.is_main_process:
+            self._note(state)  # a kill may have come between the last session and its row
         names, main = np.array(self.table.labels), self.accelerator.is_main_process
         bar = tqdm(range(state.done, len(self.sessions)), desc="sessions", disable=not main)
         for now in bar:
@@ -78,14 +81,14 @@ class Run:
 
     def compare(self) -> None:
         """Run the baselines that have no row yet, on the same sessions."""
-        path = self.folder / "baselines.jsonl"
-        done = {json.loads(line)["learner"] for line in path.read_text().splitlines()} if path.exists() else set()
+        rows = self._baselines()
+        done = {row["learner"] for row in rows}
         made = self._rivals() if self.options.baselines else {}
         for name, learner in tqdm(made.items(), desc="baselines"):
             if name not in done:
                 result = evaluate_stream(learner, self.features, self.sessions, self.test)
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"learner": name, **result}) + "\n")
+                rows.append({"learner": name, **result})
+                self._write_rows(BASELINES, rows)
 
     def finish(self) -> None:
         """Write classifier, plots, pictures and card."""
@@ -108,8 +111,7 @@ class Run:
         return baselines(self.features.shape[1], options.seed, options.memory, (options.projections,))
 
     def _baselines(self) -> list[dict]:
-        path = self.folder / "baselines.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_metrics(self.folder, BASELINES)
 
     def _predict(self, rows: np.ndarray) -> np.ndarray:
         """Labels of rows, as positions in the table's names."""
@@ -155,9 +157,15 @@ class Run:
         seal(partial, now + 1)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
-        rows = "".join(json.dumps(row) + "\n" for row in state.rows)
-        write_atomically(self.folder / METRICS, rows.encode())
-        shutil.rmtree(self.folder / f"session-{now - 1}", ignore_errors=True)
+        self._note(state)
+        for old in range(1, now):
+            shutil.rmtree(self.folder / f"session-{old}", ignore_errors=True)
+
+    def _note(self, state: StreamState) -> None:
+        self._write_rows(METRICS, state.rows)
+
+    def _write_rows(self, name: str, rows: list[dict]) -> None:
+        write_atomically(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _sheet(self):
         """What did each component find? Pictures that are closest to the largest components, several classes."""

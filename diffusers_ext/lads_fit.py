@@ -4,6 +4,7 @@ The first dimension of every parameter is the problem: an augmentation network f
 seed. Their gradients do not meet, so a step on the sum of the losses is a step on each.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
@@ -99,29 +100,47 @@ class Checkpoint:
         for at, (parameter, kept) in enumerate(zip(parameters, best)):
             tensors |= {f"{at}.now": parameter.detach(), f"{at}.best": kept}
             tensors |= {f"{at}.optimizer.{name}": value for name, value in optimizer.state[parameter].items()}
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
         about = {"made_of": self.made_of, "fitted": json.dumps(vars(fitted))}
+        about["sha256"] = digest_of_state(tensors, about)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, save({name: value.contiguous() for name, value in tensors.items()}, about))
+        write_atomically(self.path, save(tensors, about))
 
     def load(self, parameters, best, lowest, optimizer) -> Fitted | None:
         """Put a state back, in place; None where there is no file, or none is wanted."""
         if not self.read or not self.path.is_file():
             return None
-        with safe_open(self.path, "pt", device=str(lowest.device)) as file:
-            if file.metadata()["made_of"] != self.made_of:
-                raise InputError(
-                    f"{self.path}: of other data or options; give those of the run, or another --output_dir"
-                )
-            lowest.copy_(file.get_tensor("lowest"))
-            with torch.no_grad():
-                for at, (parameter, kept) in enumerate(zip(parameters, best)):
-                    parameter.copy_(file.get_tensor(f"{at}.now"))
-                    kept.copy_(file.get_tensor(f"{at}.best"))
-            for at, parameter in enumerate(parameters):
-                start = f"{at}.optimizer."
-                names = [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118, it is no mapping
-                optimizer.state[parameter] = {name[len(start) :]: file.get_tensor(name) for name in names}
-            return Fitted(**json.loads(file.metadata()["fitted"]))
+        try:
+            with safe_open(self.path, "pt") as file:
+                about = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            whole = about.pop("sha256", None) == digest_of_state(tensors, about)
+        except (SafetensorError, AttributeError):
+            whole = False
+        if not whole:
+            print(f"passing over {self.path}: damaged")
+            return None
+        if about["made_of"] != self.made_of:
+            raise InputError(f"{self.path}: of other data or options; give those of the run, or another --output_dir")
+        lowest.copy_(tensors["lowest"])
+        with torch.no_grad():
+            for at, (parameter, kept) in enumerate(zip(parameters, best)):
+                parameter.copy_(tensors[f"{at}.now"])
+                kept.copy_(tensors[f"{at}.best"])
+        for at, parameter in enumerate(parameters):
+            start = f"{at}.optimizer."
+            state = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
+            optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in state.items()}
+        return Fitted(**json.loads(about["fitted"]))
+
+
+def digest_of_state(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> str:
+    """Return the SHA-256 of a state: what is said about it, and its values."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def shuffled(samples: int, batch_size: int, seeds: Sequence[int], stream: str) -> Orders:

@@ -14,6 +14,7 @@ is its weights, its optimiser and its step.
 import ctypes
 import importlib.util
 import math
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from . import checkpoints
 from .data.buckets import BucketBatches
 from .data.stream import Stream
 from .errors import InputError
+from .guards import Sigterm, outlive_sigterm
 from .objectives import Objective
 from .optimizers import adamw, check_optimizer
 from .options import as_dict
@@ -124,7 +126,10 @@ def total_steps(options: Any, samples: int, ranks: int) -> int:
 def train(
     accelerator: Accelerator, objective: Objective, dataset: Dataset, options: Any, preview: Preview | None = None
 ) -> None:
-    """Train `objective` on `dataset`; afterwards it holds the final (or averaged) weights on every rank."""
+    """Train `objective` on `dataset`; afterwards it holds the final (or averaged) weights on every rank.
+
+    On SIGTERM the step, or with several ranks the next logging step, is finished and saved, and SystemExit(143) raised.
+    """
     output_dir = Path(options.output_dir)
     stop = total_steps(options, len(dataset), accelerator.num_processes)
     resumed = checkpoints.find(options.resume_from_checkpoint, output_dir)
@@ -152,36 +157,43 @@ def train(
         stop = first
     batches = iter(data_loader(accelerator, dataset, options, first, stop))
     bar = tqdm(total=stop, initial=first, desc="training", unit="step", disable=not accelerator.is_main_process)
-    for step in range(first + 1, stop + 1):
-        torch.manual_seed(step_seed(options.seed, step, accelerator.process_index))
-        for _ in range(options.gradient_accumulation_steps):
-            with accelerator.accumulate(model):
-                parts = model(send_to_device(next(batches), accelerator.device))
-                accelerator.backward(parts["loss"])
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=options.set_grads_to_none)
-            metrics.gather(parts)
-        metrics.close_step(step, optimizer.param_groups[0]["lr"], norm)
-        schedule.step()
-        if average:
-            average.step(parameters)
-        bar.update()
+    with Sigterm() as sigterm:
+        for step in range(first + 1, stop + 1):
+            torch.manual_seed(step_seed(options.seed, step, accelerator.process_index))
+            for _ in range(options.gradient_accumulation_steps):
+                with accelerator.accumulate(model):
+                    parts = model(send_to_device(next(batches), accelerator.device))
+                    accelerator.backward(parts["loss"])
+                    if accelerator.sync_gradients:
+                        norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=options.set_grads_to_none)
+                metrics.gather(parts)
+            metrics.close_step(step, optimizer.param_groups[0]["lr"], norm)
+            schedule.step()
+            if average:
+                average.step(parameters)
+            bar.update()
 
-        show = preview if step % options.validation_steps == 0 or step == stop else None
-        keep = step % options.checkpointing_steps == 0 or step == stop
-        if show or keep or step % options.logging_steps == 0:
-            bar.set_postfix(metrics.flush())
-        if show:
-            with averaged(average, parameters):
-                metrics.note(step, run_preview(accelerator, show, step))
-        done = show is not None and wants_to_stop(accelerator, show)
-        if keep or done:
-            checkpoints.save(accelerator, output_dir, step, options.checkpoints_total_limit)
-        if done:
-            accelerator.print(f"stopping early at step {step}: the measurements get no better")
-            break
+            show = preview if step % options.validation_steps == 0 or step == stop else None
+            keep = step % options.checkpointing_steps == 0 or step == stop
+            log = show is not None or keep or step % options.logging_steps == 0
+            ended = (log or accelerator.num_processes == 1) and anywhere(accelerator, sigterm.came)
+            if log or ended:
+                bar.set_postfix(metrics.flush())
+            if show:
+                with averaged(average, parameters):
+                    metrics.note(step, run_preview(accelerator, show, step))
+            done = show is not None and wants_to_stop(accelerator, show)
+            if keep or done or ended:
+                checkpoints.save(accelerator, output_dir, step, options.checkpoints_total_limit)
+            if done:
+                accelerator.print(f"stopping early at step {step}: the measurements get no better")
+                break
+            if ended and step < stop:
+                accelerator.print(f"SIGTERM: step {step} is saved; go on with --resume_from_checkpoint latest")
+                metrics.finish()
+                raise SystemExit(128 + signal.SIGTERM)
     bar.close()
     if average:
         average.copy_to(parameters)
@@ -222,6 +234,7 @@ def data_loader(accelerator: Accelerator, dataset: Dataset, options: Any, first:
     how = {
         "collate_fn": collate,
         "num_workers": options.dataloader_num_workers,
+        "worker_init_fn": outlive_sigterm,
         "pin_memory": accelerator.device.type == "cuda",
     }
     if isinstance(dataset, Stream):
@@ -267,9 +280,14 @@ def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[s
 
 def wants_to_stop(accelerator: Accelerator, preview: Preview | None) -> bool:
     """Whether the preview, which draws on the main process alone, says on its attribute `stop` that no more is to be learned."""
-    mine = accelerator.is_main_process and getattr(preview, "stop", False)
-    mine = torch.tensor(float(mine), device=accelerator.device)
-    return bool(accelerator.reduce(mine, "sum") > 0)
+    return anywhere(accelerator, accelerator.is_main_process and getattr(preview, "stop", False))
+
+
+def anywhere(accelerator: Accelerator, mine: bool) -> bool:
+    """Whether it is so on any rank; every rank calls this."""
+    if accelerator.num_processes == 1:
+        return bool(mine)
+    return bool(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum") > 0)
 
 
 def plan(options: Any, samples: int, parts: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@
 
 import json
 import math
+import os
 import platform
 from collections.abc import Callable
 from functools import partial
@@ -19,20 +20,30 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 
+from .cache import write_atomically
 from .errors import InputError
+from .guards import LOCK, check_free, claim
 from .options import as_dict, command_line
 
 OPTIONS, METRICS = "options.json", "metrics.jsonl"
 
 
 def check_run_folder(options: Any) -> None:
-    """Raise InputError if output_dir holds anything that is not the run to be resumed."""
+    """Raise InputError if output_dir holds anything that is not the run to be resumed, is in use or cannot be written."""
     folder = Path(options.output_dir)
-    if options.dry_run or not folder.exists():
+    if options.dry_run:
+        return
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--output_dir {folder}: {there} cannot be written; name another, or change its permissions")
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; name a folder")
-    if not any(folder.iterdir()) or (options.resume_from_checkpoint and (folder / OPTIONS).exists()):
+    check_free(folder)
+    if not any(path.name != LOCK for path in folder.iterdir()) or (
+        options.resume_from_checkpoint and (folder / OPTIONS).exists()
+    ):
         return
     if (folder / OPTIONS).exists():
         raise InputError(
@@ -42,10 +53,14 @@ def check_run_folder(options: Any) -> None:
 
 
 def write_options(output_dir: Path, options: Any) -> None:
-    """Write options.json: the command, the resolved options and the versions; it can be given back as --config."""
+    """Write options.json: the command, the resolved options and the versions; it can be given back as --config.
+
+    From here on the folder is this process's: InputError if another got there first.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
+    claim(output_dir)
     record = {"command": command_line(), "options": as_dict(options), "versions": versions()}
-    (output_dir / OPTIONS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_atomically(output_dir / OPTIONS, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def versions() -> dict[str, str]:
@@ -62,9 +77,9 @@ def save_sample(output_dir: Path, step: int, grid: Image.Image) -> Path:
     return path
 
 
-def read_metrics(output_dir: Path) -> list[dict]:
-    """Return the rows of metrics.jsonl; a last line cut short by a kill is dropped."""
-    path, rows = Path(output_dir) / METRICS, []
+def read_metrics(output_dir: Path, name: str = METRICS) -> list[dict]:
+    """Return the rows of metrics.jsonl, or of another such file; a last line cut short by a kill is dropped."""
+    path, rows = Path(output_dir) / name, []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
@@ -87,7 +102,7 @@ class Metrics:
         self.told: set[str] = set()
         if accelerator.is_main_process:
             kept = [row for row in read_metrics(output_dir) if row["step"] <= first]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         if accelerator.log_with:
             plain = {
                 name: value for name, value in as_dict(options).items() if isinstance(value, (int, float, str, bool))

@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from fork_server import ForkServer
+from fork_server import ForkServer, environment
 
 from diffusers_ext.data import fill50k
 
@@ -170,11 +170,6 @@ def accelerate_command(script: str | Path, *arguments: str, processes: int = 1) 
     if processes > 1:
         settings += ["--multi_gpu", "--main_process_port", "0"]
     return [sys.executable, "-m", "accelerate.commands.launch", *settings, str(script), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    # --cpu with several processes silently runs one; this variable does not.
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,12 @@ SLOW = "torch torchvision.transforms.functional diffusers.training_utils acceler
 SLOW = [*SLOW.split(), "matplotlib.pyplot", "scipy.stats", "skimage.color", "skimage.filters", "skimage.measure"]
 
 
+def environment() -> dict[str, str]:
+    """This process's environment, for a script on CPU processes."""
+    # accelerate's --cpu with several processes silently runs one; this variable does not.
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
 class ForkServer:
     """The server, as its user sees it. One user, one call at a time; any number of scripts may run meanwhile."""
 
@@ -117,11 +123,29 @@ def import_what_is_slow() -> None:
     from diffusers import AutoPipelineForText2Image, ControlNetModel, DDPMScheduler, UNet2DConditionModel  # noqa: F401
     from transformers import AutoModel, BlipTextModel, BlipVisionModel, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
+    warm_up()
     assert not any(name.split(".")[0] == "diffusers_ext" for name in sys.modules)
     threads = Path("/proc/self/task")
     assert not threads.exists() or len(list(threads.iterdir())) == 1, "a fork copies one thread only"
     gc.collect()
     gc.freeze()  # the children leave these objects, and so their pages, alone
+
+
+def warm_up() -> None:
+    """Fill the caches that the first plot and the first loading of a text encoder fill, a second of CPU time each."""
+    import io
+
+    from matplotlib import pyplot
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("clip_text_model")
+    figure, axes = pyplot.subplots()
+    axes.plot([1, 2], [0.1, 20], label="a")
+    axes.set_yscale("log")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(io.BytesIO())
+    pyplot.close(figure)
 
 
 def fork(act, *given) -> int:

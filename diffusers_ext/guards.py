@@ -1,0 +1,83 @@
+"""What may happen to a run from outside: a second run on its folder, and the order to end.
+
+A run holds a lock on `.lock` in its folder; the kernel frees it when the process ends, however it ends.
+"""
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps a second run out
+    fcntl = None
+
+LOCK = ".lock"
+_held: list[BinaryIO] = []  # the file whose lock this process holds: it trains into one folder at a time
+
+
+def check_free(folder: Path) -> None:
+    """Raise InputError if another process trains into a folder; many may look at once."""
+    if (folder / LOCK).exists() and os.access(folder / LOCK, os.R_OK):
+        with open(folder / LOCK, "rb") as file:
+            _lock(file, "LOCK_SH")
+
+
+def claim(folder: Path) -> None:
+    """Keep other runs out of a folder until this process ends, or claims another; InputError if one is there already."""
+    while _held:
+        _held.pop().close()
+    try:
+        file = open(folder / LOCK, "a+b")  # noqa: SIM115, it stays open
+    except OSError:
+        return  # of another user, say: what follows will tell
+    _held.append(file)
+    _lock(file, "LOCK_EX")
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {socket.gethostname()}".encode())
+    file.flush()
+
+
+def _lock(file: BinaryIO, kind: str) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, getattr(fcntl, kind) | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        who = file.read().decode(errors="replace") or "unknown"
+        raise InputError(
+            f"{Path(file.name).parent}: another run writes there, process {who}; wait for it, end it, or name another --output_dir"
+        ) from None
+    except OSError:
+        return  # a file system without locks
+
+
+class Sigterm:
+    """Within the block SIGTERM, with which schedulers take a machine back, ends nothing: `came` says that it did."""
+
+    def __init__(self):
+        self.came = False
+
+    def __enter__(self) -> "Sigterm":
+        self.main = threading.current_thread() is threading.main_thread()  # elsewhere Python sets no handler
+        if self.main:
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.main:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, *_) -> None:
+        self.came = True
+
+
+def outlive_sigterm(worker: int) -> None:
+    """In a process that loads data: outlive the first SIGTERM, which is for the training; the second ends it."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
