@@ -224,3 +224,16 @@ def launch_and_kill(fork_server):
             running.wait()
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say how many faults of tests/faults were tried and how many of them cost a run anything."""
+    reports = [each for kind in ("passed", "failed") for each in terminalreporter.stats.get(kind, [])]
+    tried = survived = 0
+    for report in reports:
+        counts = dict(report.user_properties).get("faults")
+        if counts is not None and report.when == "call":
+            tried += counts.get("tried", 1)
+            survived += counts.get("survived", int(report.passed))
+    if tried:
+        terminalreporter.write_line(f"faults: {tried} tried, {survived} survived, {tried - survived} lost")

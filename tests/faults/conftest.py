@@ -1,6 +1,7 @@
 """The trainings that faults are tried on, each with its undisturbed run."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,15 @@ import trainings as all_trainings
 from fork_server import environment
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing disturbed: its folder, what it did with files there in order, and its CPU seconds."""
+
+    work: Path
+    calls: list[str]
+    seconds: float
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +38,41 @@ def start(fork_server):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(start, trainings, tmp_path_factory):
+    """Return the undisturbed run of a training, made once."""
+    made: dict[str, Whole] = {}
+
+    def find(name: str) -> Whole:
+        if name not in made:
+            work = tmp_path_factory.mktemp(name)
+            log = work.with_name(f"{work.name}.log")
+            done = start(trainings[name], work, fault=f"planting.record({str(work)!r}, {str(log)!r})").wait()
+            assert done.returncode == 0, done.stderr[-3000:]
+            *calls, seconds = log.read_text().splitlines()
+            made[name] = Whole(work, calls, float(seconds))
+        return made[name]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def same(undisturbed):
+    """Raise AssertionError unless a run ended with the weights and metrics of the undisturbed one, byte for byte."""
+
+    def compare(training: all_trainings.Training, work: Path) -> None:
+        for name in training.results:
+            expected = (undisturbed(training.name).work / "run" / name).read_bytes()
+            assert (work / "run" / name).read_bytes() == expected, f"{training.name}: {name} differs"
+
+    return compare
+
+
+@pytest.fixture(autouse=True)
+def tally(request) -> dict[str, int]:
+    """How many faults a test tries and how many were survived, for the line at the end; one each unless it says otherwise."""
+    counts: dict[str, int] = {}
+    request.node.user_properties.append(("faults", counts))
+    return counts

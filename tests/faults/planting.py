@@ -5,6 +5,7 @@ call fail, and one that kills leaves the files as they are at that moment. What 
 timer kills at any moment, and a limit on the size of files fails every write.
 """
 
+import atexit
 import ctypes
 import os
 import re
@@ -43,19 +44,20 @@ def watch(folder: str, act: Callable[[str, bool], None], pattern: str = "") -> N
 
 
 def record(folder: str, log: str) -> None:
-    """Write down every call on a file in the folder, and at the end nothing else."""
+    """Write down every call on a file in the folder, and at the end the CPU seconds that the process took."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     watch(folder, lambda what, _: os.write(handle, f"{what}\n".encode()))
+    atexit.register(lambda: os.write(handle, str(time.process_time()).encode()))
 
 
-def kill_at(folder: str, number: int, pattern: str = "") -> None:
-    """SIGKILL before the call of that number, from 1, on a file in the folder whose name matches."""
+def kill_at(folder: str, number: int, pattern: str = "", how: int = signal.SIGKILL, group: bool = False) -> None:
+    """Send this process, or all of its group, a signal before the call of that number, from 1, on a matching file."""
     left = [number]
 
     def act(*_) -> None:
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(0 if group else os.getpid(), how)
 
     watch(folder, act, pattern)
 
