@@ -32,13 +32,13 @@ def test_sigterm_saves_the_step_and_ends(trainings, undisturbed, start, same, tm
 
 
 def test_sigterm_on_two_ranks(trainings, start, tmp_path):
-    """They agree on a step, the next that is logged, and all save it."""
+    """They agree on a step, the next that is logged or drawn, and all save it."""
     fault = f"planting.kill_at({str(tmp_path)!r}, 2, 'checkpoint-2', planting.signal.SIGTERM, group=True)"
     done = start(trainings["reward_model"], tmp_path, fault=fault, processes=2).wait()
-    assert done.returncode == 128 + signal.SIGTERM and "SIGTERM: step 4 is saved" in done.stdout, done.stderr[-3000:]
-    assert [row["step"] for row in read_metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
+    assert done.returncode == 128 + signal.SIGTERM and "SIGTERM: step 3 is saved" in done.stdout, done.stderr[-3000:]
+    assert [row["step"] for row in read_metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3]
     done = start(trainings["reward_model"], tmp_path, processes=2).wait()
-    assert done.returncode == 0 and "checkpoint-4" in done.stdout, done.stderr[-3000:]
+    assert done.returncode == 0 and "checkpoint-3" in done.stdout, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", ("lads", "incremental"))
