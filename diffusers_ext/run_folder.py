@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -41,7 +42,8 @@ def check_run_folder(options: Any) -> None:
     if not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; name a folder")
     check_free(folder)
-    if not any(path.name != LOCK for path in folder.iterdir()) or (
+    begun = (LOCK, f".{OPTIONS}.")  # all that a run which was killed at once has left
+    if all(path.name.startswith(begun) for path in folder.iterdir()) or (
         options.resume_from_checkpoint and (folder / OPTIONS).exists()
     ):
         return
@@ -59,6 +61,8 @@ def write_options(output_dir: Path, options: Any) -> None:
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     claim(output_dir)
+    for left in output_dir.glob(".*.partial"):  # of a run that was killed: nobody else writes now
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     record = {"command": command_line(), "options": as_dict(options), "versions": versions()}
     write_atomically(output_dir / OPTIONS, (json.dumps(record, indent=1) + "\n").encode())
 

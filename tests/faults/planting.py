@@ -21,7 +21,10 @@ SMALL = 20_000  # bytes that a file on a full disk may still grow to, for what t
 
 
 def watch(folder: str, act: Callable[[str, bool], None], pattern: str = "") -> None:
-    """Call act(what is about to happen, whether it writes) before every call on a file in the folder that matches."""
+    """Call act(what is about to happen, whether it writes) before every call on a file in the folder that matches.
+
+    What is about to happen reads "open:run/metrics.jsonl", with the name from the folder on.
+    """
     root, busy = os.path.realpath(folder), []
 
     def hook(event: str, given: tuple) -> None:
@@ -76,7 +79,7 @@ def fail_from(folder: str, number: int, code: int) -> None:
         if left[0] <= 0:
             resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, resource.RLIM_INFINITY))
             if writes and not what.startswith(("os.remove", "os.rmdir", "shutil.rmtree")):
-                raise OSError(code, os.strerror(code), what.split(" ", 1)[1])
+                raise OSError(code, os.strerror(code), what.partition(":")[2])
 
     watch(folder, act)
 

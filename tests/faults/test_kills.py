@@ -34,15 +34,15 @@ def test_kills_at_random_moments(name, trainings, undisturbed, start, same, tall
             kills, pending = kills + 1, pending + 1
 
 
-# What is being written, in the order of a run: a kill before the first call on a file of that name.
+# What is being written, in the order of a run: a kill before the first call of that kind on a file of that name.
 SAVES = {
-    "controlnet": "options.json cache/moments.*partial cache/texts.*partial run/samples checkpoint-2.partial "
-    "run/checkpoint-4$ metrics.jsonl ^run/best/ ^run/config.json ^run/loss.png ^run/README.md",
-    "reward_model": "cache/.*partial checkpoint-4.partial ^run/best/ ^run/config.json ^run/README.md",
-    "reward_tuning": "checkpoint-6.partial metrics.jsonl ^run/rewards.png ^run/README.md",
-    "lads": "cache/.*partial checkpoint-fits/.*networks checkpoint-fits/.*probe results.json ^run/README.md",
-    "incremental": "protocol.json cache/.*partial session-2.partial run/session-3$ run/session-4$ baselines.jsonl "
-    "^run/config.json ^run/README.md",
+    "controlnet": "options.json rename:.*options.json cache/moments.*partial cache/texts.*partial checkpoint-2.partial "
+    "run/samples rename:run/.checkpoint-4 metrics.jsonl :run/best/ :run/config.json :run/loss.png :run/README.md",
+    "reward_model": "cache/.*partial checkpoint-2.partial rename:run/.checkpoint-4 :run/best/ :run/config.json :run/README.md",
+    "reward_tuning": "rename:run/.checkpoint-6 metrics.jsonl :run/rewards.png :run/README.md",
+    "lads": "cache/.*partial checkpoint-fits/.*networks rename:.*checkpoint-fits/.probe results.json :run/README.md",
+    "incremental": "protocol.json cache/.*partial session-2.partial rename:run/.session-3 rename:.*metrics.jsonl "
+    "rename:run/.session-4 rename:.*baselines.jsonl :run/config.json :run/README.md",
 }
 
 
@@ -53,7 +53,7 @@ def test_a_kill_in_every_kind_of_save(name, trainings, undisturbed, start, same,
     tally |= {"tried": len(patterns), "survived": 0}
     for pattern in patterns:
         done = start(training, tmp_path, fault=f"planting.kill_at({str(tmp_path)!r}, 1, {pattern!r})").wait()
-        assert done.returncode == -signal.SIGKILL, f"{pattern}: {done.stderr[-3000:]}"
+        assert done.returncode == -signal.SIGKILL, f"{pattern}: {done.returncode} {done.stderr[-3000:]}"
     done = start(training, tmp_path).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     same(training, tmp_path)
