@@ -166,7 +166,8 @@ class ControlPreview:
 
     @functools.cached_property
     def pipe(self) -> DiffusionPipeline:
-        return self.load()
+        with torch.inference_mode(False):  # moving a network within it would leave weights that no gradient may pass
+            return self.load()
 
     @functools.cached_property
     def controlled(self) -> DiffusionPipeline:

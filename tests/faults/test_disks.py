@@ -44,8 +44,7 @@ SCARRED = {  # files of the newest checkpoint, and shards of the cache
 def test_a_byte_that_changed_on_disk_is_found(name, trainings, undisturbed, start, same, tally, tmp_path):
     """In the newest checkpoint and in the cache: what is damaged is named, and made again from what is whole."""
     work = shutil.copytree(undisturbed(name).work, tmp_path / "work")
-    for result in trainings[name].results:
-        (work / "run" / result).unlink()
+    (work / "run" / trainings[name].results[0]).unlink()
     scarred = [path for pattern in SCARRED[name] for path in work.glob(pattern)]
     assert len(scarred) >= 2
     tally |= {"tried": len(scarred), "survived": 0}

@@ -11,6 +11,7 @@ import pytest
 from trainings import NAMES
 
 KILLS = 10  # of each training
+REACH = 0.6  # of an undisturbed run's calls and time: what is resumed has less before it, and is to be killed too
 ENDS = (-signal.SIGKILL, -signal.SIGPROF)
 
 
@@ -20,7 +21,7 @@ def test_kills_at_random_moments(name, trainings, undisturbed, start, same, tall
     tally |= {"tried": KILLS, "survived": 0}
     kills, pending, work = 0, 0, tmp_path / "0"
     while kills < KILLS or pending:
-        moment = draw.random()
+        moment = REACH * draw.random()
         fault = f"planting.kill_at({str(work)!r}, {1 + int(moment * len(whole.calls))})"
         if kills % 2:
             fault = f"planting.kill_after({moment * whole.seconds})"
@@ -36,7 +37,7 @@ def test_kills_at_random_moments(name, trainings, undisturbed, start, same, tall
 
 # What is being written, in the order of a run: a kill before the first call of that kind on a file of that name.
 SAVES = {
-    "controlnet": "options.json rename:.*options.json cache/moments.*partial cache/texts.*partial checkpoint-2.partial "
+    "controlnet": "options.json rename:.*options.json cache/texts.*partial cache/moments.*partial checkpoint-2.partial "
     "run/samples rename:run/.checkpoint-4 metrics.jsonl :run/best/ :run/config.json :run/loss.png :run/README.md",
     "reward_model": "cache/.*partial checkpoint-2.partial rename:run/.checkpoint-4 :run/best/ :run/config.json :run/README.md",
     "reward_tuning": "rename:run/.checkpoint-6 metrics.jsonl :run/rewards.png :run/README.md",

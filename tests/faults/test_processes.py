@@ -1,7 +1,7 @@
 """Two processes train what one does: gradients are means over the same samples, summed in another order.
 
-The tolerance is of float32: 2e-5 of a loss, and 1e-4 of the largest weight of a tensor after so few steps of AdamW, which divides
-small sums by their own size. train_incremental.py shares out the encoding alone and is equal to the bit.
+Stated tolerances: every step's loss to 2e-5 of it, and all weights together to 1e-5 of their norm. train_incremental.py shares out
+the encoding alone, and is equal to the bit; train_lads.py gives each process its own networks.
 """
 
 import pytest
@@ -24,12 +24,13 @@ def test_two_processes_equal_one(name, trainings, undisturbed, start, tmp_path):
         one = tmp_path / "one"
         done = start(training, one, "--train_batch_size", BATCHES[name]).wait()
         assert done.returncode == 0, done.stderr[-3000:]
-    losses = [[row["loss"] for row in read_metrics(work / "run") if "loss" in row] for work in (one, tmp_path / "two")]
-    torch.testing.assert_close(*map(torch.tensor, losses), rtol=2e-5, atol=1e-6)
-    weights = [load_file(work / "run" / training.results[0]) for work in (one, tmp_path / "two")]
-    assert weights[0].keys() == weights[1].keys()
-    for key, value in weights[0].items():
-        bound = 0.0 if name == "incremental" else 1e-4 * float(value.abs().max()) + 1e-6
-        torch.testing.assert_close(
-            weights[1][key], value, rtol=0, atol=bound, msg=lambda said, key=key: f"{key}: {said}"
-        )
+    works = (one, tmp_path / "two")
+    if name in BATCHES:
+        losses = [[row["loss"] for row in read_metrics(work / "run") if "loss" in row] for work in works]
+        assert len(losses[0]) == 6
+        torch.testing.assert_close(*map(torch.tensor, losses), rtol=2e-5, atol=0)
+    first, second = (load_file(work / "run" / training.results[0]) for work in works)
+    assert first.keys() == second.keys()
+    apart = sum(float((first[key].double() - second[key].double()).square().sum()) for key in first) ** 0.5
+    whole = sum(float(value.double().square().sum()) for value in first.values()) ** 0.5
+    assert apart <= (0.0 if name == "incremental" else 1e-5 * whole), apart / whole
