@@ -22,6 +22,7 @@ from diffusers_ext.image_text import new_model, save, text_activations
 from diffusers_ext.metrics.zero_shot import class_embeddings, class_texts, recall_at, zero_shot_accuracy
 from diffusers_ext.objectives.image_text import ImageTextObjective, contrastive_loss
 from diffusers_ext.options import parse
+from diffusers_ext.run_folder import read_metrics
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 STYLES = ("plain", "striped")
@@ -275,6 +276,15 @@ def test_a_run_resumes_exactly_and_is_a_model(vision, text, folder, tmp_path, la
     call(*arguments(vision, text, folder, tmp_path / "cut", *more))
     ours, theirs = (load_file(tmp_path / run / "open_clip_model.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_two_processes_take_the_steps_of_one(vision, text, folder, tmp_path, launch):
+    """All pairs of a step are each other's negatives, on whichever process they lie."""
+    for name, processes, batch in (("one", 1, 16), ("two", 2, 8)):
+        more = ("--learning_rate", "0.01", "--train_batch_size", batch)
+        launch(SCRIPT, *arguments(vision, text, folder, tmp_path / name, *more), processes=processes)
+    losses = [[row["loss"] for row in read_metrics(tmp_path / name) if "loss" in row] for name in ("one", "two")]
+    assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=2e-5)
 
 
 @pytest.mark.parametrize(
