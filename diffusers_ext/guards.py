@@ -1,12 +1,13 @@
 """What may happen to a run from outside: a second run on its folder, and the order to end.
 
-A run holds a lock on `.lock` in its folder; the kernel frees it when the process ends, however it ends.
+A run holds a lock on `.lock` in its folder, which the kernel frees when the process ends, however it ends.
 """
 
 import os
 import signal
 import socket
 import threading
+import weakref
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,6 @@ except ImportError:  # Windows: nothing keeps a second run out
     fcntl = None
 
 LOCK = ".lock"
-_held: list[BinaryIO] = []  # the file whose lock this process holds: it trains into one folder at a time
 
 
 def check_free(folder: Path) -> None:
@@ -28,15 +28,13 @@ def check_free(folder: Path) -> None:
             _lock(file, "LOCK_SH")
 
 
-def claim(folder: Path) -> None:
-    """Keep other runs out of a folder until this process ends, or claims another; InputError if one is there already."""
-    while _held:
-        _held.pop().close()
+def claim(folder: Path, owner: object) -> None:
+    """Keep other runs out of a folder as long as `owner`, a run's options, lives; InputError if one is there already."""
     try:
         file = open(folder / LOCK, "a+b")  # noqa: SIM115, it stays open
     except OSError:
         return  # of another user, say: what follows will tell
-    _held.append(file)
+    weakref.finalize(owner, file.close)
     _lock(file, "LOCK_EX")
     file.truncate(0)
     file.write(f"{os.getpid()} on {socket.gethostname()}".encode())

@@ -57,10 +57,10 @@ def check_run_folder(options: Any) -> None:
 def write_options(output_dir: Path, options: Any) -> None:
     """Write options.json: the command, the resolved options and the versions; it can be given back as --config.
 
-    From here on the folder is this process's: InputError if another got there first.
+    From here on the folder is this run's: InputError if another got there first.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    claim(output_dir)
+    claim(output_dir, options)
     for left in output_dir.glob(".*.partial"):  # of a run that was killed: nobody else writes now
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     record = {"command": command_line(), "options": as_dict(options), "versions": versions()}
