@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 CALLS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SMALL = 20_000  # bytes that a file on a full disk may still grow to, for what the process prints
 
 
@@ -36,10 +37,9 @@ def watch(folder: str, act: Callable[[str, bool], None], pattern: str = "") -> N
             if isinstance(place, int) and place >= 0 and event not in ("shutil.rmtree", "os.truncate"):
                 path = os.path.join(os.readlink(f"/proc/self/fd/{place}"), path)  # a name relative to an open folder
             name = os.path.relpath(os.path.abspath(path), root)
-            if not name.startswith("..") and re.search(pattern, name):
-                act(
-                    f"{event} {name}", event != "open" or bool((given[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-                )
+            what = f"{event}:{name}"
+            if not name.startswith("..") and re.search(pattern, what):
+                act(what, event != "open" or bool((given[2] or 0) & WRITING))
         finally:
             busy.clear()
 

@@ -1,6 +1,6 @@
 """Two processes train what one does: gradients are means over the same samples, summed in another order.
 
-Stated tolerances: every step's loss to 2e-5 of it, and all weights together to 1e-5 of their norm. train_incremental.py shares out
+Stated tolerances: every step's loss to 2e-5 of it, and all weights together to 1e-4 of their norm. train_incremental.py shares out
 the encoding alone, and is equal to the bit; train_lads.py gives each process its own networks. train_image_text.py, whose pairs are
 negatives of each other across processes: test_image_text.py.
 """
@@ -26,7 +26,7 @@ def test_two_processes_equal_one(name, trainings, undisturbed, start, tmp_path):
         apart = distance(training, *works)
     else:
         apart = distance(training, undisturbed(name).work, works[1])
-    assert apart <= (0.0 if name == "incremental" else 1e-5)
+    assert apart <= (0.0 if name == "incremental" else 1e-4)
 
 
 def test_two_processes_tune_a_controlnet_as_one(trainings, undisturbed, start, tmp_path):
@@ -36,7 +36,7 @@ def test_two_processes_tune_a_controlnet_as_one(trainings, undisturbed, start, t
     training = Training("control_reward", (*control.words, *more), control.results, control.before)
     run_both(start, training, 2, *works)
     compare_losses(*works)
-    assert distance(training, *works) <= 1e-5
+    assert distance(training, *works) <= 1e-4
 
 
 def run_both(start, training: Training, batch: int | None, one: Path, two: Path) -> None:
