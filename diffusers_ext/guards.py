@@ -22,7 +22,7 @@ LOCK = ".lock"
 
 
 def check_free(folder: Path) -> None:
-    """Raise InputError if another process trains into a folder; many may look at once."""
+    """Raise InputError if another process trains into a folder."""
     if (folder / LOCK).exists() and os.access(folder / LOCK, os.R_OK):
         with open(folder / LOCK, "rb") as file:
             _lock(file, "LOCK_SH")

@@ -41,7 +41,8 @@ def check_run_folder(options: Any) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; name a folder")
-    check_free(folder)
+    if os.environ.get("RANK", "0") == "0":  # the main process writes, and may hold the lock itself from an earlier run
+        check_free(folder)
     begun = (LOCK, f".{OPTIONS}.")  # all that a run which was killed at once has left
     if all(path.name.startswith(begun) for path in folder.iterdir()) or (
         options.resume_from_checkpoint and (folder / OPTIONS).exists()
