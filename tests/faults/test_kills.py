@@ -38,7 +38,7 @@ def test_kills_at_random_moments(name, trainings, undisturbed, start, same, tall
 # What is being written, in the order of a run: a kill before the first call of that kind on a file of that name.
 SAVES = {
     "controlnet": "options.json rename:.*options.json cache/texts.*partial cache/moments.*partial checkpoint-2.partial "
-    "run/samples rename:run/.checkpoint-4 metrics.jsonl :run/best/ :run/config.json :run/loss.png :run/README.md",
+    "run/samples rename:run/.checkpoint-4 metrics.jsonl :run/config.json :run/loss.png :run/README.md",
     "reward_model": "cache/.*partial checkpoint-2.partial rename:run/.checkpoint-4 :run/best/ :run/config.json :run/README.md",
     "reward_tuning": "rename:run/.checkpoint-6 metrics.jsonl :run/rewards.png :run/README.md",
     "lads": "cache/.*partial checkpoint-fits/.*networks rename:.*checkpoint-fits/.probe results.json :run/README.md",
