@@ -14,6 +14,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -83,11 +84,13 @@ class Running:
             os.killpg(self.pid, number)
 
     def wait(self, seconds: float = 540) -> subprocess.CompletedProcess:
-        """Return what subprocess.run would; a run that takes longer is killed and counts as killed."""
+        """Return what subprocess.run would, once; a run that takes longer is killed and counts as killed."""
         if self.poll(seconds) is None:
             self.kill()
+        code = self.poll(60)
         out, err = (Path(self.folder, name).read_text(errors="replace") for name in ("out", "err"))
-        return subprocess.CompletedProcess(self.words, self.poll(60), out, err)
+        shutil.rmtree(self.folder)
+        return subprocess.CompletedProcess(self.words, code, out, err)
 
 
 # ---------------------------------------------------------------- the server's side

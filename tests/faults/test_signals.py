@@ -55,20 +55,14 @@ def test_sigterm_where_saving_is_frequent(name, trainings, start, same, tmp_path
 def test_a_second_run_on_a_folder_is_refused(name, trainings, start, same, tmp_path):
     """While the first is stopped in the middle of its work; afterwards that one ends as if nothing had been."""
     fault = f"planting.kill_at({str(tmp_path)!r}, 1, 'checkpoint|session', planting.signal.SIGSTOP)"
-    first = start(trainings[name], tmp_path, fault=fault)
-    until = time.monotonic() + 300
-    while not list((tmp_path / "run").glob(".*.partial")) + list((tmp_path / "run").glob("*metrics*")):
+    first, until = start(trainings[name], tmp_path, fault=fault), time.monotonic() + 300
+    while not stopped(first.pid):
         assert first.poll(0.05) is None and time.monotonic() < until
-        if stopped(first.pid):
-            break
     second = start(trainings[name], tmp_path).wait()
     assert second.returncode == 2 and f"another run writes there, process {first.pid} on" in second.stderr, (
         second.stderr
     )
     assert "Traceback" not in second.stderr
-    while not stopped(first.pid):
-        assert time.monotonic() < until
-        time.sleep(0.02)
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait().returncode == 0
     same(trainings[name], tmp_path)
