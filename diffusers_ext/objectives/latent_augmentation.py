@@ -51,7 +51,7 @@ def lengths(x: torch.Tensor, least: float = 1e-12) -> torch.Tensor:
 
 def class_logits(x: torch.Tensor, classes: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """Return scale·cos of rows with class text: (..., B, D), classes (..., C, D) of unit rows -> (..., B, C)."""
-    return scale * (x @ classes.mT) / lengths(x)[..., None]
+    return scale * (classes @ x.mT).mT / lengths(x)[..., None]
 
 
 def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -142,8 +142,11 @@ class LatentAugmentation(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return {"loss": (G,), "direction": (G,), "class": (G,), "neighbour"?, "pairwise"?}, one entry per network."""
         terms, o = self.terms, self.bank(batch["x"])
-        x, labels = (each_network(batch[name], len(self.table)) for name in ("x", "labels"))
-        wanted = directions(self.table, batch["starts"], batch["labels"]).transpose(0, 1).reshape(o.shape)
+        # The bank's output has its rows in columns of memory; what meets it element by element is laid out alike.
+        x = each_network(batch["x"].mT.contiguous(), len(self.table)).mT
+        wanted = directions(self.table, batch["starts"], batch["labels"]).transpose(0, 1).mT
+        wanted = wanted.reshape(o.mT.shape).contiguous().mT
+        labels = each_network(batch["labels"], len(self.table))
         moves = (F.normalize(o, dim=-1) if terms.normalised_direction else o) - x
         aligned = misalignment(moves, wanted, SHORT if self.bank.residual else 1e-8).mean(-1)
         logits = class_logits(o, self.classes, terms.logit_scale)
