@@ -7,6 +7,7 @@ Every entry is a function of unit rows: (N, D) -> probabilities (R, N, C), R the
     linear probe            on the source images; "from zero-shot" starts at the adaptive text's weights
     WiSE                    the mean of those weights and that text (Wortsman et al. 2022)
     ensemble                the mean of zero-shot and probe probabilities
+    calibrated ensemble     the same, each with the temperature that fits the validation images (Guo et al. 2017)
     text delta              a probe on images and images moved by the plain difference of texts (TextManiA, 2023)
     addition, SLERP         the same, by a unit move towards the target, and half of the way on the sphere
     debiased                text, or images of a probe, without what tells the domains apart (Chuang et al. 2023)
@@ -32,6 +33,7 @@ Classify = Callable[[torch.Tensor], torch.Tensor]
 TEMPERATURE = 100.0  # of zero-shot probabilities, CLIP's
 BASELINE = "linear probe"  # that the others are compared with
 MOVES = ("text delta", "addition", "SLERP")  # that need no training
+FACTORS = torch.logspace(-1, 3, 81)  # that logits may be scaled by
 KEEP_PAIRS = 1000.0  # λ of calibrated debiasing
 
 
@@ -47,6 +49,27 @@ def linear(probe: Probe) -> Classify:
 def ensemble(first: Classify, second: Classify) -> Classify:
     """The mean of two classifiers' probabilities."""
     return lambda x: (first(x) + second(x)) / 2
+
+
+def temperatures(probe: Probe, classes: torch.Tensor, val: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors of zero-shot cosines, (), and of each probe's logits, (R,), that make the images of `val` likeliest.
+
+    classes (C, D). No target image is needed: of two calibrated classifiers the surer one counts more, image by image.
+    """
+
+    def best(logits: torch.Tensor) -> torch.Tensor:
+        losses = [F.cross_entropy(factor * logits, val.labels) for factor in FACTORS]
+        return FACTORS[torch.stack(losses).argmin()]
+
+    each = probe.logits(val.x.expand(len(probe.bias), -1, -1))
+    return best(val.x @ classes.T), torch.stack([best(logits) for logits in each])
+
+
+def calibrated(probe: Probe, classes: torch.Tensor, val: Embedded) -> Classify:
+    """The mean of calibrated zero-shot and probe probabilities; see `temperatures`."""
+    by_text, by_probe = (factor.to(val.x) for factor in temperatures(probe, classes, val))
+    scaled = Probe(by_probe[:, None, None] * probe.weight, by_probe[:, None] * probe.bias)
+    return ensemble(lambda x: (by_text * x @ classes.T).softmax(-1)[None], linear(scaled))
 
 
 def wise(probe: Probe, classes: torch.Tensor, share: float = 0.5) -> Classify:
@@ -121,6 +144,7 @@ def baselines(
         "linear probe from zero-shot": linear(started),
         "WiSE": wise(started, text.adaptive),
         "ensemble of zero-shot and probe": ensemble(adaptive, linear(plain)),
+        "calibrated ensemble of zero-shot and probe": calibrated(plain, text.adaptive, splits.val),
         "probe, debiased": probe_debiased(splits, projection, options, seeds, official),
         **{f"probe + {how}": probe_with(moved_by_text(train, text, how)) for how in MOVES},
     }
@@ -129,9 +153,13 @@ def baselines(
     return found
 
 
-def of_lads(probe: Probe, text: DomainText) -> dict[str, Classify]:
-    """LADS, and its ensemble with text."""
-    return {"LADS": linear(probe), "ensemble of zero-shot and LADS": ensemble(zero_shot(text.adaptive), linear(probe))}
+def of_lads(probe: Probe, text: DomainText, val: Embedded, name: str = "LADS") -> dict[str, Classify]:
+    """LADS, and its ensembles with text."""
+    return {
+        name: linear(probe),
+        f"ensemble of zero-shot and {name}": ensemble(zero_shot(text.adaptive), linear(probe)),
+        f"calibrated ensemble of zero-shot and {name}": calibrated(probe, text.adaptive, val),
+    }
 
 
 def equal_rows(train: Embedded, copies: int) -> tuple[torch.Tensor, torch.Tensor]:

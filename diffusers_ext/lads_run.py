@@ -138,7 +138,7 @@ def joined(parts: list, dim: int, options: Any, device: torch.device) -> Augment
 
 def fingerprint(splits: Splits, text: DomainText, options: Any) -> str:
     """Return a digest of what a fit depends on: the options of training, the words and the embeddings."""
-    names = [name for name in as_dict(options) if name not in ("output_dir", "resume_from_checkpoint", "preset")]
+    names = [name for name in as_dict(options) if name not in ("output_dir", "resume_from_checkpoint")]
     sums = [f"{value.double().sum():.12g}" for value in (splits.train.x, splits.val.x, text.source, text.targets)]
     return digest_of(json.dumps([{name: getattr(options, name) for name in names}, sums], sort_keys=True))[:16]
 
@@ -149,7 +149,7 @@ def table_of(splits: Splits, fits: Fits, text: DomainText, options: Any, seeds: 
     if options.few_images and not text.swap:
         few, splits = take_few(splits, options.few_images, options.seed)
     others = baselines(splits, text, options, seeds, few) if options.baselines else {}
-    return measure({**others, **of_lads(fits.probe, text)}, splits, seeds)
+    return measure({**others, **of_lads(fits.probe, text, splits.val)}, splits, seeds)
 
 
 def describe(splits: Splits, fits: Fits, text: DomainText, names: Sequence[str]) -> dict[str, dict[str, float]]:

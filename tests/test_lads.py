@@ -288,7 +288,7 @@ def test_it_moves_images_where_words_say_and_helps_there(toy):
     assert fitted.history[-1]["loss"][0] < 0.8 * fitted.history[0]["loss"][0]
     rows = augmented_set(splits.train, bank, text, OPTIONS, range(3))
     probe, _ = train_probe(*rows, splits.val, OPTIONS, 32, range(3))
-    methods = {**base.baselines(splits, text, OPTIONS, range(3)), **base.of_lads(probe, text)}
+    methods = {**base.baselines(splits, text, OPTIONS, range(3)), **base.of_lads(probe, text, splits.val)}
     rows = {row.method: row for row in base.measure(methods, splits, range(3))}
     pairs = zip(rows["LADS"].values["there"], rows["linear probe"].values["there"])
     assert all(ours > theirs for ours, theirs in pairs) and rows["LADS"].difference.mean > 5

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.lads_options import LADSDataOptions, LADSOptions, LADSRunOptions, with_preset
+from diffusers_ext.lads_options import LADSDataOptions, LADSOptions, LADSRunOptions
 from diffusers_ext.options import run
 
 
@@ -40,7 +40,6 @@ def main(options: Options) -> None:
     from diffusers_ext.run_folder import check_run_folder, versions, write_options
 
     # What the user can get wrong, before anything heavy.
-    options = with_preset(options)
     check_options(options)
     check_run_folder(options)
     domains = Domains.read(options.domains)
@@ -78,7 +77,9 @@ def main(options: Options) -> None:
             "measured_on": "; ".join(f"{name}: {len(test):,} images" for name, test in splits.tests.items())
             + f". Mean ± standard deviation over {options.runs} seed(s); p of a paired t-test.",
         }
-        classifier = LADSClassifier.assemble(fits.probe, fits.bank, text, domains, splits.train, backbone, training)
+        classifier = LADSClassifier.assemble(
+            fits.probe, fits.bank, text, domains, splits.train, backbone, training, splits.val
+        )
         classifier.save_pretrained(run_folder)
         publish(run_folder, options)
     accelerator.wait_for_everyone()
@@ -99,6 +100,8 @@ def check_options(options: Options) -> None:
             raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha must lie in 0 to 1, got {options.alpha}")
+    if options.original_share is not None and not 0 < options.original_share <= 1:
+        raise InputError(f"--original_share must lie above 0 and up to 1, got {options.original_share}")
     if options.compat == "official" and options.residual:
         raise InputError("--compat official: the official networks are not residual; leave one of the two out")
 

@@ -38,7 +38,7 @@ labels, probabilities, domains = classifier.predict(["picture.png"])
 ```
 
 Pictures are embedded by {shown(backbone)}{_digest(config)}, which is not part of this folder. `predict` also takes embeddings of
-{config["dim"]} dimensions. `head="zero_shot"`, `"ensemble"` and `"wise"` use text too.
+{config["dim"]} dimensions. `head="zero_shot"`, `"ensemble"`, `"calibrated"` and `"wise"` use text too.
 
 ## Training
 

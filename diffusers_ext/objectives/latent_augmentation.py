@@ -71,6 +71,19 @@ def swap_table(text: torch.Tensor) -> torch.Tensor:
     return F.normalize(text.flip(0) - text, dim=-1)[None]
 
 
+def modality_gap(x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Return unit(mean image − mean source sentence), (D,): what tells images from text (Liang et al. 2022).
+
+    x (N, D) images, source (n_s, C, D). Differences of sentences go partly along it, as no change of an image does.
+    """
+    return F.normalize(x.mean(0) - source.mean((0, 1)), dim=0)
+
+
+def without(moves: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+    """Return unit moves, (..., D), made orthogonal to a unit vector (D,)."""
+    return F.normalize(moves - (moves @ gap)[..., None] * gap, dim=-1)
+
+
 def nearest_sentences(x: torch.Tensor, labels: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Return s*_i, the source sentence of the own class nearest to each row: x (N, D), source (n_s, C, D) -> (N,)."""
     return torch.stack([(x * sentence[labels]).sum(-1) for sentence in source]).argmax(0)
