@@ -12,6 +12,7 @@ Every entry is a function of unit rows: (N, D) -> probabilities (R, N, C), R the
     addition, SLERP         the same, by a unit move towards the target, and half of the way on the sphere
     debiased                text, or images of a probe, without what tells the domains apart (Chuang et al. 2023)
     few images              the move is the difference of mean images; needs some of each target domain
+    mean images             the same between the two domains of the bias setting, where all are at hand
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from . import randomness
 from .lads_data import Embedded, Splits
 from .lads_domains import DomainText
 from .lads_options import LADSOptions
-from .lads_training import row_weights, starts_of, train_probe
+from .lads_training import domain_means, row_weights, starts_of, train_probe
 from .metrics.domain_extension import Difference, extension, paired
 from .objectives.latent_augmentation import Probe
 
@@ -105,6 +106,12 @@ def moved_by_images(train: Embedded, few: Sequence[Embedded]) -> torch.Tensor:
     return F.normalize(torch.stack([train.x + (each.x.mean(0) - train.x.mean(0)) for each in few]), dim=-1)
 
 
+def swapped_by_images(train: Embedded) -> torch.Tensor:
+    """Return the images moved to the other of two domains by the difference of their mean images, (1, N, D) unit rows."""
+    means = domain_means(train)
+    return F.normalize(train.x + means[1 - train.domains] - means[train.domains], dim=-1)[None]
+
+
 def debiasing(text: DomainText) -> torch.Tensor:
     """Return P, (D, D), that forgets the domains: P₀(I + λ/|S| Σ (z_i − z_j)(z_i − z_j)ᵀ)⁻¹, symmetric P₀ = I − V Vᵀ.
 
@@ -124,18 +131,9 @@ def baselines(
     splits: Splits, text: DomainText, options: LADSOptions, seeds: Sequence[int], few: Sequence[Embedded] = ()
 ) -> dict[str, Classify]:
     """Train all that LADS is compared with. few: some images of each target domain, or none."""
-    train, official = splits.train, options.compat == "official"
-
-    def probe_on(x: torch.Tensor, copies: int, start: torch.Tensor | None = None) -> Probe:
-        rows = equal_rows(train, copies)
-        return train_probe(x, *rows, splits.val, options, options.train_batch_size, seeds, start, official)[0]
-
-    def probe_with(moved: torch.Tensor) -> Classify:
-        """A probe on the originals and what training-free moves make of them, (K, N, D)."""
-        return linear(probe_on(torch.cat([train.x, *moved]), len(moved) + 1))
-
+    train, common = splits.train, (splits, options, seeds)
     adaptive, projection = zero_shot(text.adaptive), debiasing(text)
-    plain, started = probe_on(train.x, 1), probe_on(train.x, 1, text.adaptive)
+    plain, started = probe_with([], *common), probe_with([], *common, text.adaptive)
     found = {
         "zero-shot, generic": zero_shot(text.generic),
         "zero-shot, adaptive": adaptive,
@@ -145,11 +143,13 @@ def baselines(
         "WiSE": wise(started, text.adaptive),
         "ensemble of zero-shot and probe": ensemble(adaptive, linear(plain)),
         "calibrated ensemble of zero-shot and probe": calibrated(plain, text.adaptive, splits.val),
-        "probe, debiased": probe_debiased(splits, projection, options, seeds, official),
-        **{f"probe + {how}": probe_with(moved_by_text(train, text, how)) for how in MOVES},
+        "probe, debiased": probe_debiased(projection, *common),
+        **{f"probe + {how}": linear(probe_with(moved_by_text(train, text, how), *common)) for how in MOVES},
     }
+    if text.swap:
+        found["probe + mean images"] = linear(probe_with(swapped_by_images(train), *common))
     if few:
-        found["probe + few images"] = probe_with(moved_by_images(train, few))
+        found["probe + few images"] = linear(probe_with(moved_by_images(train, few), *common))
     return found
 
 
@@ -162,6 +162,19 @@ def of_lads(probe: Probe, text: DomainText, val: Embedded, name: str = "LADS") -
     }
 
 
+def probe_with(
+    moved: torch.Tensor | Sequence[torch.Tensor],
+    splits: Splits,
+    options: LADSOptions,
+    seeds: Sequence[int],
+    start: torch.Tensor | None = None,
+) -> Probe:
+    """Train a probe on the images and on what each of K training-free moves makes of them, (K, N, D); K may be 0."""
+    x, rows = torch.cat([splits.train.x, *moved]), equal_rows(splits.train, len(moved) + 1)
+    official = options.compat == "official"
+    return train_probe(x, *rows, splits.val, options, options.train_batch_size, seeds, start, official)[0]
+
+
 def equal_rows(train: Embedded, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return labels (N·copies,) of rows that repeat the training images, and their weights (1, N·copies)."""
     labels = train.labels.repeat(copies)
@@ -170,24 +183,16 @@ def equal_rows(train: Embedded, copies: int) -> tuple[torch.Tensor, torch.Tensor
     )
 
 
-def probe_debiased(
-    splits: Splits, projection: torch.Tensor, options: LADSOptions, seeds: Sequence[int], official: bool
-) -> Classify:
+def probe_debiased(projection: torch.Tensor, splits: Splits, options: LADSOptions, seeds: Sequence[int]) -> Classify:
     """A probe of images that went through a projection (D, D)."""
-    project = lambda x: F.normalize(x @ projection.T, dim=-1)  # noqa: E731
-    val = replace(splits.val, x=project(splits.val.x))
-    probe, _ = train_probe(
-        project(splits.train.x),
-        *equal_rows(splits.train, 1),
-        val,
-        options,
-        options.train_batch_size,
-        seeds,
-        None,
-        official,
+
+    def projected(data: Embedded) -> Embedded:
+        return replace(data, x=F.normalize(data.x @ projection.T, dim=-1))
+
+    classify = linear(
+        probe_with([], replace(splits, train=projected(splits.train), val=projected(splits.val)), options, seeds)
     )
-    classify = linear(probe)
-    return lambda x: classify(project(x))
+    return lambda x: classify(F.normalize(x @ projection.T, dim=-1))
 
 
 def take_few(splits: Splits, count: int, seed: int = 0) -> tuple[list[Embedded], Splits]:

@@ -22,6 +22,9 @@ class AugmentationOptions:
     normalised_direction: bool = option(False, "normalise what a network gives before its direction is measured")
     logit_scale: float = option(1.0, "of class consistency; 100 lets it cease once the class is right")
     without_gap: bool = option(False, "directions of text without what tells the source's images from its text")
+    image_directions: bool = option(
+        False, "in the bias setting, directions between the two domains' mean images instead of words"
+    )
     pairwise_weight: float = option(0.0, "weight of keeping the cosines among the images of a batch")
     random_strength: bool = option(False, "augment by a random share of the way instead of all of it")
     latent_filter: bool = option(False, "leave out augmented images whose class changed in text or that did not move")

@@ -98,7 +98,7 @@ def bank_objective(
     bank: AugmentationBank, train: Embedded, text: DomainText, options: AugmentationOptions, targets: Sequence[int]
 ) -> LatentAugmentation:
     """Return the loss of a bank whose networks are, for each run, of these target domains."""
-    table, classes = moves_in_text(train, text, options, targets), text.classes
+    table, classes = moves_of(train, text, options, targets), text.classes
     if options.domain_class_text and not text.swap:
         classes = text.targets[list(targets)].repeat(len(bank.weight1) // len(targets), 1, 1)
     terms = Terms(
@@ -111,12 +111,17 @@ def bank_objective(
     return LatentAugmentation(bank, table, classes, class_weights(train.labels, len(train.classes)), terms)
 
 
-def moves_in_text(
-    train: Embedded, text: DomainText, options: AugmentationOptions, targets: Sequence[int]
-) -> torch.Tensor:
-    """Return the directions of words for these target domains, (K, n_s, C, D); in the bias setting (1, 2, C, D)."""
+def moves_of(train: Embedded, text: DomainText, options: AugmentationOptions, targets: Sequence[int]) -> torch.Tensor:
+    """Return the directions to these target domains, (K, n_s, C, D); in the bias setting to the other, (1, 2, C, D)."""
+    if text.swap and options.image_directions:
+        return swap_table(domain_means(train)[:, None].expand_as(text.source))
     table = swap_table(text.source) if text.swap else move_table(text.source, text.targets[list(targets)])
     return without(table, modality_gap(train.x, text.source)) if options.without_gap else table
+
+
+def domain_means(data: Embedded) -> torch.Tensor:
+    """Return the mean image of each of the two domains of the bias setting, (2, D)."""
+    return torch.stack([data.x[data.domains == domain].mean(0) for domain in (0, 1)])
 
 
 def starts_of(data: Embedded, text: DomainText) -> torch.Tensor:
@@ -162,7 +167,7 @@ def augmented_set(
         moved = torch.stack([part_way(train.x, each, seed) for each, seed in zip(moved, seeds)])
     kept = torch.ones(runs, moved.shape[1] + 1, n, dtype=torch.bool, device=moved.device)
     if options.latent_filter:
-        table = moves_in_text(train, text, options, range(len(text.targets)))
+        table = moves_of(train, text, options, range(len(text.targets)))
         moves = directions(table, starts_of(train, text), train.labels)
         for run, each in enumerate(moved):
             kept[run, 1:] = keeps_meaning(train.x, each, train.labels, text.classes, moves)

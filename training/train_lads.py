@@ -43,6 +43,8 @@ def main(options: Options) -> None:
     check_options(options)
     check_run_folder(options)
     domains = Domains.read(options.domains)
+    if options.image_directions and not domains.swap:
+        raise InputError("--image_directions: only the bias setting has images of both domains; leave it out")
     table = lads_run.read_table(options)
     lads_run.check_domains(table, domains, options)
 
