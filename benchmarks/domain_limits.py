@@ -105,11 +105,16 @@ def resemblance(train: Embedded, images: torch.Tensor, target: Embedded) -> tupl
     return distance, 100 * (target.labels[found] == train.labels).double().mean().item()
 
 
-def oracles(case: Case, true: torch.Tensor, few: list[Embedded], bench: Bench) -> str:
+def oracles(case: Case, true: torch.Tensor, few: dict[str, Embedded], bench: Bench) -> str:
     """Return the table of accuracies with what LADS cannot know."""
     splits, settings, seeds = case.splits, bench.settings, bench.seeds
-    by_few = torch.stack([each.x.mean(0) - splits.train.x.mean(0) for each in few])[:, None].expand_as(true)
-    moves = {f"shared move of {len(few[0])} pictures": by_few, "true shared move": shared(true), "true move": true}
+    centres = torch.stack([few[name].x.mean(0) for name in case.names])
+    by_few = (centres - splits.train.x.mean(0))[:, None].expand_as(true)
+    moves = {
+        f"shared move of {len(few[case.names[0]])} pictures": by_few,
+        "true shared move": shared(true),
+        "true move": true,
+    }
 
     def lads(text: DomainText) -> Callable:
         return linear(bench.fit(replace(case, text=text), {}).probe)

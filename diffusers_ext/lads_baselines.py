@@ -15,7 +15,7 @@ Every entry is a function of unit rows: (N, D) -> probabilities (R, N, C), R the
     mean images             the same between the two domains of the bias setting, where all are at hand
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
@@ -101,7 +101,7 @@ def moved_by_text(train: Embedded, text: DomainText, how: str) -> torch.Tensor:
     return F.normalize(train.x + (F.normalize(difference, dim=-1) if how == "addition" else difference), dim=-1)
 
 
-def moved_by_images(train: Embedded, few: Sequence[Embedded]) -> torch.Tensor:
+def moved_by_images(train: Embedded, few: Iterable[Embedded]) -> torch.Tensor:
     """Return the images moved by mean(few images of a target) − mean(training images), (K, N, D) unit rows."""
     return F.normalize(torch.stack([train.x + (each.x.mean(0) - train.x.mean(0)) for each in few]), dim=-1)
 
@@ -128,9 +128,13 @@ def debiasing(text: DomainText) -> torch.Tensor:
 
 
 def baselines(
-    splits: Splits, text: DomainText, options: LADSOptions, seeds: Sequence[int], few: Sequence[Embedded] = ()
+    splits: Splits,
+    text: DomainText,
+    options: LADSOptions,
+    seeds: Sequence[int],
+    few: Mapping[str, Embedded] | None = None,
 ) -> dict[str, Classify]:
-    """Train all that LADS is compared with. few: some images of each target domain, or none."""
+    """Train all that LADS is compared with. few: some images of each domain, or none."""
     train, common = splits.train, (splits, options, seeds)
     adaptive, projection = zero_shot(text.adaptive), debiasing(text)
     plain, started = probe_with([], *common), probe_with([], *common, text.adaptive)
@@ -149,7 +153,7 @@ def baselines(
     if text.swap:
         found["probe + mean images"] = linear(probe_with(swapped_by_images(train), *common))
     if few:
-        found["probe + few images"] = linear(probe_with(moved_by_images(train, few), *common))
+        found["probe + few images"] = linear(probe_with(moved_by_images(train, few.values()), *common))
     return found
 
 
@@ -195,12 +199,12 @@ def probe_debiased(projection: torch.Tensor, splits: Splits, options: LADSOption
     return lambda x: classify(F.normalize(x @ projection.T, dim=-1))
 
 
-def take_few(splits: Splits, count: int, seed: int = 0) -> tuple[list[Embedded], Splits]:
+def take_few(splits: Splits, count: int, seed: int = 0) -> tuple[dict[str, Embedded], Splits]:
     """Take some images of each target domain out of its test set; return them and the splits without them."""
-    few, rest = [], {}
+    few, rest = {}, {}
     for name, test in splits.out_of_domain.items():
         order = torch.from_numpy(randomness.generator(seed, f"lads-few-{name}").permutation(len(test)))
-        few.append(test.where(order[:count]))
+        few[name] = test.where(order[:count])
         rest[name] = test.where(order[count:].sort().values)
     return few, Splits(splits.train, splits.val, splits.in_domain, rest)
 

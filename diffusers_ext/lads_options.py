@@ -23,7 +23,8 @@ class AugmentationOptions:
     logit_scale: float = option(1.0, "of class consistency; 100 lets it cease once the class is right")
     without_gap: bool = option(False, "directions of text without what tells the source's images from its text")
     image_directions: bool = option(
-        False, "in the bias setting, directions between the two domains' mean images instead of words"
+        False,
+        "directions of mean images instead of words: to --few_images of each target, or of the bias setting's domains",
     )
     pairwise_weight: float = option(0.0, "weight of keeping the cosines among the images of a batch")
     random_strength: bool = option(False, "augment by a random share of the way instead of all of it")
@@ -80,7 +81,9 @@ class LADSDataOptions:
     encoder_cache_dir: str | None = option(None, "keep image embeddings here, for all runs; default: in output_dir")
     runs: int = option(1, "seeds to train with, from --seed on, for the table's deviations; the first run is saved")
     baselines: bool = option(True, "train and measure what LADS is compared with too")
-    few_images: int = option(0, "images of each target domain for the few-image baseline; they leave its test set")
+    few_images: int = option(
+        0, "images of each target domain, without labels, for baseline and --image_directions; they leave its test set"
+    )
 
 
 @group("run")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch.nn import functional as F
 
 from . import randomness
 from .errors import InputError
@@ -113,10 +114,24 @@ def bank_objective(
 
 def moves_of(train: Embedded, text: DomainText, options: AugmentationOptions, targets: Sequence[int]) -> torch.Tensor:
     """Return the directions to these target domains, (K, n_s, C, D); in the bias setting to the other, (1, 2, C, D)."""
-    if text.swap and options.image_directions:
-        return swap_table(domain_means(train)[:, None].expand_as(text.source))
+    if text.moves is not None:
+        return F.normalize(text.moves if text.swap else text.moves[list(targets)], dim=-1)
     table = swap_table(text.source) if text.swap else move_table(text.source, text.targets[list(targets)])
     return without(table, modality_gap(train.x, text.source)) if options.without_gap else table
+
+
+def text_by_images(train: Embedded, text: DomainText, few: Sequence[Embedded] = ()) -> DomainText:
+    """Return the text with moves of mean images: to `few` images of each target, which need no labels, from the training images.
+
+    In the bias setting they are between the two domains of the training images.
+    """
+    if text.swap:
+        means = domain_means(train)
+        moves = (means.flip(0) - means)[None, :, None].expand(-1, -1, text.source.shape[1], -1)
+    else:
+        moves = torch.stack([each.x.mean(0) for each in few]) - train.x.mean(0)
+        moves = moves[:, None, None].expand(-1, *text.source.shape[:2], -1)
+    return replace(text, moves=moves)
 
 
 def domain_means(data: Embedded) -> torch.Tensor:

@@ -23,6 +23,7 @@ from diffusers_ext.lads_training import (
     predicted_domains,
     row_weights,
     rows_of,
+    text_by_images,
     train_bank,
     train_probe,
 )
@@ -404,9 +405,12 @@ def test_directions_without_the_gap_and_by_images(toy):
     close(table.norm(dim=-1), torch.ones(1, 1, 4), 1e-6)
     both = replace(train, domains=torch.arange(len(train)) % 2)
     swap = DomainText(*[text.source.repeat(2, 1, 1)] * 2, *[text.classes] * 3, swap=True)
-    moves = moves_of(both, swap, replace(OPTIONS, image_directions=True), [0])
+    moves = moves_of(both, text_by_images(both, swap), OPTIONS, [0])
     assert moves.shape == (1, 2, 4, 24)
     apart = both.x[both.domains == 1].mean(0) - both.x[both.domains == 0].mean(0)
+    few = splits.out_of_domain["there"].where(torch.arange(5))
+    moved = moves_of(train, text_by_images(train, text, [few]), OPTIONS, [0])
+    close(moved, F.normalize(few.x.mean(0) - train.x.mean(0), dim=-1).expand(1, 1, 4, 24), 1e-6)
     close(moves[0], F.normalize(torch.stack([apart, -apart]), dim=-1)[:, None].expand(2, 4, 24), 1e-6)
 
 

@@ -261,7 +261,8 @@ def test_classify(run, pictures, tmp_path, capsys):
         (["--alpha", "1.5"], "--alpha must lie in 0 to 1"),
         (["--runs", "0"], "--runs must be at least 1"),
         (["--original_share", "0"], "--original_share must lie above 0"),
-        (["--image_directions"], "only the bias setting has images of both"),
+        (["--few_images", "-1"], "--few_images must be at least 0"),
+        (["--image_directions"], "none of 'drawing'"),
     ],
 )
 def test_mistakes_surface_before_anything_is_written(pictures, backbone, tmp_path, more, message):

@@ -43,8 +43,6 @@ def main(options: Options) -> None:
     check_options(options)
     check_run_folder(options)
     domains = Domains.read(options.domains)
-    if options.image_directions and not domains.swap:
-        raise InputError("--image_directions: only the bias setting has images of both domains; leave it out")
     table = lads_run.read_table(options)
     lads_run.check_domains(table, domains, options)
 
@@ -62,10 +60,11 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         write_options(run_folder, options)
     splits = lads_run.embed_splits(table, domains, text, backbone, options, accelerator.is_main_process)
+    few, splits, text = lads_run.set_aside(splits, text, list(domains.targets), options)
     fits = lads_run.train(splits, text, options, seeds, accelerator)
 
     if accelerator.is_main_process:
-        rows = lads_run.table_of(splits, fits, text, options, seeds)
+        rows = lads_run.table_of(splits, fits, text, options, seeds, few)
         names = ["the other"] if domains.swap else list(domains.targets)
         found = lads_run.describe(splits, fits, text, names)
         shown = lads_run.leave_behind(run_folder, fits, rows, found, splits, names)
@@ -104,6 +103,8 @@ def check_options(options: Options) -> None:
         raise InputError(f"--alpha must lie in 0 to 1, got {options.alpha}")
     if options.original_share is not None and not 0 < options.original_share <= 1:
         raise InputError(f"--original_share must lie above 0 and up to 1, got {options.original_share}")
+    if options.few_images < 0:
+        raise InputError(f"--few_images must be at least 0, got {options.few_images}")
     if options.compat == "official" and options.residual:
         raise InputError("--compat official: the official networks are not residual; leave one of the two out")
 
