@@ -22,12 +22,12 @@ from .carded import CardedModel
 from .cards.lads import lads_card
 from .errors import InputError
 from .lads_bank import AugmentationBank, augment
-from .lads_baselines import TEMPERATURE
+from .lads_baselines import TEMPERATURE, temperatures
 from .lads_data import Embedded, unit_rows
 from .lads_domains import Domains, DomainText
 from .objectives.latent_augmentation import Probe, nearest_domains
 
-HEADS = ("probe", "zero_shot", "ensemble", "wise")
+HEADS = ("probe", "zero_shot", "ensemble", "calibrated", "wise")
 
 
 class Prediction(NamedTuple):
@@ -44,7 +44,8 @@ class LADSClassifier(CardedModel):
     dim: D, of the embeddings. classes: names, in the order of the probabilities. domains: the declaration, see
     `lads_domains`. backbone: the reference of what embeds pictures; prepared: its preprocessing; weights_digest: of its
     weights, checked when it is loaded. hidden_dim, networks, residual: of the augmentation networks. domain_names: the domains
-    that an image is told to be of, in order. training: options, counts, and the table; the card shows them.
+    that an image is told to be of, in order. temperatures: factors of zero-shot cosines and of the probe's logits for the
+    calibrated head. training: options, counts, and the table; the card shows them.
     """
 
     @register_to_config
@@ -61,6 +62,7 @@ class LADSClassifier(CardedModel):
         residual: bool = False,
         domain_names: Sequence[str] = ("source", "target"),
         training: Mapping[str, Any] | None = None,
+        temperatures: Sequence[float] = (TEMPERATURE, 1.0),
     ):
         super().__init__()
         Domains.read(domains)
@@ -80,9 +82,10 @@ class LADSClassifier(CardedModel):
         train: Embedded,
         backbone: Backbone | None = None,
         training: Mapping[str, Any] | None = None,
+        val: Embedded | None = None,
         run: int = 0,
     ) -> "LADSClassifier":
-        """Put one run's trained parts together; see `lads_training` for how they are made."""
+        """Put one run's trained parts together; see `lads_training` for how they are made. val: what to calibrate on."""
         runs = len(probe.bias)
         per_run = len(bank.weight1) // runs
         made = cls(
@@ -97,6 +100,7 @@ class LADSClassifier(CardedModel):
             bank.residual,
             domains.names,
             dict(training or {}),
+            calibration(probe, text, val, run) if val else (TEMPERATURE, 1.0),
         )
         with torch.no_grad():
             made.probe.weight.copy_(probe.weight[run])
@@ -167,18 +171,20 @@ class LADSClassifier(CardedModel):
     def predict(self, images: Any, head: str = "probe", share: float = 0.5, batch_size: int = 32) -> Prediction:
         """Classify images (PIL, paths, tensors) or embeddings (N, D).
 
-        head: "probe"; "zero_shot", text alone; "ensemble", share·probe + (1 − share)·zero-shot probabilities; "wise", the
-        probe's weights interpolated with text likewise, for a probe that started there. Raises InputError for another head.
+        head: "probe"; "zero_shot", text alone; "ensemble", share·probe + (1 − share)·zero-shot probabilities; "calibrated",
+        the same, each at the temperature that suits the validation images; "wise", the probe's weights interpolated with
+        text likewise, for a probe that started there. Raises InputError for another head.
         """
         if head not in HEADS:
             raise InputError(f"head {head!r}: choose from {', '.join(HEADS)}")
         x = self.embed(images, batch_size)
-        by_text = (TEMPERATURE * x @ self.zero_shot_text.T).softmax(-1)
+        scale_text, scale_probe = self.config.temperatures if head == "calibrated" else (TEMPERATURE, 1.0)
+        by_text = (scale_text * x @ self.zero_shot_text.T).softmax(-1)
         weight, bias = self.probe.weight.float(), self.probe.bias.float()
         if head == "wise":
             weight, bias = torch.lerp(self.zero_shot_text, weight, share), share * bias
-        by_probe = (x @ weight.T + bias).softmax(-1)
-        mix = {"probe": 1.0, "wise": 1.0, "zero_shot": 0.0, "ensemble": share}[head]
+        by_probe = (scale_probe * (x @ weight.T + bias)).softmax(-1)
+        mix = {"probe": 1.0, "wise": 1.0, "zero_shot": 0.0}.get(head, share)
         probabilities = (mix * by_probe + (1 - mix) * by_text).cpu()
         domains = [self.config.domain_names[at] for at in nearest_domains(x, self.domain_text).tolist()]
         return Prediction([self.config.classes[at] for at in probabilities.argmax(-1).tolist()], probabilities, domains)
@@ -186,3 +192,9 @@ class LADSClassifier(CardedModel):
     def augment(self, images: Any, batch_size: int = 32) -> torch.Tensor:
         """Return where each network moves images or embeddings to: unit rows (K, N, D), in the order of the targets."""
         return augment(self.bank, self.embed(images, batch_size))
+
+
+def calibration(probe: Probe, text: DomainText, val: Embedded, run: int) -> tuple[float, float]:
+    """Return one run's factors of zero-shot cosines and probe logits; see `lads_baselines.temperatures`."""
+    by_text, by_probe = temperatures(probe, text.adaptive, val)
+    return by_text.item(), by_probe[run].item()

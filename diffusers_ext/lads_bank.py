@@ -34,11 +34,11 @@ class AugmentationBank(nn.Module):
         """Return what every network makes of its run's rows: (R, B, D) -> (G, B, D), not normalised."""
         runs, rows, dim = x.shape
         networks, hidden, _ = self.weight1.shape
+        # Weights on the left, rows in columns: then no product, forwards or backwards, needs a copy of a transpose.
         # The networks of one run read the same rows: their first layers are one product.
-        first = self.weight1.reshape(runs, -1, dim).transpose(1, 2)
-        h = torch.relu(torch.baddbmm(self.bias1.reshape(runs, 1, -1), x, first))
-        h = h.view(runs, rows, networks // runs, hidden).transpose(1, 2).reshape(networks, rows, hidden)
-        o = torch.baddbmm(self.bias2[:, None], h, self.weight2.transpose(1, 2))
+        first, bias = self.weight1.view(runs, -1, dim), self.bias1.view(runs, -1, 1)
+        h = torch.baddbmm(bias, first, x.mT).relu().view(networks, hidden, rows)
+        o = torch.baddbmm(self.bias2[..., None], self.weight2, h).mT
         return o + each_network(x, networks // runs) if self.residual else o
 
 

@@ -7,13 +7,15 @@ Every entry is a function of unit rows: (N, D) -> probabilities (R, N, C), R the
     linear probe            on the source images; "from zero-shot" starts at the adaptive text's weights
     WiSE                    the mean of those weights and that text (Wortsman et al. 2022)
     ensemble                the mean of zero-shot and probe probabilities
+    calibrated ensemble     the same, each with the temperature that fits the validation images (Guo et al. 2017)
     text delta              a probe on images and images moved by the plain difference of texts (TextManiA, 2023)
     addition, SLERP         the same, by a unit move towards the target, and half of the way on the sphere
     debiased                text, or images of a probe, without what tells the domains apart (Chuang et al. 2023)
     few images              the move is the difference of mean images; needs some of each target domain
+    mean images             the same between the two domains of the bias setting, where all are at hand
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
@@ -24,7 +26,7 @@ from . import randomness
 from .lads_data import Embedded, Splits
 from .lads_domains import DomainText
 from .lads_options import LADSOptions
-from .lads_training import row_weights, starts_of, train_probe
+from .lads_training import domain_means, row_weights, starts_of, train_probe
 from .metrics.domain_extension import Difference, extension, paired
 from .objectives.latent_augmentation import Probe
 
@@ -32,6 +34,7 @@ Classify = Callable[[torch.Tensor], torch.Tensor]
 TEMPERATURE = 100.0  # of zero-shot probabilities, CLIP's
 BASELINE = "linear probe"  # that the others are compared with
 MOVES = ("text delta", "addition", "SLERP")  # that need no training
+FACTORS = torch.logspace(-1, 3, 81)  # that logits may be scaled by
 KEEP_PAIRS = 1000.0  # λ of calibrated debiasing
 
 
@@ -47,6 +50,27 @@ def linear(probe: Probe) -> Classify:
 def ensemble(first: Classify, second: Classify) -> Classify:
     """The mean of two classifiers' probabilities."""
     return lambda x: (first(x) + second(x)) / 2
+
+
+def temperatures(probe: Probe, classes: torch.Tensor, val: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors of zero-shot cosines, (), and of each probe's logits, (R,), that make the images of `val` likeliest.
+
+    classes (C, D). No target image is needed: of two calibrated classifiers the surer one counts more, image by image.
+    """
+
+    def best(logits: torch.Tensor) -> torch.Tensor:
+        losses = [F.cross_entropy(factor * logits, val.labels) for factor in FACTORS]
+        return FACTORS[torch.stack(losses).argmin()]
+
+    each = probe.logits(val.x.expand(len(probe.bias), -1, -1))
+    return best(val.x @ classes.T), torch.stack([best(logits) for logits in each])
+
+
+def calibrated(probe: Probe, classes: torch.Tensor, val: Embedded) -> Classify:
+    """The mean of calibrated zero-shot and probe probabilities; see `temperatures`."""
+    by_text, by_probe = (factor.to(val.x) for factor in temperatures(probe, classes, val))
+    scaled = Probe(by_probe[:, None, None] * probe.weight, by_probe[:, None] * probe.bias)
+    return ensemble(lambda x: (by_text * x @ classes.T).softmax(-1)[None], linear(scaled))
 
 
 def wise(probe: Probe, classes: torch.Tensor, share: float = 0.5) -> Classify:
@@ -77,9 +101,15 @@ def moved_by_text(train: Embedded, text: DomainText, how: str) -> torch.Tensor:
     return F.normalize(train.x + (F.normalize(difference, dim=-1) if how == "addition" else difference), dim=-1)
 
 
-def moved_by_images(train: Embedded, few: Sequence[Embedded]) -> torch.Tensor:
+def moved_by_images(train: Embedded, few: Iterable[Embedded]) -> torch.Tensor:
     """Return the images moved by mean(few images of a target) − mean(training images), (K, N, D) unit rows."""
     return F.normalize(torch.stack([train.x + (each.x.mean(0) - train.x.mean(0)) for each in few]), dim=-1)
+
+
+def swapped_by_images(train: Embedded) -> torch.Tensor:
+    """Return the images moved to the other of two domains by the difference of their mean images, (1, N, D) unit rows."""
+    means = domain_means(train)
+    return F.normalize(train.x + means[1 - train.domains] - means[train.domains], dim=-1)[None]
 
 
 def debiasing(text: DomainText) -> torch.Tensor:
@@ -98,21 +128,16 @@ def debiasing(text: DomainText) -> torch.Tensor:
 
 
 def baselines(
-    splits: Splits, text: DomainText, options: LADSOptions, seeds: Sequence[int], few: Sequence[Embedded] = ()
+    splits: Splits,
+    text: DomainText,
+    options: LADSOptions,
+    seeds: Sequence[int],
+    few: Mapping[str, Embedded] | None = None,
 ) -> dict[str, Classify]:
-    """Train all that LADS is compared with. few: some images of each target domain, or none."""
-    train, official = splits.train, options.compat == "official"
-
-    def probe_on(x: torch.Tensor, copies: int, start: torch.Tensor | None = None) -> Probe:
-        rows = equal_rows(train, copies)
-        return train_probe(x, *rows, splits.val, options, options.train_batch_size, seeds, start, official)[0]
-
-    def probe_with(moved: torch.Tensor) -> Classify:
-        """A probe on the originals and what training-free moves make of them, (K, N, D)."""
-        return linear(probe_on(torch.cat([train.x, *moved]), len(moved) + 1))
-
+    """Train all that LADS is compared with. few: some images of each domain, or none."""
+    train, common = splits.train, (splits, options, seeds)
     adaptive, projection = zero_shot(text.adaptive), debiasing(text)
-    plain, started = probe_on(train.x, 1), probe_on(train.x, 1, text.adaptive)
+    plain, started = probe_with([], *common), probe_with([], *common, text.adaptive)
     found = {
         "zero-shot, generic": zero_shot(text.generic),
         "zero-shot, adaptive": adaptive,
@@ -121,17 +146,37 @@ def baselines(
         "linear probe from zero-shot": linear(started),
         "WiSE": wise(started, text.adaptive),
         "ensemble of zero-shot and probe": ensemble(adaptive, linear(plain)),
-        "probe, debiased": probe_debiased(splits, projection, options, seeds, official),
-        **{f"probe + {how}": probe_with(moved_by_text(train, text, how)) for how in MOVES},
+        "calibrated ensemble of zero-shot and probe": calibrated(plain, text.adaptive, splits.val),
+        "probe, debiased": probe_debiased(projection, *common),
+        **{f"probe + {how}": linear(probe_with(moved_by_text(train, text, how), *common)) for how in MOVES},
     }
+    if text.swap:
+        found["probe + mean images"] = linear(probe_with(swapped_by_images(train), *common))
     if few:
-        found["probe + few images"] = probe_with(moved_by_images(train, few))
+        found["probe + few images"] = linear(probe_with(moved_by_images(train, few.values()), *common))
     return found
 
 
-def of_lads(probe: Probe, text: DomainText) -> dict[str, Classify]:
-    """LADS, and its ensemble with text."""
-    return {"LADS": linear(probe), "ensemble of zero-shot and LADS": ensemble(zero_shot(text.adaptive), linear(probe))}
+def of_lads(probe: Probe, text: DomainText, val: Embedded, name: str = "LADS") -> dict[str, Classify]:
+    """LADS, and its ensembles with text."""
+    return {
+        name: linear(probe),
+        f"ensemble of zero-shot and {name}": ensemble(zero_shot(text.adaptive), linear(probe)),
+        f"calibrated ensemble of zero-shot and {name}": calibrated(probe, text.adaptive, val),
+    }
+
+
+def probe_with(
+    moved: torch.Tensor | Sequence[torch.Tensor],
+    splits: Splits,
+    options: LADSOptions,
+    seeds: Sequence[int],
+    start: torch.Tensor | None = None,
+) -> Probe:
+    """Train a probe on the images and on what each of K training-free moves makes of them, (K, N, D); K may be 0."""
+    x, rows = torch.cat([splits.train.x, *moved]), equal_rows(splits.train, len(moved) + 1)
+    official = options.compat == "official"
+    return train_probe(x, *rows, splits.val, options, options.train_batch_size, seeds, start, official)[0]
 
 
 def equal_rows(train: Embedded, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,32 +187,24 @@ def equal_rows(train: Embedded, copies: int) -> tuple[torch.Tensor, torch.Tensor
     )
 
 
-def probe_debiased(
-    splits: Splits, projection: torch.Tensor, options: LADSOptions, seeds: Sequence[int], official: bool
-) -> Classify:
+def probe_debiased(projection: torch.Tensor, splits: Splits, options: LADSOptions, seeds: Sequence[int]) -> Classify:
     """A probe of images that went through a projection (D, D)."""
-    project = lambda x: F.normalize(x @ projection.T, dim=-1)  # noqa: E731
-    val = replace(splits.val, x=project(splits.val.x))
-    probe, _ = train_probe(
-        project(splits.train.x),
-        *equal_rows(splits.train, 1),
-        val,
-        options,
-        options.train_batch_size,
-        seeds,
-        None,
-        official,
+
+    def projected(data: Embedded) -> Embedded:
+        return replace(data, x=F.normalize(data.x @ projection.T, dim=-1))
+
+    classify = linear(
+        probe_with([], replace(splits, train=projected(splits.train), val=projected(splits.val)), options, seeds)
     )
-    classify = linear(probe)
-    return lambda x: classify(project(x))
+    return lambda x: classify(F.normalize(x @ projection.T, dim=-1))
 
 
-def take_few(splits: Splits, count: int, seed: int = 0) -> tuple[list[Embedded], Splits]:
+def take_few(splits: Splits, count: int, seed: int = 0) -> tuple[dict[str, Embedded], Splits]:
     """Take some images of each target domain out of its test set; return them and the splits without them."""
-    few, rest = [], {}
+    few, rest = {}, {}
     for name, test in splits.out_of_domain.items():
         order = torch.from_numpy(randomness.generator(seed, f"lads-few-{name}").permutation(len(test)))
-        few.append(test.where(order[:count]))
+        few[name] = test.where(order[:count])
         rest[name] = test.where(order[count:].sort().values)
     return few, Splits(splits.train, splits.val, splits.in_domain, rest)
 

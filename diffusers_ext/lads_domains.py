@@ -92,6 +92,7 @@ class DomainText:
 
     source (n_s, C, D), kept apart; in the bias setting the two domains, (2, C, D). targets (K, C, D), each the mean of its
     templates. classes, generic and adaptive (C, D): class text, and the two zero-shot classifiers. swap: the bias setting.
+    moves: what images say of the moves in place of these words, (K, 1, C, D), in the bias setting (1, 2, C, D).
     """
 
     source: torch.Tensor
@@ -100,6 +101,7 @@ class DomainText:
     generic: torch.Tensor
     adaptive: torch.Tensor
     swap: bool = False
+    moves: torch.Tensor | None = None
 
     @property
     def domains(self) -> torch.Tensor:
@@ -109,7 +111,7 @@ class DomainText:
         return torch.cat([F.normalize(self.source.mean(0), dim=-1)[None], self.targets])
 
     def to(self, device: torch.device | str) -> "DomainText":
-        moved = {name: value.to(device) for name, value in vars(self).items() if name != "swap"}
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **moved)
 
 

@@ -1,13 +1,8 @@
-"""What training LADS asks for, and the presets."""
+"""What training LADS asks for. The defaults are the paper's; training/presets/lads_balanced.json is found better here."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from .options import group, option
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "steady": {"residual": True},  # keeps the in-domain accuracy and most of a class's variety; see docs/lads.md
-}
 
 
 @group("augmentation networks")
@@ -26,9 +21,17 @@ class AugmentationOptions:
     residual: bool = option(False, "networks add to the image, and start by adding nothing")
     normalised_direction: bool = option(False, "normalise what a network gives before its direction is measured")
     logit_scale: float = option(1.0, "of class consistency; 100 lets it cease once the class is right")
+    without_gap: bool = option(False, "directions of text without what tells the source's images from its text")
+    image_directions: bool = option(
+        False,
+        "directions of mean images instead of words: to --few_images of each target, or of the bias setting's domains",
+    )
     pairwise_weight: float = option(0.0, "weight of keeping the cosines among the images of a batch")
     random_strength: bool = option(False, "augment by a random share of the way instead of all of it")
     latent_filter: bool = option(False, "leave out augmented images whose class changed in text or that did not move")
+    original_share: float | None = option(
+        None, "share of the images themselves in the probe's loss; default: by their number, 1 in target domains + 1"
+    )
     compat: str | None = option(None, "official: the update and the selection of the official code", ("official",))
 
 
@@ -78,7 +81,9 @@ class LADSDataOptions:
     encoder_cache_dir: str | None = option(None, "keep image embeddings here, for all runs; default: in output_dir")
     runs: int = option(1, "seeds to train with, from --seed on, for the table's deviations; the first run is saved")
     baselines: bool = option(True, "train and measure what LADS is compared with too")
-    few_images: int = option(0, "images of each target domain for the few-image baseline; they leave its test set")
+    few_images: int = option(
+        0, "images of each target domain, without labels, for baseline and --image_directions; they leave its test set"
+    )
 
 
 @group("run")
@@ -88,17 +93,9 @@ class LADSRunOptions:
 
     output_dir: str = option("runs/lads", "the run folder: classifier, card, options, metrics, samples")
     seed: int = option(0, "same seed, same result, whatever the ranks and interruptions")
-    preset: str | None = option(None, "settings found best here; an option of your own wins over them", tuple(PRESETS))
     checkpointing_epochs: int = option(10, "write the state every so many epochs")
     resume_from_checkpoint: str | None = option(None, "go on with the run in output_dir, if there is one", ("latest",))
     push_to_hub: bool = option(False, "upload classifier and card when done")
     hub_model_id: str | None = option(None, "owner/name of the repository to push to; default: the name of output_dir")
     hub_token: str | None = option(None, "token for the push; default: the one you logged in with")
     dry_run: bool = option(False, "print the resolved options, data, domains and parameters, then stop")
-
-
-def with_preset(options: "LADSRunOptions") -> "LADSRunOptions":
-    """Return the options with the preset's values where they still have their defaults."""
-    defaults = {each.name: each.default for each in fields(options)}
-    chosen = {k: v for k, v in PRESETS.get(options.preset, {}).items() if getattr(options, k) == defaults[k]}
-    return replace(options, **chosen)

@@ -22,7 +22,7 @@ from .lads_baselines import Row, baselines, markdown, measure, of_lads, take_few
 from .lads_data import Embedded, Splits, split_by_domain, split_by_rule
 from .lads_domains import Domains, DomainText
 from .lads_fit import Checkpoint
-from .lads_training import augmented_set, predicted_domains, train_bank, train_probe
+from .lads_training import augmented_set, predicted_domains, text_by_images, train_bank, train_probe
 from .metrics.domain_extension import diagnostics, nearest
 from .objectives.latent_augmentation import Probe
 from .options import as_dict
@@ -57,6 +57,14 @@ def check_domains(table: LabelledImages, domains: Domains, options: Any) -> None
         raise InputError(
             f"--source_domain {options.source_domain}: the data have {', '.join(table.domains)}; name the one to train on"
         )
+    elif options.image_directions:
+        missing = [name for name in domains.targets if name not in table.domains]
+        if missing or not options.few_images:
+            raise InputError(
+                f"--image_directions: needs some images of each target; the data have none of {missing[0]!r}"
+                if missing
+                else "--image_directions: say how many images of each target may be used, such as --few_images 5"
+            )
 
 
 def embed_splits(
@@ -138,18 +146,27 @@ def joined(parts: list, dim: int, options: Any, device: torch.device) -> Augment
 
 def fingerprint(splits: Splits, text: DomainText, options: Any) -> str:
     """Return a digest of what a fit depends on: the options of training, the words and the embeddings."""
-    names = [name for name in as_dict(options) if name not in ("output_dir", "resume_from_checkpoint", "preset")]
+    names = [name for name in as_dict(options) if name not in ("output_dir", "resume_from_checkpoint")]
     sums = [f"{value.double().sum():.12g}" for value in (splits.train.x, splits.val.x, text.source, text.targets)]
     return digest_of(json.dumps([{name: getattr(options, name) for name in names}, sums], sort_keys=True))[:16]
 
 
-def table_of(splits: Splits, fits: Fits, text: DomainText, options: Any, seeds: Sequence[int]) -> list[Row]:
-    """Train the baselines, where they are wanted, and measure all."""
-    few: list[Embedded] = []
+def set_aside(splits: Splits, text: DomainText, targets: Sequence[str], options: Any) -> tuple:
+    """Return --few_images of each domain by name, the splits without them, and text, by images where that is wanted."""
+    few: dict[str, Embedded] = {}
     if options.few_images and not text.swap:
         few, splits = take_few(splits, options.few_images, options.seed)
+    if options.image_directions:
+        text = text_by_images(splits.train, text, [] if text.swap else [few[name] for name in targets])
+    return few, splits, text
+
+
+def table_of(
+    splits: Splits, fits: Fits, text: DomainText, options: Any, seeds: Sequence[int], few: dict[str, Embedded]
+) -> list[Row]:
+    """Train the baselines, where they are wanted, and measure all."""
     others = baselines(splits, text, options, seeds, few) if options.baselines else {}
-    return measure({**others, **of_lads(fits.probe, text)}, splits, seeds)
+    return measure({**others, **of_lads(fits.probe, text, splits.val)}, splits, seeds)
 
 
 def describe(splits: Splits, fits: Fits, text: DomainText, names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch.nn import functional as F
 
 from . import randomness
 from .errors import InputError
@@ -25,10 +26,12 @@ from .objectives.latent_augmentation import (
     Terms,
     class_weights,
     directions,
+    modality_gap,
     move_table,
     nearest_domains,
     nearest_sentences,
     swap_table,
+    without,
 )
 
 
@@ -96,10 +99,8 @@ def bank_objective(
     bank: AugmentationBank, train: Embedded, text: DomainText, options: AugmentationOptions, targets: Sequence[int]
 ) -> LatentAugmentation:
     """Return the loss of a bank whose networks are, for each run, of these target domains."""
-    swap = text.swap
-    table = swap_table(text.source) if swap else move_table(text.source, text.targets[list(targets)])
-    classes = text.classes
-    if options.domain_class_text and not swap:
+    table, classes = moves_of(train, text, options, targets), text.classes
+    if options.domain_class_text and not text.swap:
         classes = text.targets[list(targets)].repeat(len(bank.weight1) // len(targets), 1, 1)
     terms = Terms(
         options.alpha,
@@ -109,6 +110,33 @@ def bank_objective(
         options.pairwise_weight,
     )
     return LatentAugmentation(bank, table, classes, class_weights(train.labels, len(train.classes)), terms)
+
+
+def moves_of(train: Embedded, text: DomainText, options: AugmentationOptions, targets: Sequence[int]) -> torch.Tensor:
+    """Return the directions to these target domains, (K, n_s, C, D); in the bias setting to the other, (1, 2, C, D)."""
+    if text.moves is not None:
+        return F.normalize(text.moves if text.swap else text.moves[list(targets)], dim=-1)
+    table = swap_table(text.source) if text.swap else move_table(text.source, text.targets[list(targets)])
+    return without(table, modality_gap(train.x, text.source)) if options.without_gap else table
+
+
+def text_by_images(train: Embedded, text: DomainText, few: Sequence[Embedded] = ()) -> DomainText:
+    """Return the text with moves of mean images: to `few` images of each target, which need no labels, from the training images.
+
+    In the bias setting they are between the two domains of the training images.
+    """
+    if text.swap:
+        means = domain_means(train)
+        moves = (means.flip(0) - means)[None, :, None].expand(-1, -1, text.source.shape[1], -1)
+    else:
+        moves = torch.stack([each.x.mean(0) for each in few]) - train.x.mean(0)
+        moves = moves[:, None, None].expand(-1, *text.source.shape[:2], -1)
+    return replace(text, moves=moves)
+
+
+def domain_means(data: Embedded) -> torch.Tensor:
+    """Return the mean image of each of the two domains of the bias setting, (2, D)."""
+    return torch.stack([data.x[data.domains == domain].mean(0) for domain in (0, 1)])
 
 
 def starts_of(data: Embedded, text: DomainText) -> torch.Tensor:
@@ -146,7 +174,7 @@ def augmented_set(
     """Return the probe's training set of each run: rows (R, N(K+1), D), labels (N(K+1),), weights (R, N(K+1)).
 
     Image by image: the original, then what each network makes of it, unit vectors. Weights balance the classes; rows that
-    the filter drops have weight 0.
+    the filter drops have weight 0. With original_share s moved rows weigh (1 − s)/(K s) of an original.
     """
     runs, (n, dim) = len(seeds), train.x.shape
     moved = augment(bank, train.x).view(runs, -1, n, dim)
@@ -154,14 +182,16 @@ def augmented_set(
         moved = torch.stack([part_way(train.x, each, seed) for each, seed in zip(moved, seeds)])
     kept = torch.ones(runs, moved.shape[1] + 1, n, dtype=torch.bool, device=moved.device)
     if options.latent_filter:
-        swap = text.swap
-        table = swap_table(text.source) if swap else move_table(text.source, text.targets)
+        table = moves_of(train, text, options, range(len(text.targets)))
         moves = directions(table, starts_of(train, text), train.labels)
         for run, each in enumerate(moved):
             kept[run, 1:] = keeps_meaning(train.x, each, train.labels, text.classes, moves)
     x = torch.cat([train.x.expand(runs, 1, n, dim), moved], dim=1).transpose(1, 2).reshape(runs, -1, dim)
     labels = train.labels.repeat_interleave(moved.shape[1] + 1)
-    return x, labels, row_weights(labels, kept.transpose(1, 2).reshape(runs, -1), len(train.classes))
+    weights = row_weights(labels, kept.transpose(1, 2).reshape(runs, -1), len(train.classes))
+    if (share := options.original_share) is not None:
+        weights.view(runs, n, -1)[..., 1:] *= (1 - share) / (share * moved.shape[1])
+    return x, labels, weights
 
 
 def row_weights(labels: torch.Tensor, kept: torch.Tensor, classes: int) -> torch.Tensor:

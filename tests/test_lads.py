@@ -19,9 +19,11 @@ from diffusers_ext.lads_training import (
     balanced_accuracy,
     bank_objective,
     measure_bank,
+    moves_of,
     predicted_domains,
     row_weights,
     rows_of,
+    text_by_images,
     train_bank,
     train_probe,
 )
@@ -225,6 +227,35 @@ def test_what_is_measured(reference):
     assert 100 * (predictions == labels).double().mean().item() == pytest.approx(run["acc"], abs=1e-4)
 
 
+@pytest.mark.parametrize("case", ["lads_one", "bias_domgt"])
+def test_the_official_seed(reference, case):
+    """Torch's own draws give the official initial weights and batches back; ours have their distribution, not their values."""
+    run = reference[case]
+    torch.manual_seed(run["seed"])
+    layers = [torch.nn.Linear(48, 24), torch.nn.Linear(24, 48)]
+    drawn = [parameter for layer in layers for parameter in layer.parameters()]
+    assert all(torch.equal(ours, run["init"][0][name]) for ours, name in zip(drawn, NAMES))
+    loaders = [torch.utils.data.DataLoader(range(len(run[f"{part}_y"])), 32, shuffle=True) for part in ("train", "val")]
+    for epoch in range(len(run["train_batches"])):
+        for loader, theirs in zip(loaders, (run["train_batches"], run["val_batches"])):
+            assert [batch.tolist() for batch in loader] == [list(map(int, batch)) for batch in theirs[epoch]]
+    for ours, theirs in zip(new_bank([(seed, 0) for seed in range(40)], 48, 24).parameters(), drawn):
+        bound = 48**-0.5 if theirs.shape[0] == 24 else 24**-0.5
+        assert theirs.abs().max() <= bound and 0.95 * bound < ours.abs().max() <= bound
+        assert ours.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_the_ensemble(reference):
+    """The mean of the official zero-shot and probe probabilities of the same pictures."""
+    text, run = reference["clip_zs"], reference["lp_plain"]
+    probe = la.Probe(run["best"]["fc.weight"][None], run["best"]["fc.bias"][None])
+    mixed = base.ensemble(base.zero_shot(text["class_text_embs"].T), base.linear(probe))
+    ours = mixed(F.normalize(run["test_x"], dim=-1))[0]
+    expected = (text["prob"] + run["test_prob"]) / 2
+    close(ours.detach(), expected, 2e-5)
+    assert torch.equal(ours.argmax(1), expected.argmax(1))
+
+
 def test_zero_shot_and_ways_to_move(reference):
     run = reference["clip_zs"]
     close(base.zero_shot(run["class_text_embs"].T)(F.normalize(run["test_x"], dim=-1))[0], run["prob"], 2e-5)
@@ -288,7 +319,7 @@ def test_it_moves_images_where_words_say_and_helps_there(toy):
     assert fitted.history[-1]["loss"][0] < 0.8 * fitted.history[0]["loss"][0]
     rows = augmented_set(splits.train, bank, text, OPTIONS, range(3))
     probe, _ = train_probe(*rows, splits.val, OPTIONS, 32, range(3))
-    methods = {**base.baselines(splits, text, OPTIONS, range(3)), **base.of_lads(probe, text)}
+    methods = {**base.baselines(splits, text, OPTIONS, range(3)), **base.of_lads(probe, text, splits.val)}
     rows = {row.method: row for row in base.measure(methods, splits, range(3))}
     pairs = zip(rows["LADS"].values["there"], rows["linear probe"].values["there"])
     assert all(ours > theirs for ours, theirs in pairs) and rows["LADS"].difference.mean > 5
@@ -311,6 +342,7 @@ def test_it_moves_images_where_words_say_and_helps_there(toy):
         {"pairwise_weight": 10.0},
         {"neighbour_weight": 1.0},
         {"domain_class_text": True},
+        {"without_gap": True},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -353,6 +385,47 @@ def test_strength_and_filter():
     label = torch.tensor([0])
     kept = [keeps_meaning(row, each[None], label, classes, away).item() for each in (stays, turns, row)]
     assert kept == [True, False, False], "moved; of another class now; not moved"
+
+
+def test_originals_weigh_their_share(toy):
+    splits, text = toy
+    bank = new_bank([(0, 0)], 24, 8)
+    for share in (0.5, 0.8):
+        _, _, weights = augmented_set(splits.train, bank, text, replace(OPTIONS, original_share=share))
+        each = weights.view(len(splits.train), 2).sum(0)
+        assert (each[0] / each.sum()).item() == pytest.approx(share)
+
+
+def test_directions_without_the_gap_and_by_images(toy):
+    splits, text = toy
+    train = splits.train
+    gap = la.modality_gap(train.x, text.source)
+    table = moves_of(train, text, replace(OPTIONS, without_gap=True), [0])
+    close(table @ gap, torch.zeros(1, 1, 4), 1e-6)
+    close(table.norm(dim=-1), torch.ones(1, 1, 4), 1e-6)
+    both = replace(train, domains=torch.arange(len(train)) % 2)
+    swap = DomainText(*[text.source.repeat(2, 1, 1)] * 2, *[text.classes] * 3, swap=True)
+    moves = moves_of(both, text_by_images(both, swap), OPTIONS, [0])
+    assert moves.shape == (1, 2, 4, 24)
+    apart = both.x[both.domains == 1].mean(0) - both.x[both.domains == 0].mean(0)
+    few = splits.out_of_domain["there"].where(torch.arange(5))
+    moved = moves_of(train, text_by_images(train, text, [few]), OPTIONS, [0])
+    close(moved, F.normalize(few.x.mean(0) - train.x.mean(0), dim=-1).expand(1, 1, 4, 24), 1e-6)
+    close(moves[0], F.normalize(torch.stack([apart, -apart]), dim=-1)[:, None].expand(2, 4, 24), 1e-6)
+
+
+def test_temperatures_undo_a_scale(toy):
+    """Logits that were scaled get the factor that scales them back, so that a probe's own scale does not matter."""
+    splits, text = toy
+    probe, _ = train_probe(splits.train.x, *base.equal_rows(splits.train, 1), splits.val, OPTIONS, 32)
+    hot = la.Probe(10 * probe.weight, 10 * probe.bias)
+    labels = torch.where(torch.arange(len(splits.val)) % 5 == 0, (splits.val.labels + 1) % 4, splits.val.labels)
+    val = replace(splits.val, labels=labels)  # with mistakes, or no temperature would be hot enough
+    by_text, plain = base.temperatures(probe, text.classes, val)
+    assert by_text > 0
+    assert base.temperatures(hot, text.classes, val)[1].item() == pytest.approx(plain.item() / 10, rel=0.01)
+    mixed = [base.calibrated(each, text.classes, val)(val.x) for each in (probe, hot)]
+    torch.testing.assert_close(*mixed, atol=1e-3, rtol=0)
 
 
 def test_weak_labels_are_not_constant(reference):
@@ -406,11 +479,13 @@ def test_a_classifier_of_embeddings_alone(toy, tmp_path):
     bank, _ = train_bank(splits.train, splits.val, text, OPTIONS)
     probe, _ = train_probe(*augmented_set(splits.train, bank, text, OPTIONS), splits.val, ProbeOptions(probe_epochs=3))
     domains = Domains.read({"source": ["a {}"], "targets": {"there": ["a {} there"]}})
-    made = LADSClassifier.assemble(probe, bank, text, domains, splits.train)
+    made = LADSClassifier.assemble(probe, bank, text, domains, splits.train, val=splits.val)
     made.save_pretrained(tmp_path / "model")
     loaded, x = LADSClassifier.from_pretrained(tmp_path / "model"), splits.out_of_domain["there"].x
     assert torch.equal(loaded.predict(x.numpy()).probabilities, made.predict(x).probabilities)
     close(made.predict(x).probabilities, base.linear(probe)(x)[0], 1e-6)
+    expected = base.calibrated(probe, text.adaptive, splits.val)(x)[0]
+    close(loaded.predict(x, head="calibrated").probabilities, expected, 1e-5)
     told = [loaded.predict(rows).domains.count("there") / len(rows) for rows in (x, splits.val.x)]
     assert told[0] > 0.9 and told[1] < 0.2
     with pytest.raises(InputError, match="names no backbone"):

@@ -5,9 +5,11 @@ import runpy
 import shutil
 from pathlib import Path
 
+import fresh_processes
 import numpy as np
 import pytest
 import torch
+from loopback_hub import LoopbackHub
 from PIL import Image
 
 import diffusers_ext
@@ -18,6 +20,7 @@ from diffusers_ext.options import parse
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train_lads.py"
+PRESET = ["--config", str(ROOT / "training" / "presets" / "lads_balanced.json")]
 pytestmark = pytest.mark.launch
 DOMAINS = {
     "source": ["a photo of a {}"],
@@ -58,10 +61,6 @@ def pictures(tmp_path_factory) -> Path:
                 pixels[..., channel] += light // 2
                 Image.fromarray(pixels.astype(np.uint8)).save(root / domain / name / f"{number}.png")
     return root
-
-
-def names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
 
 
 def arguments(pictures: Path, backbone: Path, output: Path, *more) -> list[str]:
@@ -150,26 +149,31 @@ def test_another_backbone_is_refused(run, backbone, tmp_path):
         model.backbone = load_backbone(str(other))
 
 
-def test_saving_again_and_pushing(run, tmp_path, monkeypatch):
-    from diffusers_ext import carded
-
+def test_saving_again(run, tmp_path):
     model = diffusers_ext.LADSClassifier.from_pretrained(run)
     model.save_pretrained(tmp_path / "again")
     again = diffusers_ext.LADSClassifier.from_pretrained(tmp_path / "again")
     x = torch.randn(4, 16)
     assert torch.equal(again.predict(x).probabilities, model.predict(x).probabilities)
     assert "| LADS |" in (tmp_path / "again" / "README.md").read_text()
-    uploaded = {}
 
-    class Repository(str):
-        repo_id, repo_name = "me/lads", "lads"
 
-    monkeypatch.setattr(carded, "create_repo", lambda *words, **settings: Repository("me/lads"))
-    monkeypatch.setattr(
-        carded, "upload_folder", lambda **call: uploaded.update(dict.fromkeys(names(call["folder_path"])))
-    )
-    model.push_to_hub("me/lads")
-    assert {"config.json", "README.md", "diffusion_pytorch_model.safetensors"} <= set(uploaded)
+def test_pushed_it_loads_from_the_hub(run, pictures, tmp_path):
+    """Two processes: one pushes the run to a Hub, another that knows its name alone classifies with it."""
+    picture = sorted(pictures.glob("dark/*/0.png"))[0]
+    load = "from diffusers_ext import LADSClassifier\nmodel = LADSClassifier.from_pretrained({!r})\n"
+    predict = f"result = model.predict([{str(picture)!r}]).probabilities.tolist()"
+    pieces = {
+        "push": load.format(str(run)) + 'result = model.push_to_hub("me/lads")',
+        "load": load.format("me/lads") + predict,
+    }
+    package = fresh_processes.installed(tmp_path / "site")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        found, _ = fresh_processes.run(pieces, tmp_path, package, HF_ENDPOINT=hub.url, HF_TOKEN="hf_none")
+        files = set(hub.files("me/lads"))
+    assert files == {"config.json", "README.md", "diffusion_pytorch_model.safetensors"} and "me/lads" in found["push"]
+    expected = diffusers_ext.LADSClassifier.from_pretrained(run).predict([picture]).probabilities
+    np.testing.assert_allclose(found["load"], expected, atol=1e-6)
 
 
 def test_resuming_is_exact(pictures, backbone, tmp_path):
@@ -256,6 +260,9 @@ def test_classify(run, pictures, tmp_path, capsys):
         (["--source_domain", "noon"], "the data have dark, plain"),
         (["--alpha", "1.5"], "--alpha must lie in 0 to 1"),
         (["--runs", "0"], "--runs must be at least 1"),
+        (["--original_share", "0"], "--original_share must lie above 0"),
+        (["--few_images", "-1"], "--few_images must be at least 0"),
+        (["--image_directions"], "none of 'drawing'"),
     ],
 )
 def test_mistakes_surface_before_anything_is_written(pictures, backbone, tmp_path, more, message):
@@ -271,8 +278,17 @@ def test_a_class_without_training_images_is_named(pictures, backbone, tmp_path):
         call(*arguments(tmp_path / "data", backbone, tmp_path / "run"))
 
 
+def test_an_option_of_ones_own_wins_over_the_preset():
+    """Even where it is the default."""
+    options = runpy.run_path(str(SCRIPT))["Options"]
+    preset, own = parse(options, PRESET), parse(options, [*PRESET, "--no-without_gap"])
+    assert preset.without_gap and preset.original_share == own.original_share == 0.5 and not own.without_gap
+
+
 def test_a_dry_run_says_what_it_would_do(pictures, backbone, tmp_path, capsys):
-    call(*arguments(pictures, backbone, tmp_path / "run", "--dry_run", "--preset", "steady"))
+    call(*arguments(pictures, backbone, tmp_path / "run", "--dry_run", *PRESET))
     printed = capsys.readouterr().out
-    assert "plain: 60 images" in printed and "drawing: a drawing of a {}" in printed and "residual: True" in printed
+    assert (
+        "plain: 60 images" in printed and "drawing: a drawing of a {}" in printed and "original_share: 0.5" in printed
+    )
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.lads_options import LADSDataOptions, LADSOptions, LADSRunOptions, with_preset
+from diffusers_ext.lads_options import LADSDataOptions, LADSOptions, LADSRunOptions
 from diffusers_ext.options import run
 
 
@@ -40,7 +40,6 @@ def main(options: Options) -> None:
     from diffusers_ext.run_folder import check_run_folder, versions, write_options
 
     # What the user can get wrong, before anything heavy.
-    options = with_preset(options)
     check_options(options)
     check_run_folder(options)
     domains = Domains.read(options.domains)
@@ -61,10 +60,11 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         write_options(run_folder, options)
     splits = lads_run.embed_splits(table, domains, text, backbone, options, accelerator.is_main_process)
+    few, splits, text = lads_run.set_aside(splits, text, list(domains.targets), options)
     fits = lads_run.train(splits, text, options, seeds, accelerator)
 
     if accelerator.is_main_process:
-        rows = lads_run.table_of(splits, fits, text, options, seeds)
+        rows = lads_run.table_of(splits, fits, text, options, seeds, few)
         names = ["the other"] if domains.swap else list(domains.targets)
         found = lads_run.describe(splits, fits, text, names)
         shown = lads_run.leave_behind(run_folder, fits, rows, found, splits, names)
@@ -78,7 +78,9 @@ def main(options: Options) -> None:
             "measured_on": "; ".join(f"{name}: {len(test):,} images" for name, test in splits.tests.items())
             + f". Mean ± standard deviation over {options.runs} seed(s); p of a paired t-test.",
         }
-        classifier = LADSClassifier.assemble(fits.probe, fits.bank, text, domains, splits.train, backbone, training)
+        classifier = LADSClassifier.assemble(
+            fits.probe, fits.bank, text, domains, splits.train, backbone, training, splits.val
+        )
         classifier.save_pretrained(run_folder)
         publish(run_folder, options)
     accelerator.wait_for_everyone()
@@ -99,6 +101,10 @@ def check_options(options: Options) -> None:
             raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha must lie in 0 to 1, got {options.alpha}")
+    if options.original_share is not None and not 0 < options.original_share <= 1:
+        raise InputError(f"--original_share must lie above 0 and up to 1, got {options.original_share}")
+    if options.few_images < 0:
+        raise InputError(f"--few_images must be at least 0, got {options.few_images}")
     if options.compat == "official" and options.residual:
         raise InputError("--compat official: the official networks are not residual; leave one of the two out")
 

@@ -38,12 +38,12 @@ labels, probabilities, domains = classifier.predict(["picture.png"])
 ```
 
 Pictures are embedded by {shown(backbone)}{_digest(config)}, which is not part of this folder. `predict` also takes embeddings of
-{config["dim"]} dimensions. `head="zero_shot"`, `"ensemble"` and `"wise"` use text too.
+{config["dim"]} dimensions. `head="zero_shot"`, `"ensemble"`, `"calibrated"` and `"wise"` use text too.
 
 ## Training
 
 LADS (Dunlap et al., ICLR 2023): {config["networks"]} network(s) move image embeddings where these words point; a linear
-probe is trained on images and moved images together, and alone classifies. No image of a target domain was used.
+probe is trained on images and moved images together, and alone classifies. {_seen(training)}
 
 {fenced(domains, "json")}
 
@@ -65,6 +65,13 @@ the backbone's biases and licence. Not checked for people, faces or text. {NOT_T
 
 def _digest(config: Mapping[str, Any]) -> str:
     return f" (weights {config['weights_digest'][:12]})" if config["weights_digest"] else ""
+
+
+def _seen(training: Mapping[str, Any]) -> str:
+    """Say whether target images were used."""
+    if training.get("options", {}).get("image_directions"):
+        return "The moves are those of mean images, without labels, not of the words."
+    return "No image of a target domain was used."
 
 
 def _training(training: Mapping[str, Any]) -> str:

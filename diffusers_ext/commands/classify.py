@@ -17,8 +17,8 @@ class Options:
     data: str | None = option(None, "a picture or a folder of pictures", positional=True)
     model: str | None = option(None, "a folder or Hub name of a LADSClassifier")
     output: str = option("predictions.jsonl", "where to write")
-    head: str = option("probe", "what classifies", ("probe", "zero_shot", "ensemble", "wise"))
-    share: float = option(0.5, "of the probe, in ensemble and wise")
+    head: str = option("probe", "what classifies", ("probe", "zero_shot", "ensemble", "calibrated", "wise"))
+    share: float = option(0.5, "of the probe, in ensemble, calibrated and wise")
     backbone: str | None = option(
         None, "where the backbone lies here, if not where the classifier says; the same weights"
     )

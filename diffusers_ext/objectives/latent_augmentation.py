@@ -51,7 +51,7 @@ def lengths(x: torch.Tensor, least: float = 1e-12) -> torch.Tensor:
 
 def class_logits(x: torch.Tensor, classes: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """Return scale·cos of rows with class text: (..., B, D), classes (..., C, D) of unit rows -> (..., B, C)."""
-    return scale * (x @ classes.mT) / lengths(x)[..., None]
+    return scale * (classes @ x.mT).mT / lengths(x)[..., None]
 
 
 def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -69,6 +69,19 @@ def move_table(source: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def swap_table(text: torch.Tensor) -> torch.Tensor:
     """Return unit(S[1 − b, y] − S[b, y]), the move of one network out of each of two domains, (1, 2, C, D)."""
     return F.normalize(text.flip(0) - text, dim=-1)[None]
+
+
+def modality_gap(x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Return unit(mean image − mean source sentence), (D,): what tells images from text (Liang et al. 2022).
+
+    x (N, D) images, source (n_s, C, D). Differences of sentences go partly along it, as no change of an image does.
+    """
+    return F.normalize(x.mean(0) - source.mean((0, 1)), dim=0)
+
+
+def without(moves: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+    """Return unit moves, (..., D), made orthogonal to a unit vector (D,)."""
+    return F.normalize(moves - (moves @ gap)[..., None] * gap, dim=-1)
 
 
 def nearest_sentences(x: torch.Tensor, labels: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -142,8 +155,11 @@ class LatentAugmentation(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return {"loss": (G,), "direction": (G,), "class": (G,), "neighbour"?, "pairwise"?}, one entry per network."""
         terms, o = self.terms, self.bank(batch["x"])
-        x, labels = (each_network(batch[name], len(self.table)) for name in ("x", "labels"))
-        wanted = directions(self.table, batch["starts"], batch["labels"]).transpose(0, 1).reshape(o.shape)
+        # The bank's output has its rows in columns of memory; what meets it element by element is laid out alike.
+        x = each_network(batch["x"].mT.contiguous(), len(self.table)).mT
+        wanted = directions(self.table, batch["starts"], batch["labels"]).transpose(0, 1).mT
+        wanted = wanted.reshape(o.mT.shape).contiguous().mT
+        labels = each_network(batch["labels"], len(self.table))
         moves = (F.normalize(o, dim=-1) if terms.normalised_direction else o) - x
         aligned = misalignment(moves, wanted, SHORT if self.bank.residual else 1e-8).mean(-1)
         logits = class_logits(o, self.classes, terms.logit_scale)
