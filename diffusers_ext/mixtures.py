@@ -262,7 +262,6 @@ class VMFMixtureClassifier(CardedModel):
 
     def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
-        judge = self.learnt.judge
         self._log.append(
             {
                 "session": len(self._log),
@@ -272,8 +271,8 @@ class VMFMixtureClassifier(CardedModel):
                 "components": len(self.space.counts),
                 "space": self.learnt.chosen,
                 "kappa": self.kappa_,
-                "shrinkage": float(judge.shrinkage),
-                "temperature": float(judge.temperature),
+                "shrinkage": float(self.learnt.judge.shrinkage),
+                "temperature": float(self.learnt.judge.temperature),
                 "held_out_accuracy": accuracies,
             }
         )
@@ -282,8 +281,9 @@ class VMFMixtureClassifier(CardedModel):
     def _record(self) -> None:
         """Write what grew into the configuration, from which a loaded classifier is built."""
         self._ready = None
-        log = [dict(row) for row in self._log]
-        self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
+        self.register_to_config(
+            labels=list(self._labels), log=[dict(row) for row in self._log], grown=self.learnt.grown
+        )
 
     def _predictor(self) -> Predictor:
         if not self._labels:
