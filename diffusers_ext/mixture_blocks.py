@@ -51,4 +51,6 @@ def gather(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return values[rows] with zeros where a row is -1."""
     missing = rows < 0
     taken = values[rows.clamp_min(0)] if len(values) else values.new_zeros(*rows.shape, *values.shape[1:])
+    if not missing.any():
+        return taken
     return taken.masked_fill(missing.reshape(missing.shape + (1,) * (taken.dim() - missing.dim())), 0)

@@ -17,6 +17,8 @@ from .vmf import pooled_concentration
 
 ITERATIONS = 20  # of EM at most; it stops when no sample changes its component
 ROUNDS = 3  # of EM and reduction; most classes settle in the second
+FIRST = 8192  # samples, of whole classes, on which the first κ is looked for
+ROWS = 2048  # summed at once in double precision
 
 
 @dataclass
@@ -34,8 +36,8 @@ class Statistics:
 
     def add(self, features: torch.Tensor, places: torch.Tensor) -> "Statistics":
         """Return the statistics with features (N, d) counted to the components at places (N,)."""
-        counts = self.counts.index_add(0, places, torch.ones(len(places)).double())
-        return Statistics(counts, self.resultants.index_add(0, places, features.double()), self.classes)
+        counts = self.counts + torch.bincount(places, minlength=len(self.counts))
+        return Statistics(counts, add_rows(self.resultants, features, places), self.classes)
 
     def merged(self, target: torch.Tensor) -> "Statistics":
         """Return the statistics summed over components of one target (K,); targets are 0 .. K'−1, and −1 drops."""
@@ -47,6 +49,14 @@ class Statistics:
 
 def _sum(values: torch.Tensor, kept: torch.Tensor, target: torch.Tensor, size: int) -> torch.Tensor:
     return values.new_zeros(size, *values.shape[1:]).index_add(0, target[kept], values[kept])
+
+
+def add_rows(sums: torch.Tensor, features: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return sums (K, d) float64 with features (N, d) added to the rows at places (N,), without a double copy of all."""
+    sums = sums.clone()
+    for part, at in zip(features.split(ROWS), places.split(ROWS)):
+        sums.index_add_(0, at, part.double())
+    return sums
 
 
 @dataclass
@@ -82,29 +92,58 @@ def fit(
 ) -> Fit:
     """Expand, fit and reduce. features (N, d) float32 of unit length; classes (N,); key: (seed, session).
 
-    Components of classes without samples come out as they went in. Where κ is not known yet, it is the one of the grid
-    d·2^−2 .. d·2^3 whose reduced mixture has the largest evidence, then estimated again.
+    Components of classes without samples come out as they went in. Where κ is not known yet, EM starts at the one of the grid
+    d·2^−2 .. d·2^3 whose reduced mixture has the largest evidence, on 8,192 samples; in the end it is estimated again.
     """
-    prior, means, place = _with_seeds(features, classes, old, recipe, key)
     if kappa is None:
-        grid = [features.shape[1] * 2.0**power for power in range(-2, 4)]
-        tried = [_settle(features, classes, prior, means, each, recipe, rounds=1) for each in grid]
-        scores = [
-            log_evidence(each.statistics.counts, each.statistics.resultants, k, recipe.alpha)
-            for each, k in zip(tried, grid)
-        ]
-        kappa = tried[scores.index(max(scores))].kappa
-    found = _settle(features, classes, prior, means, kappa, recipe, ROUNDS)
+        kappa = _first_kappa(features, classes, recipe, key)
+    session = _side_by_side(features, classes)
+    prior, means, place = _with_seeds(session, old, recipe, key)
+    found = _settle(session, features, prior, means, kappa, recipe, ROUNDS)
     found.moved = found.moved[place]
     return found
 
 
-def _settle(features, classes, prior: Statistics, means, kappa: float, recipe: Recipe, rounds: int) -> Fit:
+@dataclass
+class _Block:
+    """Some classes of a session side by side: which (C,), their samples' rows (C, n), −1 where there is none, (C, n, d)."""
+
+    classes: torch.Tensor
+    rows: torch.Tensor
+    features: torch.Tensor
+
+
+def _side_by_side(features: torch.Tensor, classes: torch.Tensor) -> list[_Block]:
+    return [_Block(of, rows, gather(features, rows)) for of, rows in blocks(classes)]
+
+
+def _first_kappa(features: torch.Tensor, classes: torch.Tensor, recipe: Recipe, key: tuple[int, int]) -> float:
+    """Return κ of the grid's best mixture, estimated again, from the first classes that have enough samples together."""
+    enough = int((torch.bincount(classes).cumsum(0) < FIRST).sum())
+    few = classes <= enough
+    features, classes = features[few], classes[few]
+    session = _side_by_side(features, classes)
+    prior, means, _ = _with_seeds(session, _nothing(features.shape[1]), recipe, key)
+    tried = []
+    for power in range(-2, 4):
+        kappa = features.shape[1] * 2.0**power
+        found = _settle(session, features, prior, means, kappa, recipe, rounds=1)
+        whole = found.statistics
+        tried.append((log_evidence(whole.counts, whole.resultants, kappa, recipe.alpha), found.kappa))
+    return max(tried)[1]
+
+
+def _nothing(dim: int) -> Statistics:
+    zeros = torch.zeros(0, dim, dtype=torch.float64)
+    return Statistics(zeros[:, 0], zeros, torch.zeros(0, dtype=torch.int64))
+
+
+def _settle(session: list[_Block], features, prior: Statistics, means, kappa: float, recipe: Recipe, rounds: int) -> Fit:
     """EM and reduction in turns, until reduction finds nothing more; then κ of what is left."""
     moved = torch.arange(len(prior.counts))
     for _ in range(rounds):
         before = len(prior.counts)
-        places = _expectation_maximization(features, classes, prior, means, kappa, recipe)
+        places = _expectation_maximization(session, len(features), prior, means, kappa, recipe)
         whole, target = reduced(prior.add(features, places), kappa, recipe)
         prior, places, moved = prior.merged(target), target[places], target[moved]
         means = whole.means.float()
@@ -133,61 +172,61 @@ def reduced(whole: Statistics, kappa: float, recipe: Recipe) -> tuple[Statistics
 
 
 def _with_seeds(
-    features, classes, old: Statistics, recipe: Recipe, key: tuple[int, int]
+    session: list[_Block], old: Statistics, recipe: Recipe, key: tuple[int, int]
 ) -> tuple[Statistics, torch.Tensor, torch.Tensor]:
     """Return old components and empty new ones together, sorted by class, with means; and where the old ones are."""
     centres, owners = [], []
-    for wanted, rows in blocks(classes):
-        block, known = gather(features, rows), gather(old.means.float(), rows_of(old.classes, wanted))
-        chosen, live = _seed(block, rows >= 0, known, wanted, recipe, key)
+    for block in session:
+        known = gather(old.means.float(), rows_of(old.classes, block.classes))
+        chosen, live = _seed(block, known, recipe, key)
         centres.append(chosen[live])
-        owners.append(wanted[:, None].expand_as(live)[live])
+        owners.append(block.classes[:, None].expand_as(live)[live])
     new = torch.cat(owners)
     order = torch.argsort(torch.cat([old.classes, new]), stable=True)
     zeros = torch.zeros(len(new), dtype=torch.float64)
     prior = Statistics(
         torch.cat([old.counts, zeros])[order],
-        torch.cat([old.resultants, zeros[:, None].expand(-1, features.shape[1])])[order],
+        torch.cat([old.resultants, zeros[:, None].expand(-1, old.resultants.shape[1])])[order],
         torch.cat([old.classes, new])[order],
     )
     return prior, torch.cat([old.means.float(), *centres])[order], torch.argsort(order)[: len(old.counts)]
 
 
-def _seed(block, inside, known, wanted, recipe: Recipe, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """k-means++ by cosine distance in each class of a block (C, n, d), the known means (C, k, d) being centres already.
+def _seed(block: _Block, known, recipe: Recipe, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """k-means++ by cosine distance in each class of a block, the known means (C, k, d) being centres already.
 
     Returns new centres (C, k_new, d), samples themselves, and which of them are there (C, k_new).
     """
-    at = torch.arange(len(block))
-    closest = (block @ known.transpose(1, 2)).amax(2) if known.shape[1] else torch.full(inside.shape, -1.0)
+    inside, at = block.rows >= 0, torch.arange(len(block.rows))
+    closest = torch.full(inside.shape, -1.0)
+    if known.shape[1]:
+        closest = (block.features @ known.transpose(1, 2)).amax(2)
     seed, session = key
-    draws = torch.from_numpy(uniforms(seed, "mixture seeds", [(session, int(each)) for each in wanted], recipe.k_new))
+    keys = [(session, int(each)) for each in block.classes]
+    draws = torch.from_numpy(uniforms(seed, "mixture seeds", keys, recipe.k_new))
     quota = (inside.sum(1) // recipe.n_min).clamp(1, recipe.k_new)
     centres, live = [], []
     for step in range(recipe.k_new):
         weights = ((1 - closest).clamp_min(0) * inside).double().cumsum(1)
         total = weights[:, -1]
         live.append((step < quota) & (total > 1e-6))
-        chosen = (
-            torch.searchsorted(weights, (draws[:, step] * total)[:, None]).squeeze(1).clamp_max(inside.shape[1] - 1)
-        )
-        centres.append(block[at, chosen])
-        nearer = torch.maximum(closest, torch.einsum("cnd,cd->cn", block, centres[-1]))
-        closest = torch.where(live[-1][:, None], nearer, closest)
+        chosen = torch.searchsorted(weights, (draws[:, step] * total)[:, None]).squeeze(1)
+        centres.append(block.features[at, chosen.clamp_max(inside.shape[1] - 1)])
+        cosine = (block.features @ centres[-1][:, :, None]).squeeze(2)
+        closest = torch.where(live[-1][:, None], torch.maximum(closest, cosine), closest)
     return torch.stack(centres, 1), torch.stack(live, 1)
 
 
 def _expectation_maximization(
-    features, classes, prior: Statistics, means, kappa: float, recipe: Recipe
+    session: list[_Block], samples: int, prior: Statistics, means, kappa: float, recipe: Recipe
 ) -> torch.Tensor:
     """Return the component of each sample, (N,), closest mean among those of its class (equation 6), once EM has settled."""
-    places = torch.empty(len(features), dtype=torch.int64)
-    for wanted, rows in blocks(classes):
-        of_class = rows_of(prior.classes, wanted)
-        block, start = gather(features, rows), gather(means, of_class)
+    places = torch.empty(samples, dtype=torch.int64)
+    for block in session:
+        of_class, inside = rows_of(prior.classes, block.classes), block.rows >= 0
         resultants = gather(prior.resultants.float(), of_class)
-        chosen = _settle_block(block, rows >= 0, start, resultants, of_class >= 0, kappa, recipe)
-        places[rows[rows >= 0]] = of_class.gather(1, chosen)[rows >= 0]
+        chosen = _settle_block(block.features, inside, gather(means, of_class), resultants, of_class >= 0, kappa, recipe)
+        places[block.rows[inside]] = of_class.gather(1, chosen)[inside]
     return places
 
 
@@ -213,14 +252,8 @@ def k_means(
     features: torch.Tensor, classes: torch.Tensor, count: int, key: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return up to `count` spherical k-means centres of each class, (K, d), and their classes, (K,)."""
-    nothing = Statistics(
-        torch.zeros(0, dtype=torch.float64),
-        torch.zeros(0, features.shape[1], dtype=torch.float64),
-        torch.zeros(0, dtype=torch.int64),
-    )
-    recipe = Recipe(k_new=count, n_min=1, estep="hard")
-    prior, means, _ = _with_seeds(features, classes, nothing, recipe, key)
-    places = _expectation_maximization(features, classes, prior, means, 1.0, recipe)
-    whole = prior.add(features, places)
+    recipe, session = Recipe(k_new=count, n_min=1, estep="hard"), _side_by_side(features, classes)
+    prior, means, _ = _with_seeds(session, _nothing(features.shape[1]), recipe, key)
+    whole = prior.add(features, _expectation_maximization(session, len(features), prior, means, 1.0, recipe))
     live = whole.counts > 0
     return whole.means[live].float(), whole.classes[live]

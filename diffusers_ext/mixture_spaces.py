@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .mixture_blocks import blocks, gather, rows_of
-from .mixture_em import Fit, Recipe, Statistics, fit, reduced
+from .mixture_em import Fit, Recipe, Statistics, add_rows, fit, reduced
 from .vmf import pooled_concentration
 
 Whitener = tuple[torch.Tensor, torch.Tensor]
@@ -36,7 +36,7 @@ class TiedCovariance(nn.Module):
         self._whitener = None
         self.grow(int(classes.max()) + 1)
         self.counts += torch.bincount(classes, minlength=len(self.counts))
-        self.sums = self.sums.index_add(0, classes, features.double())
+        self.sums = add_rows(self.sums, features, classes)
         for part in features.split(8192):  # sums of a block round in single precision, sums of blocks do not
             self.moment += (part.T @ part).double()
 
@@ -143,7 +143,7 @@ class MixtureSpace(nn.Module):
         kept = untouched[found.moved]  # bit for bit as they were
         lengths[found.moved[kept]] = self.lengths[kept]
         sums = torch.zeros(size, features.shape[1], dtype=torch.float64).index_add(0, found.moved, self.sums)
-        self.sums = sums.index_add(0, found.places, features.double())
+        self.sums = add_rows(sums, features, found.places)
         self.next_id = self.next_id + int(fresh.sum())
         self.counts, self.lengths, self.classes, self.ids = whole.counts, lengths, whole.classes, ids
         self.kappa = torch.tensor(found.kappa, dtype=torch.float64)
