@@ -138,7 +138,9 @@ def _nothing(dim: int) -> Statistics:
     return Statistics(zeros[:, 0], zeros, torch.zeros(0, dtype=torch.int64))
 
 
-def _settle(session: list[_Block], features, prior: Statistics, means, kappa: float, recipe: Recipe, rounds: int) -> Fit:
+def _settle(
+    session: list[_Block], features, prior: Statistics, means, kappa: float, recipe: Recipe, rounds: int
+) -> Fit:
     """EM and reduction in turns, until reduction finds nothing more; then κ of what is left."""
     moved = torch.arange(len(prior.counts))
     for _ in range(rounds):
@@ -225,7 +227,9 @@ def _expectation_maximization(
     for block in session:
         of_class, inside = rows_of(prior.classes, block.classes), block.rows >= 0
         resultants = gather(prior.resultants.float(), of_class)
-        chosen = _settle_block(block.features, inside, gather(means, of_class), resultants, of_class >= 0, kappa, recipe)
+        chosen = _settle_block(
+            block.features, inside, gather(means, of_class), resultants, of_class >= 0, kappa, recipe
+        )
         places[block.rows[inside]] = of_class.gather(1, chosen)[inside]
     return places
 

@@ -22,6 +22,9 @@ def as_features(features: Any, dim: int) -> torch.Tensor:
         return values.new_zeros(0, dim)
     if values.dim() != 2 or values.shape[1] != dim:
         raise InputError(f"features have shape {tuple(values.shape)}; this classifier takes (N, {dim})")
+    lengths = torch.linalg.vector_norm(values, dim=1)
+    if bool(((lengths > 1e-15) & (lengths < 1e15)).all()):
+        return values / lengths[:, None]
     bad = ~values.isfinite().all(1)
     if bad.any():
         raise InputError(
@@ -57,6 +60,17 @@ def check_kind(labels: Sequence[Label], known: Sequence[Label] = ()) -> None:
         )
     if len(kinds) > 1:
         raise InputError(f"labels are of several types: {', '.join(sorted(kinds))}; convert them to one")
+
+
+def number(labels: Any, count: int, known: list[Label]) -> tuple[torch.Tensor, list[Label]]:
+    """Return the labels of `count` rows as places (N,) int64 in the list returned: the known ones, then new ones, sorted."""
+    values = as_labels(labels)
+    if len(values) != count:
+        raise InputError(f"{count} rows of features and {len(values)} labels; give one label per row")
+    check_kind(values, known)
+    known = known + sorted(set(values) - set(known))
+    place = {label: at for at, label in enumerate(known)}
+    return torch.tensor([place[value] for value in values], dtype=torch.int64), known
 
 
 def pack(labels: list[Label]) -> np.ndarray:

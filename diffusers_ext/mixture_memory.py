@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .mixture_blocks import blocks, gather, rows_of
+from .mixture_spaces import MixtureSpace, Whitener
 
 TABLE = 2048  # samples of a component whose inner products are computed at once
 
@@ -31,6 +32,16 @@ class Exemplars(nn.Module):
     def keep(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order."""
         self.features, self.classes, self.sessions = self.features[rows], self.classes[rows], self.sessions[rows]
+
+    def places(self, space: MixtureSpace, whitener: Whitener | None) -> torch.Tensor:
+        """Return the component of each exemplar in a space, (M,) positions."""
+        return space.nearest(space.embed(self.features, whitener), self.classes, space.statistics(whitener))
+
+    def rewrite(self, space: MixtureSpace, whitener: Whitener | None, budget: int) -> None:
+        """Keep `budget` of what is here, balanced by a space's components."""
+        embedded = space.embed(self.features, whitener)
+        places = space.nearest(embedded, self.classes, space.statistics(whitener))
+        self.keep(select(embedded, self.classes, places, space.counts[places], budget))
 
     def drop(self, gone: int) -> None:
         """Forget a class; later classes move up by one."""

@@ -111,11 +111,11 @@ class MixtureSpace(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
 
     def embed(self, features: torch.Tensor, whitener: Whitener | None) -> torch.Tensor:
-        """Return features (N, d) in this space, of unit length, in their type."""
-        if self.whiten:
-            mean, matrix = whitener
-            features = (features - mean.to(features)) @ matrix.to(features)
-        return F.normalize(features, dim=1)
+        """Return unit features (N, d) in this space, of unit length, in their type."""
+        if not self.whiten:
+            return features
+        mean, matrix = (each.to(features) for each in whitener)
+        return F.normalize(torch.addmm(-mean @ matrix, features, matrix), dim=1)
 
     def statistics(self, whitener: Whitener | None) -> Statistics:
         """Return counts and resultants in this space; a whitened resultant has its direction now and its length then."""

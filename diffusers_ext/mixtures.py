@@ -12,7 +12,7 @@ open is decided, and said, in mixture_em.py, mixture_reduction.py and mixture_me
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,17 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .errors import InputError
-from .mixture_em import Recipe, Statistics
-from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, pack, rows_of_batches
-from .mixture_memory import Exemplars, select
-from .mixture_scores import ComponentScores, Judge
+from .mixture_em import Recipe
+from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, number, pack, rows_of_batches
+from .mixture_judge import SHRINKAGES, Judge, held_out
+from .mixture_memory import Exemplars
+from .mixture_prediction import Predictor
+from .mixture_report import component_rows
+from .mixture_scores import ComponentScores
 from .mixture_spaces import MixtureSpace, TiedCovariance
 from .randomness import generator
 from .vmf import log_normalizer
 
-CHUNK = 4096  # rows of a prediction: the last bits of a row depend on the product it is computed in
-SHRINKAGES = (0.0, 3.0, 10.0, 30.0, 100.0)
-HELD_OUT = (
-    10  # one sample in so many of a class is held out, to choose the space and the temperature; then it is learnt
-)
 SAMPLE = 1024  # rows of a class on which a session in batches is expanded
 
 
@@ -137,14 +135,14 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         twice counts twice: it adds no components, and predictions hardly move.
         """
         features = as_features(features, self.config.dim)
-        classes = self._register(labels, len(features))
+        classes, self._labels = number(labels, len(features), self._labels)
         if len(features):
             self._learn(features, classes)
         return self
 
     def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         """Expand, learn, reduce, choose, count what was held out, rewrite the memory: algorithm 1 of the paper, closed form."""
-        held = self._held_out(classes)
+        held = held_out(classes, self.config.seed, len(self._log))
         if self.covariance is not None:
             self.covariance.add(features[~held], classes[~held])
         whitener, key = self._whitener(), (self.config.seed, len(self._log))
@@ -157,7 +155,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
             whitener = self._whitener()
             for space in self.spaces.values():
                 space.count(features[held], classes[held], whitener)
-        self._rewrite_memory(features, classes)
+        self.exemplars.add(features, classes, torch.full_like(classes, len(self._log)))
+        self.exemplars.rewrite(self.space, self._whitener(), self.config.memory)
         self._close_session(len(features), classes, accuracy)
 
     def partial_fit_batches(self, batches: Iterable[tuple[Any, Any]]) -> "VMFMixtureClassifier":
@@ -175,7 +174,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         kept = {label: self._draw("batches", label, size)[:SAMPLE] for label, size in sizes.items()}
         parts = [(x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, kept)]
         features, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
-        self._learn(features, self._register(labels, len(features)))
+        classes, self._labels = number(labels, len(features), self._labels)
+        self._learn(features, classes)
         if any(size > SAMPLE for size in sizes.values()):
             self._count_others(batches, kept)
         return self
@@ -199,8 +199,8 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def merge(self, other: "VMFMixtureClassifier") -> "VMFMixtureClassifier":
         """Take up what another classifier of the same settings learnt, without its data; returns self.
 
-        Statistics add up; components of a class that both know are then reduced. κ, temperature and shrinkage are the means of both,
-        weighted by samples, until the next session.
+        Statistics add up; components of a class that both know are then reduced. κ is the mean of both, weighted by
+        samples, until the next session; space, shrinkage and temperature are chosen by what both judges heard.
         """
         if (self.config.dim, list(self.spaces)) != (other.config.dim, list(other.spaces)):
             raise InputError("merge: dim and transform of the two classifiers differ")
@@ -214,19 +214,18 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         whitener = self._whitener()
         for name, space in self.spaces.items():
             space.absorb(other.spaces[name], places, share, whitener, self._recipe())
-        self.judge.merge(other.judge, share)
+        self.judge.merge(other.judge)
         self.exemplars.add(other.exemplars.features, places[other.exemplars.classes], other.exemplars.sessions)
-        self._rewrite_memory()
+        self.exemplars.rewrite(self.space, whitener, self.config.memory)
         self._log.append({"session": len(self._log), "merged": len(other._log), "classes": len(self._labels)})
         self._record()
         return self
 
     # Predicting.
 
-    @torch.no_grad()
     def decision_function(self, features: Any) -> torch.Tensor:
         """Return ln p(z | class) up to a common constant, (N, C) float32, columns as in `classes_`."""
-        return self._in_chunks(features, lambda scores, z: scores.of_classes(scores.logits(z)))
+        return self._predictor().class_scores(as_features(features, self.config.dim))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`decision_function`, for who composes modules."""
@@ -234,54 +233,36 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     def predict(self, features: Any) -> np.ndarray:
         """Return the most probable label of each row, (N,)."""
-        return self.classes_[self.decision_function(features).argmax(1).cpu().numpy()]
+        return self.classes_[self._predictor().winners(as_features(features, self.config.dim)).numpy()]
 
     def predict_proba(self, features: Any) -> np.ndarray:
         """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on held-out samples."""
         scores = self.decision_function(features).double() * self.judge.temperature
-        return scores.softmax(1).cpu().numpy()
+        return scores.softmax(1).numpy()
 
-    @torch.no_grad()
     def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
         """Return the id of each row's component, (N,) int64: the closest of its class where labels are given (equation 6),
         else the most probable of all. Ids are never used again."""
-        if labels is None:
-            best = self._in_chunks(features, lambda scores, z: scores.order[scores.logits(z).argmax(1)])
-            return self.space.ids[best].cpu().numpy()
-        unknown = set(as_labels(labels)) - set(self._labels)
-        if unknown:
-            raise InputError(f"no class {sorted(unknown)[0]!r}; classes_ has those that are known")
         features = as_features(features, self.config.dim)
-        classes, whitener = self._register(labels, len(features)), self._whitener()
+        if labels is None:
+            return self.space.ids[self._predictor().components(features)].numpy()
+        classes, labels = number(labels, len(features), self._labels)
+        if len(labels) > len(self._labels):
+            raise InputError(f"no class {labels[len(self._labels)]!r}; classes_ has those that are known")
+        whitener = self._whitener()
         embedded = self.space.embed(features, whitener)
         return self.space.ids[self.space.nearest(embedded, classes, self.space.statistics(whitener))].numpy()
 
-    @torch.no_grad()
     def score_samples(self, features: Any) -> np.ndarray:
         """Return ln p(z) with equally likely classes, (N,) float64: low values are novel. Comparable within one session only."""
         density = float(log_normalizer(torch.tensor(self.kappa_), self.config.dim))
         scores = self.decision_function(features).double()
-        return (scores.logsumexp(1) + density - np.log(len(self._labels))).cpu().numpy()
+        return (scores.logsumexp(1) + density - np.log(len(self._labels))).numpy()
 
     def report(self) -> list[dict]:
-        """Return a row per component: class, id, samples, share of its class, mean cosine to its mean, exemplars, and the sessions they are of."""
-        space, place = self.space, self._memory_places()
-        total = torch.bincount(space.classes, space.counts, minlength=len(self._labels))
-        rows = []
-        for at, (count, owner) in enumerate(zip(space.counts.tolist(), space.classes.tolist())):
-            exemplars = place == at
-            rows.append(
-                {
-                    "class": self._labels[owner],
-                    "component": int(space.ids[at]),
-                    "samples": int(count),
-                    "share": count / float(total[owner]),
-                    "mean_cosine": float(space.lengths[at]),
-                    "exemplars": int(exemplars.sum()),
-                    "sessions": self.exemplars.sessions[exemplars].unique().tolist(),
-                }
-            )
-        return rows
+        """Return a row per component: class, id, samples, share of its class, mean cosine, exemplars and their sessions."""
+        places = self.exemplars.places(self.space, self._whitener())
+        return component_rows(self.space, self._labels, self.exemplars, places)
 
     @property
     def memory_(self) -> dict[str, np.ndarray]:
@@ -289,7 +270,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         return {
             "features": self.exemplars.features.numpy(),
             "labels": self.classes_[self.exemplars.classes.numpy()],
-            "components": self.space.ids[self._memory_places()].numpy(),
+            "components": self.space.ids[self.exemplars.places(self.space, self._whitener())].numpy(),
             "sessions": self.exemplars.sessions.numpy(),
         }
 
@@ -301,61 +282,34 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def _whitener(self):
         return None if self.covariance is None else self.covariance.whitener()
 
-    def _register(self, labels: Any, count: int) -> torch.Tensor:
-        """Number the labels, new ones after the known, sorted by their text; (N,) int64."""
-        values = as_labels(labels)
-        if len(values) != count:
-            raise InputError(f"{count} rows of features and {len(values)} labels; give one label per row")
-        check_kind(values, self._labels)
-        self._labels += sorted(set(values) - set(self._labels))
-        number = {label: at for at, label in enumerate(self._labels)}
-        return torch.tensor([number[value] for value in values], dtype=torch.int64)
-
     def _draw(self, stream: str, label: Label, count: int) -> np.ndarray:
         """A permutation drawn under (seed, session, class)."""
         place = self._labels.index(label) if label in self._labels else 0
         return generator(self.config.seed, f"{stream} {label}", len(self._log), place).permutation(count)
 
-    def _held_out(self, classes: torch.Tensor) -> torch.Tensor:
-        """Draw a tenth of each class that has ten samples, (N,) bool; nothing where nothing is to be chosen."""
-        rank = torch.from_numpy(generator(self.config.seed, "held out", len(self._log)).permutation(len(classes)))
-        order = torch.argsort(classes * len(classes) + rank)  # shuffled within classes
-        sizes = torch.bincount(classes)
-        first = torch.cumsum(sizes, 0) - sizes
-        position = torch.empty_like(order)
-        position[order] = torch.arange(len(order)) - first[classes[order]]
-        return position < sizes[classes] // HELD_OUT
-
-    def _scores(self, space: MixtureSpace, statistics: Statistics, shrinkage: float) -> ComponentScores:
-        kinds = (self.config.weights, self.config.score)
+    def _scores(self, space: MixtureSpace, shrinkage: float) -> ComponentScores:
+        kinds, statistics = (self.config.weights, self.config.score), space.statistics(self._whitener())
         return ComponentScores(statistics, float(space.kappa), len(self._labels), *kinds, shrinkage)
+
+    def _predictor(self) -> Predictor:
+        if not self._labels:
+            raise InputError("nothing has been learnt yet; call partial_fit first")
+        if self._ready is None:
+            space, whitener = self.space, self._whitener()
+            scores = self._scores(space, float(self.judge.shrinkage))
+            self._ready = Predictor(scores, lambda features: space.embed(features, whitener))
+        return self._ready
 
     def _choose(self, features: torch.Tensor, classes: torch.Tensor) -> dict[str, float]:
         """Let the held-out samples judge; return the balanced accuracy of each space on them."""
         if not len(features):
             return {}
-        whitener, scores = self._whitener(), []
+        scores = []
         for space in self.spaces.values():
-            embedded, statistics = space.embed(features, whitener), space.statistics(whitener)
-            views = [self._scores(space, statistics, each) for each in self.judge.shrinkages]
+            embedded = space.embed(features, self._whitener())
+            views = [self._scores(space, each) for each in self.judge.shrinkages]
             scores.append([view.of_classes(view.logits(embedded)) for view in views])
         return dict(zip(self.spaces, self.judge.hear(scores, classes)))
-
-    def _rewrite_memory(self, features: torch.Tensor | None = None, classes: torch.Tensor | None = None) -> None:
-        """Select again among the old exemplars and a session's samples."""
-        if features is not None:
-            self.exemplars.add(features, classes, torch.full_like(classes, len(self._log)))
-        places = self._memory_places()
-        embedded = self.space.embed(self.exemplars.features, self._whitener())
-        self.exemplars.keep(
-            select(embedded, self.exemplars.classes, places, self.space.counts[places], self.config.memory)
-        )
-
-    def _memory_places(self) -> torch.Tensor:
-        """The component of each exemplar, (M,) positions."""
-        whitener = self._whitener()
-        embedded = self.space.embed(self.exemplars.features, whitener)
-        return self.space.nearest(embedded, self.exemplars.classes, self.space.statistics(whitener))
 
     def _close_session(self, samples: int, classes: torch.Tensor, accuracy: dict[str, float]) -> None:
         self._log.append(
@@ -381,22 +335,11 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         grown["memory"] = len(self.exemplars.features)
         self.register_to_config(labels=list(self._labels), log=[dict(row) for row in self._log], grown=grown)
 
-    def _in_chunks(self, features: Any, act: Callable[[ComponentScores, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        if not self._labels:
-            raise InputError("nothing has been learnt yet; call partial_fit first")
-        if self._ready is None:
-            whitener = self._whitener()
-            scores = self._scores(self.space, self.space.statistics(whitener), float(self.judge.shrinkage))
-            self._ready = scores, whitener
-        scores, whitener = self._ready
-        parts = as_features(features, self.config.dim).split(CHUNK)
-        return torch.cat([act(scores, self.space.embed(part, whitener)) for part in parts])
-
     def _count_others(self, batches, kept: dict) -> None:
         """Count the samples on which the session was not expanded."""
         whitener = self._whitener()
         for features, labels, rows in rows_of_batches(batches, self.config.dim, kept, others=True):
-            features, classes = features[rows], self._register([labels[row] for row in rows], len(rows))
+            features, (classes, _) = features[rows], number([labels[row] for row in rows], len(rows), self._labels)
             for space in self.spaces.values():
                 space.count(features, classes, whitener)
             self._log[-1]["samples"] += len(rows)
