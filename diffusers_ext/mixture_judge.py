@@ -27,16 +27,17 @@ def held_out(classes: torch.Tensor, seed: int, session: int) -> torch.Tensor:
 
 
 class Judge(nn.Module):
-    """The log-loss of held-out labels for each space, shrinkage and temperature, (S, R, T), and what has the least.
+    """The log-losses of held-out labels for each space, shrinkage and temperature, (S, R, T), and what has the least.
 
-    A session's word fades as others follow, for it was about a classifier that had seen less: a map that whitens, for one,
-    gets better with every session.
+    Shrinkage and temperature of a space are chosen by the sum over sessions. Between spaces an earlier session's word fades,
+    for it was about a classifier that had seen less: a map that whitens gets better with every session.
     """
 
     def __init__(self, spaces: int, shrinkages: tuple[float, ...]):
         super().__init__()
         self.shrinkages = shrinkages
-        self.register_buffer("losses", torch.zeros(spaces, len(shrinkages), len(TEMPERATURES), dtype=torch.float64))
+        for name, shape in (("losses", (spaces, len(shrinkages), len(TEMPERATURES))), ("recent", (spaces,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("chosen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("shrinkage", torch.tensor(shrinkages[0], dtype=torch.float64))
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
@@ -46,22 +47,23 @@ class Judge(nn.Module):
 
         Returns the balanced accuracy of each space with the shrinkage that suits it.
         """
-        self.losses *= FADING
-        self.losses += len(classes) * torch.stack([torch.stack([log_losses(s, classes) for s in of]) for of in scores])
+        told = len(classes) * torch.stack([torch.stack([log_losses(each, classes) for each in of]) for of in scores])
+        self.losses += told
+        best = self.losses.flatten(1).argmin(1)
+        self.recent = FADING * self.recent + told.flatten(1).gather(1, best[:, None]).squeeze(1)
         self._choose()
-        best = self.losses.amin(2).argmin(1).tolist()
-        return [balanced_accuracy(of[each].argmax(1), classes) for of, each in zip(scores, best)]
+        return [balanced_accuracy(of[int(at) // len(TEMPERATURES)].argmax(1), classes) for of, at in zip(scores, best)]
 
     def merge(self, other: "Judge") -> None:
         """Add what another's samples told."""
         self.losses += other.losses
+        self.recent += other.recent
         if self.losses.any():
             self._choose()
 
     def _choose(self) -> None:
-        space, rest = divmod(int(self.losses.argmin()), self.losses[0].numel())
-        shrinkage, temperature = divmod(rest, len(TEMPERATURES))
-        self.chosen.fill_(space)
+        self.chosen.copy_(self.recent.argmin())
+        shrinkage, temperature = divmod(int(self.losses[self.chosen].argmin()), len(TEMPERATURES))
         self.shrinkage.fill_(self.shrinkages[shrinkage])
         self.temperature.fill_(TEMPERATURES[temperature])
 

@@ -11,7 +11,6 @@ then learns, then reduces them, and rewrites a memory that is balanced across cl
 open is decided, and said, in mixture_em.py, mixture_reduction.py and mixture_memory.py.
 """
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,17 +18,14 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from torch import nn
 
 from .errors import InputError
-from .mixture_em import Recipe
 from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, number, pack, rows_of_batches
-from .mixture_judge import SHRINKAGES, Judge, held_out
 from .mixture_memory import Exemplars
 from .mixture_prediction import Predictor
 from .mixture_report import component_rows
-from .mixture_scores import ComponentScores
-from .mixture_spaces import MixtureSpace, TiedCovariance
+from .mixture_spaces import MixtureSpace
+from .mixture_state import SPACES, MixtureState
 from .randomness import generator
 from .vmf import log_normalizer
 
@@ -68,7 +64,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         threshold: float | None = None,
         max_components: int = 32,
         weights: str = "uniform",
-        score: str = "plugin",
+        score: str = "predictive",
         shrinkage: float | None = None,
         encoder: str | None = None,
         labels: list[Label] | None = None,
@@ -76,7 +72,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         grown: dict | None = None,
     ):
         super().__init__()
-        check_choice("transform", transform, ("auto", "none", "whiten"))
+        check_choice("transform", transform, tuple(SPACES))
         check_choice("estep", estep, ("soft", "hard"))
         check_choice("reduction", reduction, ("evidence", "icl", "kl", "cosine"))
         check_choice("weights", weights, ("uniform", "counts"))
@@ -85,13 +81,17 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
             raise InputError(
                 "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory 0 or more"
             )
-        names = {"auto": ("plain", "whitened"), "none": ("plain",), "whiten": ("whitened",)}[transform]
-        grown = grown or {}
-        self.spaces = nn.ModuleDict({name: MixtureSpace(dim, grown.get(name, 0), name == "whitened") for name in names})
-        self.covariance = TiedCovariance(dim, len(labels or [])) if "whitened" in names else None
-        self.exemplars = Exemplars(dim, grown.get("memory", 0))
-        self.judge = Judge(len(names), SHRINKAGES if shrinkage is None else (shrinkage,))
+        self.learnt = MixtureState(self.config)
         self._labels, self._log, self._ready = list(labels or []), list(log or []), None
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
+        """Load from a folder or the Hub, as every diffusers model; a `torch_dtype` is ignored, statistics stay exact."""
+        options.pop("torch_dtype", None)
+        return super().from_pretrained(*arguments, **options)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_ready": None}  # copies lay out their own
 
     # What was learnt.
 
@@ -103,12 +103,17 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     @property
     def space(self) -> MixtureSpace:
         """The mixture that predicts."""
-        return self.spaces[list(self.spaces)[int(self.judge.chosen)]]
+        return self.learnt.space
+
+    @property
+    def exemplars(self) -> Exemplars:
+        """The memory as tensors."""
+        return self.learnt.exemplars
 
     @property
     def n_components_(self) -> dict[Label, int]:
         """Components of each class."""
-        counts = torch.bincount(self.space.classes.cpu(), minlength=len(self._labels))
+        counts = torch.bincount(self.space.classes, minlength=len(self._labels))
         return dict(zip(self._labels, counts.tolist()))
 
     @property
@@ -124,7 +129,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     @property
     def stored_floats(self) -> int:
         """Numbers carried from session to session, without the memory's exemplars."""
-        return sum(value.numel() for name, value in self.named_buffers() if not name.startswith("exemplars"))
+        return sum(value.numel() for name, value in self.named_buffers() if ".exemplars." not in name)
 
     # Learning.
 
@@ -140,25 +145,6 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
             self._learn(features, classes)
         return self
 
-    def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
-        """Expand, learn, reduce, choose, count what was held out, rewrite the memory: algorithm 1 of the paper, closed form."""
-        held = held_out(classes, self.config.seed, len(self._log))
-        if self.covariance is not None:
-            self.covariance.add(features[~held], classes[~held])
-        whitener, key = self._whitener(), (self.config.seed, len(self._log))
-        for space in self.spaces.values():
-            space.learn(features[~held], classes[~held], whitener, self._recipe(), key)
-        accuracy = self._choose(features[held], classes[held])
-        if held.any():
-            if self.covariance is not None:
-                self.covariance.add(features[held], classes[held])
-            whitener = self._whitener()
-            for space in self.spaces.values():
-                space.count(features[held], classes[held], whitener)
-        self.exemplars.add(features, classes, torch.full_like(classes, len(self._log)))
-        self.exemplars.rewrite(self.space, self._whitener(), self.config.memory)
-        self._close_session(len(features), classes, accuracy)
-
     def partial_fit_batches(self, batches: Iterable[tuple[Any, Any]]) -> "VMFMixtureClassifier":
         """Learn one session that does not fit in memory, from batches of (features, labels) that can be read several times.
 
@@ -171,7 +157,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         for _, labels in batches:
             for label in as_labels(labels):
                 sizes[label] = sizes.get(label, 0) + 1
-        kept = {label: self._draw("batches", label, size)[:SAMPLE] for label, size in sizes.items()}
+        kept = {label: self._draw(label, size)[:SAMPLE] for label, size in sizes.items()}
         parts = [(x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, kept)]
         features, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
         classes, self._labels = number(labels, len(features), self._labels)
@@ -188,9 +174,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         if label not in self._labels:
             raise InputError(f"forget: no class {label!r}; classes_ has those that are known")
         gone = self._labels.index(label)
-        covariances = [] if self.covariance is None else [self.covariance]
-        for part in (*self.spaces.values(), *covariances, self.exemplars):
-            part.drop(gone)
+        self.learnt.drop(gone)
         del self._labels[gone]
         self._log.append({"session": len(self._log), "forgotten": label, "classes": len(self._labels)})
         self._record()
@@ -202,21 +186,12 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         Statistics add up; components of a class that both know are then reduced. κ is the mean of both, weighted by
         samples, until the next session; space, shrinkage and temperature are chosen by what both judges heard.
         """
-        if (self.config.dim, list(self.spaces)) != (other.config.dim, list(other.spaces)):
+        if (self.config.dim, list(self.learnt.spaces)) != (other.config.dim, list(other.learnt.spaces)):
             raise InputError("merge: dim and transform of the two classifiers differ")
         check_kind(other._labels, self._labels)
         self._labels += [label for label in other._labels if label not in self._labels]
         places = torch.tensor([self._labels.index(label) for label in other._labels], dtype=torch.int64)
-        samples = [float(each.space.counts.sum()) for each in (self, other)]
-        share = samples[1] / max(sum(samples), 1.0)
-        if self.covariance is not None:
-            self.covariance.merge(other.covariance, places)
-        whitener = self._whitener()
-        for name, space in self.spaces.items():
-            space.absorb(other.spaces[name], places, share, whitener, self._recipe())
-        self.judge.merge(other.judge)
-        self.exemplars.add(other.exemplars.features, places[other.exemplars.classes], other.exemplars.sessions)
-        self.exemplars.rewrite(self.space, whitener, self.config.memory)
+        self.learnt.absorb(other.learnt, places)
         self._log.append({"session": len(self._log), "merged": len(other._log), "classes": len(self._labels)})
         self._record()
         return self
@@ -237,7 +212,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     def predict_proba(self, features: Any) -> np.ndarray:
         """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on held-out samples."""
-        scores = self.decision_function(features).double() * self.judge.temperature
+        scores = self.decision_function(features).double() * self.learnt.judge.temperature
         return scores.softmax(1).numpy()
 
     def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
@@ -249,7 +224,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         classes, labels = number(labels, len(features), self._labels)
         if len(labels) > len(self._labels):
             raise InputError(f"no class {labels[len(self._labels)]!r}; classes_ has those that are known")
-        whitener = self._whitener()
+        whitener = self.learnt.whitener()
         embedded = self.space.embed(features, whitener)
         return self.space.ids[self.space.nearest(embedded, classes, self.space.statistics(whitener))].numpy()
 
@@ -261,7 +236,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     def report(self) -> list[dict]:
         """Return a row per component: class, id, samples, share of its class, mean cosine, exemplars and their sessions."""
-        places = self.exemplars.places(self.space, self._whitener())
+        places = self.exemplars.places(self.space, self.learnt.whitener())
         return component_rows(self.space, self._labels, self.exemplars, places)
 
     @property
@@ -270,60 +245,27 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         return {
             "features": self.exemplars.features.numpy(),
             "labels": self.classes_[self.exemplars.classes.numpy()],
-            "components": self.space.ids[self.exemplars.places(self.space, self._whitener())].numpy(),
+            "components": self.space.ids[self.exemplars.places(self.space, self.learnt.whitener())].numpy(),
             "sessions": self.exemplars.sessions.numpy(),
         }
 
     # How.
 
-    def _recipe(self) -> Recipe:
-        return Recipe(**{field.name: self.config[field.name] for field in dataclasses.fields(Recipe)})
-
-    def _whitener(self):
-        return None if self.covariance is None else self.covariance.whitener()
-
-    def _draw(self, stream: str, label: Label, count: int) -> np.ndarray:
-        """A permutation drawn under (seed, session, class)."""
-        place = self._labels.index(label) if label in self._labels else 0
-        return generator(self.config.seed, f"{stream} {label}", len(self._log), place).permutation(count)
-
-    def _scores(self, space: MixtureSpace, shrinkage: float) -> ComponentScores:
-        kinds, statistics = (self.config.weights, self.config.score), space.statistics(self._whitener())
-        return ComponentScores(statistics, float(space.kappa), len(self._labels), *kinds, shrinkage)
-
-    def _predictor(self) -> Predictor:
-        if not self._labels:
-            raise InputError("nothing has been learnt yet; call partial_fit first")
-        if self._ready is None:
-            space, whitener = self.space, self._whitener()
-            scores = self._scores(space, float(self.judge.shrinkage))
-            self._ready = Predictor(scores, lambda features: space.embed(features, whitener))
-        return self._ready
-
-    def _choose(self, features: torch.Tensor, classes: torch.Tensor) -> dict[str, float]:
-        """Let the held-out samples judge; return the balanced accuracy of each space on them."""
-        if not len(features):
-            return {}
-        scores = []
-        for space in self.spaces.values():
-            embedded = space.embed(features, self._whitener())
-            views = [self._scores(space, each) for each in self.judge.shrinkages]
-            scores.append([view.of_classes(view.logits(embedded)) for view in views])
-        return dict(zip(self.spaces, self.judge.hear(scores, classes)))
-
-    def _close_session(self, samples: int, classes: torch.Tensor, accuracy: dict[str, float]) -> None:
+    def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
+        accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
+        judge = self.learnt.judge
         self._log.append(
             {
                 "session": len(self._log),
-                "samples": samples,
+                "samples": len(features),
                 "session_classes": len(classes.unique()),
                 "classes": len(self._labels),
                 "components": len(self.space.counts),
-                "space": list(self.spaces)[int(self.judge.chosen)],
+                "space": self.learnt.chosen,
                 "kappa": self.kappa_,
-                "shrinkage": float(self.judge.shrinkage),
-                "temperature": float(self.judge.temperature),
-                "held_out_accuracy": accuracy,
+                "shrinkage": float(judge.shrinkage),
+                "temperature": float(judge.temperature),
+                "held_out_accuracy": accuracies,
             }
         )
         self._record()
@@ -331,16 +273,25 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def _record(self) -> None:
         """Write what grew into the configuration, from which a loaded classifier is built."""
         self._ready = None
-        grown = {name: len(space.counts) for name, space in self.spaces.items()}
-        grown["memory"] = len(self.exemplars.features)
-        self.register_to_config(labels=list(self._labels), log=[dict(row) for row in self._log], grown=grown)
+        log = [dict(row) for row in self._log]
+        self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
 
-    def _count_others(self, batches, kept: dict) -> None:
+    def _predictor(self) -> Predictor:
+        if not self._labels:
+            raise InputError("nothing has been learnt yet; call partial_fit first")
+        if self._ready is None:
+            self._ready = self.learnt.predictor(len(self._labels))
+        return self._ready
+
+    def _draw(self, label: Label, count: int) -> np.ndarray:
+        """A permutation of a class's samples, drawn under (seed, session, class)."""
+        place = self._labels.index(label) if label in self._labels else 0
+        return generator(self.config.seed, f"batches {label}", len(self._log), place).permutation(count)
+
+    def _count_others(self, batches: Iterable[tuple[Any, Any]], kept: dict[Label, np.ndarray]) -> None:
         """Count the samples on which the session was not expanded."""
-        whitener = self._whitener()
         for features, labels, rows in rows_of_batches(batches, self.config.dim, kept, others=True):
-            features, (classes, _) = features[rows], number([labels[row] for row in rows], len(rows), self._labels)
-            for space in self.spaces.values():
-                space.count(features, classes, whitener)
+            classes, _ = number([labels[row] for row in rows], len(rows), self._labels)
+            self.learnt.count(features[rows], classes)
             self._log[-1]["samples"] += len(rows)
         self._record()

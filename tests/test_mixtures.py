@@ -1,6 +1,8 @@
 """The classifier that keeps learning: planted streams, exact growth, persistence, faults."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -15,6 +17,10 @@ from diffusers_ext.data.sessions import build_sessions
 from diffusers_ext.errors import InputError
 from diffusers_ext.incremental_baselines import MeanPerSession, NearestMean, StreamingLDA
 from diffusers_ext.metrics.planted import adjusted_rand_index, on_planted
+from diffusers_ext.mixture_em import Statistics
+from diffusers_ext.mixture_prediction import Predictor, integer_products
+from diffusers_ext.mixture_scores import ComponentScores, predictive
+from diffusers_ext.vmf import log_normalizer, mean_resultant_length
 
 DIM = 128
 
@@ -283,3 +289,80 @@ def test_a_stream_stays_small(indep):
         rows = sessions.rows(now, np.ones(len(train.labels), bool))
         learner.partial_fit(train.features[rows], train.labels[rows])
     assert len(sessions) == 20 and learner.stored_floats <= 100_000 and len(learner.exemplars.features) == 1000
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+def test_fast_winners_are_the_exact_ones(spread):
+    """8-bit products decide clear rows only: the same class as the largest exact score, whatever the overlap."""
+    generator = torch.Generator().manual_seed(1)
+    owners = torch.arange(60) // 3 % 17  # classes of unequal size
+    means = F.normalize(torch.randn(60, 48, generator=generator), dim=1)
+    statistics = Statistics(torch.full((60,), 20.0).double(), 20 * means.double(), owners).merged(torch.argsort(owners))
+    features = means[torch.randint(60, (3000,), generator=generator)]
+    features = F.normalize(features + spread * torch.randn(3000, 48, generator=generator) / 48**0.5)
+    for weights, score in (("uniform", "plugin"), ("counts", "predictive")):
+        scores = ComponentScores(statistics, 200.0, 18, weights, score)  # class 17 has no components
+        predictor = Predictor(scores, lambda part: part)
+        expected = predictor.class_scores(features)
+        assert (expected[:, 17] == -torch.inf).all()
+        assert torch.equal(predictor.winners(features), expected.argmax(1))
+        if integer_products():
+            best, certain = predictor.screen(features)
+            assert torch.equal(best[certain], expected.argmax(1)[certain])
+            assert certain.float().mean() > 0.9 if spread == 0.1 else spread == 1.0 or certain.float().mean() < 0.9
+
+
+def test_predictions_do_without_integer_products(monkeypatch):
+    """On machines that round sums of integers, all rows are scored exactly."""
+    features, labels, _ = small()
+    monkeypatch.setattr("diffusers_ext.mixture_prediction.integer_products", lambda: False)
+    learner = VMFMixtureClassifier(16).partial_fit(features, labels)
+    assert learner._predictor().screen is None and (learner.predict(features) == labels.numpy()).all()
+    assert learner.predict(features[:0]).shape == (0,)
+
+
+def test_predictive_scores_touch_the_exact_ones():
+    """The line is p(z | component) = C(κ) C(κ‖r‖) / C(‖κr + κz‖) at a sample's expected cosine, and near it."""
+    kappa, lengths = 65.0, torch.tensor([0.5, 3.0, 40.0], dtype=torch.float64)
+    slope, offset = predictive(lengths, kappa, 128)
+    at = mean_resultant_length(torch.tensor(kappa), 128) * mean_resultant_length(kappa * lengths, 128)
+    for away, error in ((0.0, 1e-9), (0.1, 0.15)):
+        joint = (lengths**2 + 1 + 2 * lengths * (at + away)).sqrt()
+        exact = log_normalizer(kappa * lengths, 128) - log_normalizer(kappa * joint, 128)
+        assert ((slope * (at + away) + offset) - exact).abs().max() <= error
+    assert (slope.diff() > 0).all() and slope[-1] < kappa  # few samples count for less
+
+
+def test_moving_and_rounding_leave_what_was_learnt(tmp_path):
+    """Statistics stay in double precision on the CPU, whatever a pipeline around the classifier is moved to."""
+    features, labels, _ = small()
+    learner, other = (VMFMixtureClassifier(16).partial_fit(features[:120], labels[:120]) for _ in range(2))
+    for move in (learner.half, lambda: learner.to(torch.bfloat16), lambda: learner.to("meta"), learner.double):
+        assert move() is learner
+        equal(learner, other)
+    learner.save_pretrained(tmp_path)
+    rounded = VMFMixtureClassifier.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    for each in (learner, rounded, pickle.loads(pickle.dumps(learner)), copy.deepcopy(learner)):
+        each.partial_fit(features.half(), labels)
+        assert each.predict(features.double().numpy()).tolist() == labels.tolist()
+    other.partial_fit(features.half(), labels)
+    equal(learner, other)
+    equal(rounded, other)
+
+
+def test_forgetting_stays_near_the_oracles(indep):
+    """Check 24: NCD's measure also counts new classes crowding in, which the planted means suffer too."""
+    train, _, _ = indep
+
+    class Oracle(NearestMean):
+        """The planted modes' means, as well as all samples tell them; its classes are those seen so far."""
+
+        def _learn(self, features, places):
+            seen = torch.isin(train.labels, self.classes)
+            modes, of = torch.unique(train.modes[seen], return_inverse=True)
+            self.sums = self._sums(train.features[seen], of, len(modes))
+            owner = torch.zeros(len(modes), dtype=torch.int64).index_copy(0, of, train.labels[seen])
+            self.owners = (owner[:, None] == self.classes).long().argmax(1)
+
+    ours = on_planted(VMFMixtureClassifier(DIM, memory=0, transform="none"), indep, "NCD", 10)
+    assert ours["forgetting"] <= on_planted(Oracle(DIM), indep, "NCD", 10)["forgetting"] + 5
