@@ -102,13 +102,11 @@ class _Worth:
     def __call__(self, n_i, n_j, square_i, square_j, inner, total) -> torch.Tensor:
         return self.formula(n_i, n_j, square_i.clamp_min(0), square_j.clamp_min(0), inner, total)
 
-    def _log_c(self, square: torch.Tensor) -> torch.Tensor:
-        return log_normalizer(self.kappa * square.clamp_min(0).sqrt(), self.dim)
-
     def _evidence(self, n_i, n_j, square_i, square_j, inner, total):
-        density = self._log_c(torch.zeros((), dtype=torch.float64)) - self._log_c(square_i) - self._log_c(square_j)
-        density = density + self._log_c(square_i + square_j + 2 * inner)
-        return density + torch.lgamma(n_i) + torch.lgamma(n_j) - torch.lgamma(n_i + n_j) + self.alpha.log()
+        joint, zero = (square_i + square_j + 2 * inner).clamp_min(0), torch.zeros_like(inner)
+        squares = torch.stack(torch.broadcast_tensors(zero, joint, square_i, square_j))
+        one, two, i, j = log_normalizer(self.kappa * squares.sqrt(), self.dim)
+        return one + two - i - j + torch.lgamma(n_i) + torch.lgamma(n_j) - torch.lgamma(n_i + n_j) + self.alpha.log()
 
     def _icl(self, n_i, n_j, square_i, square_j, inner, total):
         lengths = square_i.sqrt() + square_j.sqrt() - (square_i + square_j + 2 * inner).clamp_min(0).sqrt()

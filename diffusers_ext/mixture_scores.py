@@ -70,7 +70,8 @@ def predictive(lengths: torch.Tensor, kappa: float, dim: int) -> tuple[torch.Ten
     With a uniform prior the mean's posterior is von Mises-Fisher of concentration κ‖r‖, so that p(z | component) =
     C_d(κ) C_d(κ‖r‖) / C_d(κ‖r + z‖). The line touches it at the cosine that a sample is expected to have, A_d(κ) A_d(κ‖r‖).
     """
-    at = mean_resultant_length(torch.tensor(kappa), dim) * mean_resultant_length(kappa * lengths, dim)
+    ratios = mean_resultant_length(torch.cat([lengths.new_tensor([kappa]), kappa * lengths]), dim)
+    at = ratios[0] * ratios[1:]
     joint = (lengths**2 + 1 + 2 * lengths * at).sqrt()
     slope = kappa * lengths / joint * mean_resultant_length(kappa * joint, dim)
     return slope, log_normalizer(kappa * lengths, dim) - log_normalizer(kappa * joint, dim) - slope * at

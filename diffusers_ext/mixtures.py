@@ -64,7 +64,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         threshold: float | None = None,
         max_components: int = 32,
         weights: str = "uniform",
-        score: str = "predictive",
+        score: str = "plugin",
         shrinkage: float | None = None,
         encoder: str | None = None,
         labels: list[Label] | None = None,
@@ -129,7 +129,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     @property
     def stored_floats(self) -> int:
         """Numbers carried from session to session, without the memory's exemplars."""
-        return sum(value.numel() for name, value in self.named_buffers() if ".exemplars." not in name)
+        return sum(value.numel() for name, value in self.named_buffers() if not name.startswith("learnt.exemplars."))
 
     # Learning.
 
