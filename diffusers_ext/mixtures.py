@@ -8,7 +8,7 @@
 After General Incremental Learning with Domain-aware Categorical Representations (Xie, Yan & He, CVPR 2022): a class is a mixture
 on the unit sphere whose components stand for domains that nobody labelled; a session first expands the mixtures of its classes,
 then learns, then reduces them, and rewrites a memory that is balanced across classes and across components. What the paper leaves
-open is decided, and said, in mixture_em.py, mixture_reduction.py and mixture_memory.py.
+open is decided, and said, in mixture_em.py, mixture_reduction.py and mixture_memory.py; mixture_state.py is the session.
 """
 
 from collections.abc import Iterable
@@ -36,14 +36,16 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     """Mixtures of von Mises-Fisher distributions on features (N, dim), for labels of any one JSON type.
 
     memory: exemplars kept in all, as features. transform: "none" clusters the features' directions, "whiten" those after
-    whitening by the covariance within classes, "auto" keeps both mixtures and predicts with the one that did better on a tenth
-    of each session and the memory. seed: of the seeding of components and the held-out tenth; nothing else is random.
+    whitening by the covariance within classes, "auto" keeps both mixtures and predicts with the one that does better on a tenth
+    of each session, see mixture_judge. seed: of the seeding of components and the held-out tenth; nothing else is random.
     k_new: components proposed per class and session, at most one for n_min samples. estep: "soft" or "hard". reduction:
     "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture_reduction. max_components: of a class. weights:
-    of a class's components, "uniform" or by "counts". score: "plugin" or "predictive", see mixture_scores. shrinkage: of components'
-    means towards their class's when predicting, as many pseudo-samples; 0 is the paper's rule, and None chooses as `transform="auto"` does. encoder: what the
-    features are of, a backbone's name, for the card and whoever loads the model. labels, log and grown are what growth left in the configuration:
-    leave them out.
+    of a class's components, "uniform" or by "counts". score: "plugin" or "predictive", see mixture_scores. shrinkage: of
+    components' means towards their class's when predicting, as many pseudo-samples; 0 is the paper's rule, None lets the
+    held-out tenth choose. encoder: what the features are of, a backbone's name, for the card and whoever loads the model.
+    labels, log and grown are what growth left in the configuration: leave them out.
+
+    What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
     """
 
     config_name = "config.json"
