@@ -159,7 +159,10 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         for _, labels in batches:
             for label in as_labels(labels):
                 sizes[label] = sizes.get(label, 0) + 1
-        kept = {label: self._draw(label, size)[:SAMPLE] for label, size in sizes.items()}
+        if not sizes:
+            return self
+        draws = {each: generator(self.config.seed, f"batches {each}", len(self._log)) for each in sizes}
+        kept = {label: draws[label].permutation(size)[:SAMPLE] for label, size in sizes.items()}
         parts = [(x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, kept)]
         features, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
         classes, self._labels = number(labels, len(features), self._labels)
@@ -284,11 +287,6 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         if self._ready is None:
             self._ready = self.learnt.predictor(len(self._labels))
         return self._ready
-
-    def _draw(self, label: Label, count: int) -> np.ndarray:
-        """A permutation of a class's samples, drawn under (seed, session, class)."""
-        place = self._labels.index(label) if label in self._labels else 0
-        return generator(self.config.seed, f"batches {label}", len(self._log), place).permutation(count)
 
     def _count_others(self, batches: Iterable[tuple[Any, Any]], kept: dict[Label, np.ndarray]) -> None:
         """Count the samples on which the session was not expanded."""

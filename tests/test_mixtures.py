@@ -244,7 +244,7 @@ def test_few_samples_are_learnt():
     """One sample of a class, duplicates, an empty session, fewer samples than proposed components."""
     features, labels, _ = small(classes=2)
     learner = VMFMixtureClassifier(16)
-    learner.partial_fit(torch.zeros(0, 16), [])
+    learner.partial_fit(torch.zeros(0, 16), []).partial_fit_batches([]).partial_fit_batches([(features[:0], [])])
     assert not learner.session_log_
     learner.partial_fit(features[:1], [0])
     assert learner.predict(features[:1]).tolist() == [0] and np.isfinite(learner.kappa_)
