@@ -68,6 +68,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         weights: str = "uniform",
         score: str = "plugin",
         shrinkage: float | None = None,
+        head: str = "mixture",
         encoder: str | None = None,
         labels: list[Label] | None = None,
         log: list[dict] | None = None,
@@ -79,12 +80,18 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         check_choice("reduction", reduction, ("evidence", "icl", "kl", "cosine"))
         check_choice("weights", weights, ("uniform", "counts"))
         check_choice("score", score, ("plugin", "predictive"))
+        check_choice("head", head, tuple(HEADS))
+        if head != "mixture" and transform == "none":
+            raise InputError(
+                f'head "{head}" needs the covariance: with transform "none" there is none; take "auto" or "whiten"'
+            )
         if dim < 2 or memory < 0 or k_new < 1 or n_min < 1 or max_components < 1 or alpha <= 0:
             raise InputError(
                 "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory 0 or more"
             )
         self.learnt = MixtureState(self.config)
         self._labels, self._log, self._ready = list(labels or []), list(log or []), None
+        self._linear = None
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
@@ -111,6 +118,11 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def exemplars(self) -> Exemplars:
         """The memory as tensors."""
         return self.learnt.exemplars
+
+    @property
+    def head_(self) -> str:
+        """What predicts now: "mixture", "lda" or "ridge"."""
+        return HEADS[self.config.head][int(self.heads.chosen)] if self.heads is not None else "mixture"
 
     @property
     def n_components_(self) -> dict[Label, int]:
@@ -284,6 +296,14 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def _predictor(self) -> Predictor:
         if not self._labels:
             raise InputError("nothing has been learnt yet; call partial_fit first")
+        return as_features(features, self.config.dim)
+
+    def _log_densities(self, features: Any) -> torch.Tensor:
+        """Return the mixture's ln p(z | class) up to a common constant, (N, C) float32."""
+        return self._in_chunks(features, lambda scores, z: scores.of_classes(scores.logits(z)))
+
+    def _in_chunks(self, features: Any, act: Callable[[ComponentScores, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        parts = self._known(features).split(CHUNK)
         if self._ready is None:
             self._ready = self.learnt.predictor(len(self._labels))
         return self._ready
