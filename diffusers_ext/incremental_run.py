@@ -111,6 +111,7 @@ class Run:
         grown = {str(label): (steps, [row["components"].get(str(label), 0) for row in rows]) for label in labels[:12]}
         plot_curves(self.folder / "components.png", grown, "session", "components")
         ours = {**self.state.summary(), "stored_floats": classifier.stored_floats}
+        write_atomically(self.folder / "results.json", (json.dumps(ours, indent=1) + "\n").encode())
         write_incremental_card(self.folder, ours, self._baselines(), classifier, self.options)
 
     def _rivals(self) -> dict:

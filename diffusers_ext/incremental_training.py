@@ -32,7 +32,7 @@ from torch.utils.data import Dataset
 from .backbones import Backbone
 from .data.labelled import LabelledImages
 from .errors import InputError
-from .loop import start, train
+from .loop import claim, start, train
 from .mixture_em import Recipe, Statistics, reduced
 from .mixture_memory import select
 from .mixtures import VMFMixtureClassifier
@@ -173,6 +173,7 @@ class TrainedLearner:
             self.options, output_dir=str(Path(self.options.output_dir) / "training" / f"session-{session + 1}")
         )
         accelerator = start(options)
+        claim(accelerator, options)
         train(accelerator, objective, BalancedPictures(*data), options)
         accelerator.free_memory()
         objective.eval().cpu()
