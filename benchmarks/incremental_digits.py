@@ -34,7 +34,7 @@ class Options:
     mnist: str = option("mnist", "folder of MNIST's t10k files")
     photos: str = option("photos", "folder of photographs, for the blended domain")
     output: str = option("digits.jsonl", "a row per variant, setting and seed")
-    train: int = option(60, "digits to learn of each class and domain")
+    train: int = option(40, "digits to learn of each class and domain")
     test: int = option(20, "digits to test on, of each class and domain")
     memory: int = option(200, "pictures remembered in all")
     epochs: int = option(10, "passes over each session and its memory")
@@ -135,7 +135,7 @@ def drawn_backbone(folder: Path, seed: int) -> str:
     torch.manual_seed(seed)
     shape = {
         "depths": (1, 1, 1, 1),
-        "dims": (24, 48, 96, 96),
+        "dims": (32, 64, 96, 96),
         "kernel_sizes": 5,
         "patch_size": 2,
         "ls_init_value": None,

@@ -9,7 +9,18 @@ import torch
 from .data.labelled import LabelledImages
 from .mixtures import VMFMixtureClassifier
 
-SETTINGS = ("memory", "transform", "head", "k_new", "estep", "reduction", "alpha", "threshold", "max_components")
+SETTINGS = (
+    "memory",
+    "transform",
+    "head",
+    "projections",
+    "k_new",
+    "estep",
+    "reduction",
+    "alpha",
+    "threshold",
+    "max_components",
+)
 SETTINGS += ("weights", "score", "shrinkage", "seed")
 
 

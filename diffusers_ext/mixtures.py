@@ -69,6 +69,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         score: str = "plugin",
         shrinkage: float | None = None,
         head: str = "mixture",
+        projections: int = 2000,
         encoder: str | None = None,
         labels: list[Label] | None = None,
         log: list[dict] | None = None,
@@ -91,7 +92,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
             )
         self.learnt = MixtureState(self.config)
         self._labels, self._log, self._ready = list(labels or []), list(log or []), None
-        self._linear = None
+        self._linear = self._projection = None
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
@@ -121,7 +122,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     @property
     def head_(self) -> str:
-        """What predicts now: "mixture", "lda" or "ridge"."""
+        """What predicts now: "mixture", "lda", "ridge" or "ranpac"."""
         return HEADS[self.config.head][int(self.heads.chosen)] if self.heads is not None else "mixture"
 
     @property

@@ -63,9 +63,10 @@ class ClassifierOptions:
     memory: int = option(2000, "exemplars kept in all, as features")
     head: str = option(
         "mixture",
-        "what predicts: the mixture, linear discriminants or ridge regression from the same sums, or of these three what did "
-        "best on held-out samples (auto); linear: with a trainable backbone, a linear layer that replays, for comparison",
-        ("mixture", "lda", "ridge", "auto", "linear"),
+        "what predicts: the mixture, linear discriminants or ridge regression from the same sums, ridge regression on random "
+        "projections, or of these what did best on held-out samples (auto); linear: with a trainable backbone, a linear layer "
+        "that replays, for comparison",
+        ("mixture", "lda", "ridge", "ranpac", "auto", "linear"),
     )
     transform: str = option(
         "auto", "the space that is clustered; auto chooses on held-out samples", ("auto", "none", "whiten")
@@ -108,7 +109,7 @@ class Options(DataOptions, ClassifierOptions, TrainableOptions, RunOptions, Opti
     output_dir: str = option("runs/incremental", "the run folder: classifier, card, metrics, protocol, plots, sessions")
     seed: int = option(0, "of the order of classes, domains and blocks, and of all that is drawn")
     baselines: bool = option(True, "run every baseline on the same stream's frozen features, for the table")
-    projections: int = option(2000, "random projections of the baseline RanPAC; the paper has 10000")
+    projections: int = option(2000, "random projections of RanPAC, as a head and as a baseline; its paper has 10000")
     resume_from_checkpoint: str | None = option(
         None, "'latest': go on after the last whole session, and inside the next at its last checkpoint", ("latest",)
     )
@@ -146,7 +147,7 @@ def check_regime(options: Options) -> None:
         raise InputError("--backbone is missing: name a backbone, such as timm:resnet50.a1_in1k; see backbones.py")
     if options.regime == "trainable" and not options.backbone.startswith("timm:"):
         raise InputError(f"--backbone {options.backbone}: of the trainable regime it must be timm's; write timm:...")
-    heads = ("mixture", "linear") if options.regime == "trainable" else ("mixture", "lda", "ridge", "auto")
+    heads = ("mixture", "linear") if options.regime == "trainable" else ("mixture", "lda", "ridge", "ranpac", "auto")
     if options.head not in heads:
         raise InputError(f"--head {options.head}: the {options.regime} regime has {', '.join(heads)}")
     if options.regime == "trainable" and options.memory < 1:
