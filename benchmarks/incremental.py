@@ -21,6 +21,7 @@ from pathlib import Path
 from diffusers_ext.options import option, run
 
 OURS = "vMF mixture"
+RECOVERED = ("modes_per_class", "kappa_ratio", "rand_index")
 
 
 @dataclass
@@ -205,11 +206,12 @@ def planted_streams(kinds: list[str] | None, chosen: list[str] | None):
     """Yield final accuracies on planted streams, means over seeds 10 to 12."""
     from diffusers_ext.data.planted import KINDS, planted
     from diffusers_ext.data.sessions import SETTINGS
-    from diffusers_ext.metrics.planted import on_planted
+    from diffusers_ext.metrics.planted import on_planted, oracle
 
     for kind in kinds or KINDS:
         for setting in SETTINGS if kind != "single" else ("NC",):
             sums: dict[str, list] = {}
+            bounds = [oracle(planted(kind, seed), setting, seed) for seed in (10, 11, 12)]
             for seed in (10, 11, 12):
                 halves = planted(kind, seed)
                 for learner, make in learners(halves[0].features.shape[1], seed).items():
@@ -224,7 +226,11 @@ def planted_streams(kinds: list[str] | None, chosen: list[str] | None):
                 },
                 "mixture": {
                     name: round(statistics.mean(each[name] for each in sums[OURS]), 3)
-                    for name in ("modes_per_class", "kappa_ratio", "rand_index", "fit_seconds")
+                    for name in (*RECOVERED, "forgetting", "fit_seconds", "predict_microseconds", "stored_floats")
+                },
+                "oracle": {
+                    name: round(statistics.mean(each[name] for each in bounds), 1)
+                    for name in ("final_accuracy", "forgetting")
                 },
             }
 
