@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import create_repo, upload_folder
 
 RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "logs/**", "autoencoder/**", "cache/**"]
+RUN_FILES += ["session-*/**", ".session-*/**", "training/**"]  # of train_incremental.py: states, and names of pictures
 
 
 def push(folder: Path, options: Any) -> str:
