@@ -1,8 +1,8 @@
 """A stream learnt session by session, each kept whole before the next begins; then baselines, plots and pictures.
 
 The run folder holds `protocol.json` (which classes and domains came when), `metrics.jsonl` (a row per session), `session-3/`
-(the classifier after session 3), `baselines.jsonl`, `accuracy.png`, `components.png`, `samples/components.png`, the card and
-the classifier itself.
+(the learner after session 3), `results.json`, `baselines.jsonl`, `accuracy.png`, `components.png`, `samples/components.png`, the
+card and the classifier itself; where the backbone learns, `backbone/`, and in `training/session-3/` the steps of session 3.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .backbones import features, load_backbone
@@ -155,16 +156,18 @@ class Run:
             shutil.rmtree(steps)  # the session is whole
 
     def _sheet(self, embedded: torch.Tensor):
-        """What did each component find? Pictures that are closest to the largest components, several classes."""
+        """What did each component find? Of the largest components, the training pictures closest to the middle of theirs."""
         classifier = self.learner.classifier
         report = sorted(classifier.report(), key=lambda row: -row["samples"])[:SHOWN]
         train = (~self.test).nonzero()[0]
         component = classifier.predict_component(embedded)
         rows, labels = [], []
         for row in report:
-            mine = train[component == row["component"]][:SHOWN]
-            rows.append([load(self.table.files[at]) for at in mine])
-            domains = {self.table.samples[at].domain for at in train[component == row["component"]]}
+            mine = (component == row["component"]).nonzero()[0]
+            unit = F.normalize(embedded[mine], dim=1)
+            closest = mine[(unit @ unit.mean(0)).argsort(descending=True)[:SHOWN].numpy()] if len(mine) else mine
+            rows.append([load(self.table.files[at]) for at in train[closest]])
+            domains = {self.table.samples[at].domain for at in train[mine]}
             labels.append(
                 f"{row['class']}, component {row['component']}: {row['samples']} samples; {', '.join(sorted(domains))}"
             )
