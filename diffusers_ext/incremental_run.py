@@ -113,7 +113,7 @@ class Run:
         plot_curves(self.folder / "components.png", grown, "session", "components")
         ours = {**self.state.summary(), "stored_floats": classifier.stored_floats}
         write_atomically(self.folder / "results.json", (json.dumps(ours, indent=1) + "\n").encode())
-        write_incremental_card(self.folder, ours, self._baselines(), classifier, self.options)
+        write_incremental_card(self.folder, ours, self._baselines(), classifier)
 
     def _rivals(self) -> dict:
         options = self.options

@@ -257,8 +257,8 @@ class TrainedLearner:
             "kappa": torch.tensor(kappa, dtype=torch.float64),
             "next_id": grown.space.next_id,
         }
-        state = {**made.state_dict(), **{f"spaces.plain.{name}": value for name, value in values.items()}}
-        state["judge.temperature"] = torch.tensor(self.scale / kappa, dtype=torch.float64)
+        state = {**made.state_dict(), **{f"learnt.spaces.plain.{name}": value for name, value in values.items()}}
+        state["learnt.judge.temperature"] = torch.tensor(self.scale / kappa, dtype=torch.float64)
         made.load_state_dict(state)
         return made
 

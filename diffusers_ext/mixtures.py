@@ -20,6 +20,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from .errors import InputError
+from .mixture_heads import HEADS
 from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, number, pack, rows_of_batches
 from .mixture_memory import Exemplars
 from .mixture_prediction import Predictor
@@ -42,7 +43,9 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture_reduction. max_components: of a class. weights:
     of a class's components, "uniform" or by "counts". score: "plugin" or "predictive", see mixture_scores. shrinkage: of
     components' means towards their class's when predicting, as many pseudo-samples; 0 is the paper's rule, None lets the
-    held-out tenth choose. encoder: what the features are of, a backbone's name, for the card and whoever loads the model.
+    held-out tenth choose. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac", or
+    "auto", which of them did best on that tenth, see mixture_heads; components, densities and the report are the mixture's in any
+    case. encoder: what the features are of, a backbone's name, for the card and whoever loads the model.
     labels, log and grown are what growth left in the configuration: leave them out.
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
@@ -83,16 +86,14 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         check_choice("score", score, ("plugin", "predictive"))
         check_choice("head", head, tuple(HEADS))
         if head != "mixture" and transform == "none":
-            raise InputError(
-                f'head "{head}" needs the covariance: with transform "none" there is none; take "auto" or "whiten"'
-            )
+            raise InputError(f'head "{head}" needs the covariance of transform "auto" or "whiten", and "none" has none')
         if dim < 2 or memory < 0 or k_new < 1 or n_min < 1 or max_components < 1 or alpha <= 0:
             raise InputError(
                 "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory 0 or more"
             )
         self.learnt = MixtureState(self.config)
-        self._labels, self._log, self._ready = list(labels or []), list(log or []), None
-        self._linear = self._projection = None
+        self._labels, self._log = list(labels or []), list(log or [])
+        self._ready = self._linear = None
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
@@ -101,7 +102,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         return super().from_pretrained(*arguments, **options)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_ready": None}  # copies lay out their own
+        return {**self.__dict__, "_ready": None, "_linear": None}  # copies lay out their own
 
     # What was learnt.
 
@@ -116,14 +117,14 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         return self.learnt.space
 
     @property
+    def head_(self) -> str:
+        """What predicts now: "mixture", "lda", "ridge" or "ranpac"."""
+        return "mixture" if self.learnt.heads is None else self.learnt.heads.chosen
+
+    @property
     def exemplars(self) -> Exemplars:
         """The memory as tensors."""
         return self.learnt.exemplars
-
-    @property
-    def head_(self) -> str:
-        """What predicts now: "mixture", "lda", "ridge" or "ranpac"."""
-        return HEADS[self.config.head][int(self.heads.chosen)] if self.heads is not None else "mixture"
 
     @property
     def n_components_(self) -> dict[Label, int]:
@@ -204,8 +205,10 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
         Statistics add up; components of a class that both know are then reduced. κ is the mean of both, weighted by
         samples, until the next session; space, shrinkage and temperature are chosen by what both judges heard.
         """
-        if (self.config.dim, list(self.learnt.spaces)) != (other.config.dim, list(other.learnt.spaces)):
-            raise InputError("merge: dim and transform of the two classifiers differ")
+        if self._kind() != other._kind():
+            raise InputError(
+                "merge: dim, transform or head of the two classifiers differ, or the draw of their projections"
+            )
         check_kind(other._labels, self._labels)
         self._labels += [label for label in other._labels if label not in self._labels]
         places = torch.tensor([self._labels.index(label) for label in other._labels], dtype=torch.int64)
@@ -217,8 +220,10 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     # Predicting.
 
     def decision_function(self, features: Any) -> torch.Tensor:
-        """Return ln p(z | class) up to a common constant, (N, C) float32, columns as in `classes_`."""
-        return self._predictor().class_scores(as_features(features, self.config.dim))
+        """Return the head's scores of classes, (N, C) float32, columns as in `classes_`: the mixture's are ln p(z | class) up to
+        a common constant."""
+        predictor, features = self._predictor(), as_features(features, self.config.dim)
+        return predictor.class_scores(features) if self.head_ == "mixture" else self._linear_scores(features)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`decision_function`, for who composes modules."""
@@ -226,11 +231,14 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     def predict(self, features: Any) -> np.ndarray:
         """Return the most probable label of each row, (N,)."""
+        if self.head_ != "mixture":
+            return self.classes_[self.decision_function(features).argmax(1).numpy()]
         return self.classes_[self._predictor().winners(as_features(features, self.config.dim)).numpy()]
 
     def predict_proba(self, features: Any) -> np.ndarray:
         """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on held-out samples."""
-        scores = self.decision_function(features).double() * self.learnt.judge.temperature
+        judge = self.learnt.judge if self.head_ == "mixture" else self.learnt.heads.judge
+        scores = self.decision_function(features).double() * judge.temperature
         return scores.softmax(1).numpy()
 
     def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
@@ -249,7 +257,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
     def score_samples(self, features: Any) -> np.ndarray:
         """Return ln p(z) with equally likely classes, (N,) float64: low values are novel. Comparable within one session only."""
         density = float(log_normalizer(torch.tensor(self.kappa_), self.config.dim))
-        scores = self.decision_function(features).double()
+        scores = self._predictor().class_scores(as_features(features, self.config.dim)).double()
         return (scores.logsumexp(1) + density - np.log(len(self._labels))).numpy()
 
     def report(self) -> list[dict]:
@@ -281,6 +289,7 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
                 "components": len(self.space.counts),
                 "space": self.learnt.chosen,
                 "kappa": self.kappa_,
+                "head": self.head_,
                 "shrinkage": float(judge.shrinkage),
                 "temperature": float(judge.temperature),
                 "held_out_accuracy": accuracies,
@@ -290,21 +299,24 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     def _record(self) -> None:
         """Write what grew into the configuration, from which a loaded classifier is built."""
-        self._ready = None
+        self._ready = self._linear = None
         log = [dict(row) for row in self._log]
         self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
+
+    def _kind(self) -> tuple:
+        """What must agree for the sums of two classifiers to add up."""
+        drawn = (self.config.projections, self.config.seed) if self.config.head in ("ranpac", "auto") else None
+        return self.config.dim, list(self.learnt.spaces), self.config.head, drawn
+
+    def _linear_scores(self, features: torch.Tensor) -> torch.Tensor:
+        heads = self.learnt.heads
+        if self._linear is None:
+            self._linear = heads.predictor(heads.chosen, float(heads.judge.shrinkage))
+        return self._linear(features)
 
     def _predictor(self) -> Predictor:
         if not self._labels:
             raise InputError("nothing has been learnt yet; call partial_fit first")
-        return as_features(features, self.config.dim)
-
-    def _log_densities(self, features: Any) -> torch.Tensor:
-        """Return the mixture's ln p(z | class) up to a common constant, (N, C) float32."""
-        return self._in_chunks(features, lambda scores, z: scores.of_classes(scores.logits(z)))
-
-    def _in_chunks(self, features: Any, act: Callable[[ComponentScores, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        parts = self._known(features).split(CHUNK)
         if self._ready is None:
             self._ready = self.learnt.predictor(len(self._labels))
         return self._ready

@@ -22,11 +22,13 @@ def name_of(head: str) -> str:
     return {"mixture": "vMF mixture", "auto": "vMF mixture or linear head"}.get(head, head)
 
 
-def write_incremental_card(run: Path, ours: dict, baselines: list[dict], classifier: Any, options: Any) -> Path:
-    """Write README.md of a run folder of train_incremental.py from its measures and options."""
-    noted, frozen = record(run), options.regime == "frozen"
+def write_incremental_card(run: Path, ours: dict, baselines: list[dict], classifier: Any) -> Path:
+    """Write README.md of a run folder of train_incremental.py from its measures."""
+    noted = record(run)
+    options = noted["options"]
+    frozen, name = options.get("regime", "frozen") == "frozen", name_of(options.get("head", "mixture"))
     protocol = json.loads((run / "protocol.json").read_text(encoding="utf-8"))
-    reference = title(options.backbone) if frozen else f"timm:{run.resolve().name}/backbone"
+    reference = title(options["backbone"]) if frozen else f"timm:{run.resolve().name}/backbone"
     data = ModelCardData(
         library_name="diffusers_ext",
         pipeline_tag="image-classification",
@@ -36,8 +38,8 @@ def write_incremental_card(run: Path, ours: dict, baselines: list[dict], classif
     )
     text = f"""{heading(run, "a classifier that keeps learning")}
 
-Mixtures of von Mises-Fisher distributions on the features of {shown(options.backbone)}{"" if frozen else ", which learnt with them"}, grown
-over {len(protocol["sessions"])} sessions of {options.setting}: {len(classifier.classes_)} classes, {len(classifier.space.counts)} components. After "General Incremental Learning with
+Mixtures of von Mises-Fisher distributions on the features of {shown(options["backbone"])}{"" if frozen else ", which learnt with them"}, grown
+over {len(protocol["sessions"])} sessions of {options["setting"]}: {len(classifier.classes_)} classes, {len(classifier.space.counts)} components. After "General Incremental Learning with
 Domain-aware Categorical Representations" (Xie, Yan & He, CVPR 2022); what that leaves open was decided here, and no number below is
 the paper's.
 
@@ -55,7 +57,7 @@ classifier.partial_fit(backbone.embed_images(new_images), new_labels)  # the nex
 
 ## Measured
 
-{_table(name_of(options.head), ours, baselines)}
+{_table(name, ours, baselines)}
 
 Percent, on held-out pictures of all classes and domains seen so far. {"" if frozen else "Baselines stand on the backbone as it was before. "}{_verdict(ours, baselines)}
 
