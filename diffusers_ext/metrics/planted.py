@@ -21,7 +21,7 @@ def stream_of(halves: tuple[Planted, Planted, float], setting: str, seed: int) -
 def oracle(halves: tuple[Planted, Planted, float], setting: str, seed: int) -> dict:
     """The measures of a learner that is told the mode of every sample it learns: the nearest mean of all modes seen so far.
 
-    What it forgets is what new classes take from old ones, and no learner can keep.
+    It loses what few samples say of a mean and what new classes take from old ones: nobody who is not told can be expected to do better.
     """
     import torch
 
