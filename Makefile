@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test quality style
+.PHONY: demo test docs quality style
 
 demo: $(VENV)/.ready
 	PATH="$(abspath $(BIN)):$$PATH" $(OFFLINE) python examples/controlnet_demo.py --output_dir runs/demo
@@ -12,8 +12,13 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	PATH="$(abspath $(BIN)):$$PATH" $(OFFLINE) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal $(ARGS)
 
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(OFFLINE) $(BIN)/python -m sphinx -q -W --keep-going -b html docs site
+	@echo "open site/index.html"
+
 quality: $(VENV)/.ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 style: $(VENV)/.ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

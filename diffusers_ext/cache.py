@@ -37,7 +37,7 @@ from .errors import InputError
 try:
     import fcntl
 except ImportError:  # Windows: several processes then may compute the same value, which costs time and nothing else
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 SHARD = 256  # values in a file; what a kill can lose
 HEX = 32  # hexadecimal digits of a key: 128 bits
@@ -52,7 +52,8 @@ class Digests:
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / "digests.json"
-        self.known, self.news = self._read(), {}
+        self.known = self._read()
+        self.news: dict[str, list] = {}
 
     def __call__(self, path: str | Path) -> str:
         """Return the digest of a file; OSError if it cannot be read."""
@@ -260,7 +261,7 @@ class Store:
         dies, and two processes agree on them whatever else they compute.
         """
         with open(self.folder / "lock", "ab") as file:
-            mine = []
+            mine: list[str] = []
             for key in keys:
                 if len(mine) == SHARD:
                     break

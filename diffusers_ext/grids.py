@@ -1,11 +1,13 @@
 """Labelled picture grids and curves: what a run shows a person."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 TEXT, PAPER, GAP = (40, 40, 40), (255, 255, 255), 6
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 PALETTE = ("#2c6fbb", "#d1495b", "#3a9d5d", "#edae49", "#7b5ea7", "#555555")
 
 
@@ -67,7 +69,7 @@ def fit(image: Image.Image, cell: int) -> Image.Image:
 
 def plot_curves(
     path: Path,
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     x_label: str,
     y_label: str,
     log_y: bool = False,
@@ -87,7 +89,7 @@ def plot_curves(
     figure.savefig(path)
 
 
-def _clip(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _clip(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
     """Shorten a text to a width in pixels."""
     if draw.textlength(text, font) <= width:
         return text
@@ -96,7 +98,7 @@ def _clip(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wi
     return text + "…"
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int, lines: int) -> list[str]:
     """Break a text between words into at most so many lines of a width; the last is shortened."""
     wrapped = [""]
     for word in text.split():

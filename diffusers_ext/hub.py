@@ -9,6 +9,12 @@ RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "logs/**",
 RUN_FILES += ["session-*/**", ".session-*/**", "training/**"]  # of train_incremental.py: states, and names of pictures
 
 
+def publish(folder: Path, options: Any) -> None:
+    """Push where --push_to_hub asks for it, and say where to."""
+    if options.push_to_hub:
+        print(f"published at {push(folder, options)}")
+
+
 def push(folder: Path, options: Any) -> str:
     """Upload the model, its card, metrics and samples, without the checkpoints; return the repository's address."""
     repository = create_repo(options.hub_model_id or Path(folder).name, exist_ok=True, token=options.hub_token)

@@ -119,14 +119,18 @@ def write_code_file(folder: Path, kind: type, stem: str | None = None) -> str:
 def _home(kind: type) -> tuple[Path, str | None]:
     """The file that defines the class, and the package's module that holds it too, if one does.
 
-    A class that was loaded by the path of our file is a copy of the package's: saved, it is the package's again.
+    A class that was loaded by the path of our file is a copy of the package's: saved, it is the package's again, unless
+    the file was edited.
     """
     try:
         source = Path(inspect.getsourcefile(kind))
     except (OSError, TypeError):
         raise InputError(f"{kind.__name__} is defined in no file; put it into one of its own to save it") from None
     module = f"{PIPELINES}.{source.stem}"
-    return source, module if _holds(module, kind.__name__) else None
+    if not _holds(module, kind.__name__):
+        return source, None
+    ours = Path(inspect.getfile(import_module(module)))
+    return source, module if source.read_bytes() == ours.read_bytes() else None
 
 
 def _component_homes(pipe: Any) -> dict[str, tuple[str, str]]:

@@ -7,19 +7,18 @@
 networks are kept to look at. The backbone is a reference (see `backbones`), loaded when pictures are first given.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import ModelCard
 from torch import nn
 
 from .backbones import Backbone, load_backbone
+from .carded import CardedModel
 from .cards.lads import lads_card
 from .errors import InputError
 from .lads_bank import AugmentationBank, augment
@@ -39,7 +38,7 @@ class Prediction(NamedTuple):
     domains: list[str]
 
 
-class LADSClassifier(ModelMixin, ConfigMixin):
+class LADSClassifier(CardedModel):
     """A probe, its augmentation networks, and the text they were made with.
 
     dim: D, of the embeddings. classes: names, in the order of the probabilities. domains: the declaration, see
@@ -47,8 +46,6 @@ class LADSClassifier(ModelMixin, ConfigMixin):
     weights, checked when it is loaded. hidden_dim, networks, residual: of the augmentation networks. domain_names: the domains
     that an image is told to be of, in order. training: options, counts, and the table; the card shows them.
     """
-
-    config_name = "config.json"
 
     @register_to_config
     def __init__(
@@ -119,20 +116,9 @@ class LADSClassifier(ModelMixin, ConfigMixin):
         assert not left, f"not loaded: {left}"
         return model
 
-    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
-        """Write config.json, the weights, and the card README.md; the backbone is not copied."""
-        if settings.pop("push_to_hub", False):
-            self.push_to_hub(settings.pop("repo_id", Path(folder).name), **settings)
-        super().save_pretrained(folder, **settings)
-        lads_card(self.config, Path(folder).name).save(Path(folder) / "README.md")
-
-    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-        """Upload weights, configuration and card; return the repository's address."""
-        repository = create_repo(repo_id, private=private, token=token, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / repository.repo_name)
-            upload_folder(repo_id=repository.repo_id, folder_path=Path(folder) / repository.repo_name, token=token)
-        return str(repository)
+    def card(self, name: str) -> ModelCard:
+        """Return the card, written from the configuration alone."""
+        return lads_card(self.config, name)
 
     @property
     def backbone(self) -> Backbone:

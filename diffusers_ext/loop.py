@@ -166,14 +166,14 @@ def train(
             average.step(parameters)
         bar.update()
 
-        show = preview is not None and (step % options.validation_steps == 0 or step == stop)
+        show = preview if step % options.validation_steps == 0 or step == stop else None
         keep = step % options.checkpointing_steps == 0 or step == stop
         if show or keep or step % options.logging_steps == 0:
             bar.set_postfix(metrics.flush())
         if show:
             with averaged(average, parameters):
-                metrics.note(step, run_preview(accelerator, preview, step))
-        done = show and wants_to_stop(accelerator, preview)
+                metrics.note(step, run_preview(accelerator, show, step))
+        done = show is not None and wants_to_stop(accelerator, show)
         if keep or done:
             checkpoints.save(accelerator, output_dir, step, options.checkpoints_total_limit)
         if done:
@@ -268,13 +268,14 @@ def wants_to_stop(accelerator: Accelerator, preview: Preview) -> bool:
     return bool(accelerator.reduce(mine, "sum") > 0)
 
 
-def plan(options: Any, samples: int, models: dict[str, torch.nn.Module]) -> str:
-    """Say what a run would do: what `--dry_run` prints.
+def plan(options: Any, samples: int, parts: dict[str, Any]) -> str:
+    """Say what a run would do: what `--dry_run` prints; of the parts only modules count.
 
     Memory counts a trained parameter's weight, gradient and AdamW's two moments (16 bytes, 10 in 8 bits; an average and
     initial weights 4 more each) and a frozen one's weight; activations come on top.
     """
     ranks = PartialState().num_processes
+    models = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
     trained = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}
     count = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     frozen = sum(p.nbytes for p in {p for model in models.values() for p in model.parameters()} if not p.requires_grad)

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from huggingface_hub import ModelCard
 
+from .carded import CardedModel
+from .cards.incremental import mixture_card
 from .errors import InputError
 from .mixture_heads import HEADS
 from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, number, pack, rows_of_batches
@@ -33,7 +35,7 @@ from .vmf import log_normalizer
 SAMPLE = 1024  # rows of a class on which a session in batches is expanded
 
 
-class VMFMixtureClassifier(ModelMixin, ConfigMixin):
+class VMFMixtureClassifier(CardedModel):
     """Mixtures of von Mises-Fisher distributions on features (N, dim), for labels of any one JSON type.
 
     memory: exemplars kept in all, as features. transform: "none" clusters the features' directions, "whiten" those after
@@ -50,8 +52,6 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
     """
-
-    config_name = "config.json"
 
     @register_to_config
     def __init__(
@@ -103,6 +103,10 @@ class VMFMixtureClassifier(ModelMixin, ConfigMixin):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_ready": None, "_linear": None}  # copies lay out their own
+
+    def card(self, name: str) -> ModelCard:
+        """Return the card that `save_pretrained` writes."""
+        return mixture_card(self, name)
 
     # What was learnt.
 

@@ -86,7 +86,7 @@ def _check_part(folder: Path, library: str, name: str, variant: str | None, say:
     return problems
 
 
-def _load(cls: type, folder: Path, variant: str | None) -> tuple[Any, list[str]]:
+def _load(cls: Any, folder: Path, variant: str | None) -> tuple[Any, list[str]]:
     """Load a part of a pipeline; return it and what its weights lack."""
     if not hasattr(cls, "save_pretrained") or not issubclass(cls, torch.nn.Module):
         return cls.from_pretrained(folder), []

@@ -127,9 +127,11 @@ class DiffusionOptions:
 
 def parse(cls: type[T], argv: list[str] | None = None, description: str | None = None, program: str | None = None) -> T:
     """Read an options dataclass from the command line; a mistake ends the program with one line that says why."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is one
+    places = [f" [{field.name.upper()}]" for field in fields if field.metadata.get("positional")]
     parser = argparse.ArgumentParser(
         prog=program,
-        usage="%(prog)s [options]",
+        usage=f"%(prog)s{''.join(places)} [options]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -137,7 +139,7 @@ def parse(cls: type[T], argv: list[str] | None = None, description: str | None =
     parser.add_argument("--config", metavar="FILE", help="JSON file of options; the command line wins over it")
     sections: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
+    for field in fields:
         title = getattr(cls, "_groups", {}).get(field.name, "options")
         if title not in sections:
             sections[title] = parser.add_argument_group(title)
@@ -171,7 +173,7 @@ def command_line() -> str:
 
 def _add_argument(parser: Any, field: dataclasses.Field, hint: Any) -> None:
     kind, _, many = _unpack(hint)
-    default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     shown = "" if default is None or default == [] else f" (default: {default})"
     names = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
     # argparse.SUPPRESS: only what the user typed is returned, so that a config file can sit between it and the defaults.

@@ -65,7 +65,7 @@ def check(n: int, count: int, k: int, shards: np.ndarray | None = None) -> list[
     Raises InputError unless `count` can be chosen of each, on a graph of k neighbours.
     """
     if shards is None:
-        labels, groups = [""], [np.arange(n)]
+        labels, groups = np.array([""]), [np.arange(n)]
     elif len(shards) != n:
         raise InputError(f"{len(shards):,} shard labels for {n:,} embeddings; give one each")
     else:

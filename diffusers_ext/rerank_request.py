@@ -171,7 +171,7 @@ def _seeds(seed: Any, generator: Any, prompts: int, number: int) -> tuple[list[l
     if seed is None:
         device = generator.device if generator is not None else device
         seed = torch.randint(SEEDS, (total,), generator=generator, device=device).tolist()
-    seeds = list(range(seed, seed + total)) if isinstance(seed, Integral) else [int(each) for each in seed]
+    seeds = list(range(int(seed), int(seed) + total)) if isinstance(seed, Integral) else [int(each) for each in seed]
     if len(seeds) != total:
         raise InputError(f"{len(seeds)} seeds for {prompts} x {number} candidates; give one each, or one number")
     return [seeds[start : start + number] for start in range(0, total, number)], device

@@ -134,6 +134,7 @@ def prepare(model: Reward, frozen: list[nn.Module], files: Sequence[File], texts
     cache None: images are read and encoded at each step. A reward on open_clip's embeddings needs one.
     """
     if isinstance(model, LinearHeadReward):
+        assert cache is not None, "a head is trained on embeddings that were computed before"
         return _on_embeddings(model, files, texts, cache)
     if cache is None or not frozen:
         image = PixelReader(model.config.vision_config.image_size)

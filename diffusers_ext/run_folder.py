@@ -8,6 +8,7 @@ import json
 import math
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ class Metrics:
 
     def _each_tracker(self, name: str, act: Callable[[GeneralTracker], None]) -> None:
         for tracker in self.accelerator.trackers:  # none but on the main process
-            self._guarded(f"{tracker.name}.{name}", lambda tracker=tracker: act(tracker))
+            self._guarded(f"{tracker.name}.{name}", partial(act, tracker))
 
     def _guarded(self, name: str, act: Callable[[], None]) -> None:
         try:

@@ -66,7 +66,7 @@ def embed(
     keys = [digest_of(text) for text in texts]
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     load = functools.cache(lambda: SentenceEncoder(folder, device))
-    rows = None
+    rows: np.ndarray = np.empty((0, 0))
     with tqdm(total=len(texts), desc="embedding", unit="prompt", dynamic_ncols=True, disable=not show) as bar:
         for first in range(0, len(order), CHUNK):
             chunk = order[first : first + CHUNK]
@@ -79,7 +79,7 @@ def embed(
 
             store.fill([keys[index] for index in new], Batches(len(new), batch_size, encode))
             values = torch.stack([store[keys[index]] for index in chunk]).numpy()
-            rows = np.empty((len(texts), values.shape[1]), np.float32) if rows is None else rows
+            rows = rows if len(rows) else np.empty((len(texts), values.shape[1]), np.float32)
             rows[chunk] = values
             bar.update(first + len(chunk) - bar.n)
     return rows

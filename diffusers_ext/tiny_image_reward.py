@@ -26,7 +26,13 @@ def image_reward(texts: Iterable[str], width: int = 64, layers: int = 2, image_s
         "num_attention_heads": 4,
         "initializer_range": DEVIATION,
     }
-    text = {**shape, "vocab_size": len(words), "max_position_embeddings": TOKENS, "pad_token_id": 0}
+    ids = {
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+    }  # BLIP's own lie outside of `words`
+    text = {**shape, "vocab_size": len(words), "max_position_embeddings": TOKENS, **ids}
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     vision = {**shape, "image_size": image_size, "patch_size": patch_size}
     config = ImageRewardConfig(

@@ -5,9 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+import diffusers_ext
 from diffusers_ext.cards.check import card_problems
 from diffusers_ext.cards.controlnet import write_controlnet_card
 from diffusers_ext.cards.image_text import write_image_text_card
@@ -196,6 +198,15 @@ def test_words_stay_words(words):
     assert {token.type for token in parse(f"a {escape(words)} b")[2:-1]} <= {"text", "text_special"}
     if words.strip():
         assert [token.type for token in parse(f"a {code(words)} b")[2:-1]] == ["text", "code_inline", "text"]
+
+
+@pytest.mark.parametrize("word", ["wren", EVIL])
+def test_a_mixture_classifier_is_saved_with_a_card(word, tmp_path):
+    features = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    learner = diffusers_ext.VMFMixtureClassifier(4, encoder=word).partial_fit(features, [word, "heron"] * 20)
+    learner.save_pretrained(tmp_path / "birds")
+    assert card_problems(tmp_path / "birds") == []
+    assert "2 classes" in (tmp_path / "birds" / "README.md").read_text()
 
 
 def test_names_read_as_before():

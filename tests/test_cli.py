@@ -1,5 +1,6 @@
 """diffusers-ext: every subcommand is found, explains itself and answers at once."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -33,6 +34,10 @@ def test_each_command_explains_itself_without_loading_anything(name):
     done = call(name.replace("_", "-"), "--help")
     assert done.returncode == 0, done.stderr
     assert f"diffusers-ext {name.replace('_', '-')}" in module.__doc__  # an example to paste
+    if hasattr(module, "Options"):
+        usage = done.stdout.split("\n\n")[0]
+        places = [field.name for field in dataclasses.fields(module.Options) if field.metadata["positional"]]
+        assert all(f"[{place.upper()}]" in usage for place in places)
 
 
 def test_train_hands_its_words_to_the_script():

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_ext import condition_tools
 from diffusers_ext import conditions as module
+from diffusers_ext.condition_edges import canny_magnitude, sobel_magnitude
 from diffusers_ext.conditions import (
     CONDITIONS,
     as_tensor,
-    canny_magnitude,
     colour_labels,
     resolve,
-    sobel_magnitude,
     voc_palette,
 )
 from diffusers_ext.errors import InputError
@@ -222,7 +222,7 @@ def test_tile_keeps_the_mean_and_loses_detail():
 def test_tile_compresses_as_pillow_does():
     picture, file = scene(64, 64), io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=40)
-    assert np.abs(module._jpeg(picture, 40).astype(float) - np.array(Image.open(file))).mean() < 1
+    assert np.abs(condition_tools.through_jpeg(picture, 40).astype(float) - np.array(Image.open(file))).mean() < 1
 
 
 def test_palette_grid_holds_the_means_of_its_cells():
@@ -354,7 +354,7 @@ def test_sobel_magnitude_of_known_pictures():
 
 def test_sobel_magnitude_is_softedges_formula():
     picture = scene(40, 56)
-    ours = module._magnitude(*module._gradients(picture, 1.2))[1:-1, 1:-1]
+    ours = condition_tools.edge_strength(*condition_tools.gradients(picture, 1.2))[1:-1, 1:-1]
     blurred = cv2.GaussianBlur(picture.astype(np.float64) / 255, (0, 0), 1.2)
     theirs = sobel_magnitude(torch.from_numpy(blurred).permute(2, 0, 1)[None], epsilon=1e-6)[0, 0, 1:-1, 1:-1]
     assert ours / (4 * 255) == pytest.approx(theirs.numpy(), abs=2e-3)

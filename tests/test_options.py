@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,10 +96,12 @@ def test_secrets_are_not_recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_help_is_quick_and_complete(script):
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
-    assert time.monotonic() - began < 2
+def test_help_is_complete_and_loads_nothing_heavy(script):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", script, "--help"], capture_output=True, text=True, check=True
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in loaded and not loaded & {"torch", "numpy", "diffusers", "accelerate"}
     assert "accelerate launch training/" in done.stdout and "--resume_from_checkpoint" in done.stdout
 
 

@@ -1,5 +1,10 @@
 """The cards of published pipelines are in order, as `diffusers-ext card check` sees it."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -7,7 +12,10 @@ from PIL import Image
 from diffusers_ext import embedded_model
 from diffusers_ext.cards.check import card_problems
 from diffusers_ext.cards.pipeline import write_block_card, write_code_card, write_pipeline_card
+from diffusers_ext.hub_loadable import write_code_file
 from diffusers_ext.rewards.colour import ColourReward
+
+SOURCE = Path(__file__).parents[1] / "pipelines" / "reward_rerank.py"
 
 
 def test_cards_have_nothing_to_mend(tmp_path):
@@ -24,3 +32,17 @@ def test_cards_have_nothing_to_mend(tmp_path):
     card = ModelCard.load(tmp_path / "pipeline" / "README.md")
     assert "reranking" in card.data.tags and "take an ensemble" in card.text
     assert str(embedded_model()) not in card.content  # a local base is nobody else's
+
+
+@pytest.mark.parametrize("edit", ["", "\n# mine\n"])
+def test_an_edited_copy_of_our_file_is_saved_as_it_is(edit, tmp_path, monkeypatch):
+    copy = tmp_path / SOURCE.name
+    copy.write_bytes(SOURCE.read_bytes() + edit.encode())
+    spec = importlib.util.spec_from_file_location("a_copy", copy)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "a_copy", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("diffusers_ext.pipelines.reward_rerank.__file__", str(SOURCE))  # of this checkout
+    assert write_code_file(tmp_path / "saved", module.RewardRerankPipeline) == "reward_rerank"
+    saved = (tmp_path / "saved" / "reward_rerank.py").read_text()
+    assert saved.endswith("# mine\n") if edit else saved.startswith("from diffusers_ext.pipelines.reward_rerank import")

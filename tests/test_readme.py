@@ -17,10 +17,20 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for name, text in fenced if name == language]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_and_pictures_exist(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+def anchors(page: Path) -> set[str]:
+    """What the code host makes of a page's headings: lower case, without punctuation, dashes for spaces."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    headings = re.findall(r"^#+ +(.+?) *$", prose, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_pictures_and_anchors_exist(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            other = page.parent / target if target else page
+            assert other.exists(), target
+            assert not anchor or anchor in anchors(other), f"{target}#{anchor}"
 
 
 def test_the_readmes_code_runs(tmp_path):
@@ -51,3 +61,55 @@ def test_the_map_is_true():
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if path.name != "__init__.py"]
     assert named <= {path.name for path in files}
     assert not {path.name for path in files if path.parent.name not in ("objectives", "commands")} - named
+
+
+def test_every_loss_stands_where_the_route_through_the_code_says():
+    text = (ROOT / "docs" / "reading-the-code.md").read_text(encoding="utf-8")
+    table = text.split("## The loss of each method")[1].split("##")[0]
+    rows = [line for line in table.splitlines() if "](" in line]
+    for row in rows:
+        files = [ROOT / "docs" / target for target in re.findall(r"\]\(([^)]+)\)", row)]
+        source = "".join(file.read_text(encoding="utf-8") for file in files)
+        for name in re.findall(r"`(\w+)`", row.split("|")[3]):
+            assert re.search(rf"^(class|def) {name}\b", source, re.M), name
+    listed = {Path(target).name for target in re.findall(r"\]\(([^)]+)\)", table)}
+    parts = {"__init__.py", "policy.py"}  # the base class, and the network that is tuned
+    assert {path.name for path in (ROOT / "diffusers_ext" / "objectives").glob("*.py")} - parts <= listed
+
+
+def test_every_page_is_on_the_site_and_every_public_name_in_its_reference():
+    import diffusers_ext
+
+    index, reference = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("index.md", "api.rst"))
+    listed = index.split("{toctree}")[1].split()
+    assert sorted(path.stem for path in PAGES[1:] if path.stem != "index") == sorted(
+        set(listed) & {p.stem for p in PAGES}
+    )
+    assert all(f":: diffusers_ext.{name}\n" in reference for name in diffusers_ext.__all__)
+    folders = {name: ROOT / "diffusers_ext" / name for name in ("objectives", "commands", "metrics")}
+    for name, folder in {**folders, "pipelines": ROOT / "pipelines"}.items():
+        for path in folder.glob("[!_]*.py"):
+            assert f"automodule:: diffusers_ext.{name}.{path.stem}\n" in reference, path
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Where the docs extra is installed; `make docs` does the same."""
+    for name in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(name)
+    call = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", ROOT / "docs", tmp_path]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_benchmarks_page_is_complete_and_its_figures_stand_on_their_pages():
+    page = ROOT / "docs" / "benchmarks.md"
+    text = page.read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `") and ".py`" in line]
+    named = {re.search(r"`(\w+)\.py`", row[0])[1] for row in rows} | {"step_clock"}
+    assert named == {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    for row in rows:
+        target = re.search(r"\]\(([^)#]*)", row[3])[1]
+        source = (page.parent / target if target else page).read_text(encoding="utf-8")
+        source = source if target else source.split("## A ControlNet training step")[1]
+        for figure in re.findall(r"(?<![\w.])-?\d+\.\d+|\d,\d{3}", row[2]):
+            assert figure in source.replace("−", "-"), f"{row[0]}: {figure} is not on {target or 'the page'}"

@@ -151,7 +151,7 @@ def test_another_backbone_is_refused(run, backbone, tmp_path):
 
 
 def test_saving_again_and_pushing(run, tmp_path, monkeypatch):
-    from diffusers_ext import lads
+    from diffusers_ext import carded
 
     model = diffusers_ext.LADSClassifier.from_pretrained(run)
     model.save_pretrained(tmp_path / "again")
@@ -164,9 +164,9 @@ def test_saving_again_and_pushing(run, tmp_path, monkeypatch):
     class Repository(str):
         repo_id, repo_name = "me/lads", "lads"
 
-    monkeypatch.setattr(lads, "create_repo", lambda *words, **settings: Repository("me/lads"))
+    monkeypatch.setattr(carded, "create_repo", lambda *words, **settings: Repository("me/lads"))
     monkeypatch.setattr(
-        lads, "upload_folder", lambda **call: uploaded.update(dict.fromkeys(names(call["folder_path"])))
+        carded, "upload_folder", lambda **call: uploaded.update(dict.fromkeys(names(call["folder_path"])))
     )
     model.push_to_hub("me/lads")
     assert {"config.json", "README.md", "diffusion_pytorch_model.safetensors"} <= set(uploaded)

@@ -66,7 +66,7 @@ def main(options: Options) -> None:
     from diffusers_ext.control_options import base_of, check_options
     from diffusers_ext.control_start import start_controlnet
     from diffusers_ext.encoders import is_sdxl
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import save
     from diffusers_ext.objectives.diffusion import Diffusion
@@ -90,8 +90,7 @@ def main(options: Options) -> None:
     diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
     objective = make_objective(options, controlnet, pipe.unet, base.encoders(pipe), diffusion, pipe.vae)
     if options.dry_run:
-        parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-        accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **parts}))
+        accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **pipe.components}))
         return
 
     objective.to(accelerator.device)
@@ -100,10 +99,7 @@ def main(options: Options) -> None:
     loop.claim(accelerator, options)
     if options.encoder_cache_dir is not None:
         data = encode(data, base, options, accelerator)
-    gap = None
-    if len(data.held_out) > 1:
-        measured = loop.collate([data.held_out[0, at] for at in range(len(data.held_out))])
-        gap = ConditionGap(objective, measured, options.train_batch_size)
+    gap = ConditionGap.on(data.held_out, objective, options.train_batch_size)
     preview = ControlPreview(lambda: pipe, objective, data.pairs, gap, options)
     loop.train(accelerator, objective, data.dataset, options, preview)
 
@@ -112,8 +108,7 @@ def main(options: Options) -> None:
         save(objective, run_folder)
         counts = (len(data.dataset), len(data.held_out), data.report.digest)
         write_controlnet_card(run_folder, base_of(options), *counts, is_sdxl(base.folder))
-        if options.push_to_hub:
-            print(f"published at {push(run_folder, options)}")
+        publish(run_folder, options)
     accelerator.end_training()
 
 

@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     from diffusers_ext.control_start import start_controlnet
     from diffusers_ext.data.preflight import contact_sheet
     from diffusers_ext.encoders import is_sdxl
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import ControlObjective, save
     from diffusers_ext.objectives.diffusion import Diffusion
@@ -85,8 +85,7 @@ def main(options: Options) -> None:
     switches = (options.only_mid_control, options.unlock_decoder, options.controlnet_blocks)
     objective = ControlObjective(controlnet, pipe.unet, base.encoders(pipe), diffusion, *switches)
     if options.dry_run:
-        parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-        accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **parts}))
+        accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **pipe.components}))
         return
 
     loop.claim(accelerator, options)
@@ -94,10 +93,7 @@ def main(options: Options) -> None:
         contact_sheet(data.shown, Path(options.output_dir) / "data.png")
     if cached:
         data = encode(data, base, options, accelerator)
-    gap = None
-    if len(data.held_out) > 1:
-        measured = loop.collate([data.held_out[0, at] for at in range(len(data.held_out))])
-        gap = ConditionGap(objective, measured, options.train_batch_size)
+    gap = ConditionGap.on(data.held_out, objective, options.train_batch_size)
     load_drawer = (lambda: base.load(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
     preview = ControlPreview(load_drawer, objective, data.pairs, gap, options)
     loop.train(accelerator, objective, data.dataset, options, preview)
@@ -113,8 +109,7 @@ def main(options: Options) -> None:
             data.report.digest,
             is_sdxl(base.folder),
         )
-        if options.push_to_hub:
-            print(f"published at {push(run_folder, options)}")
+        publish(run_folder, options)
     accelerator.end_training()
 
 

@@ -66,7 +66,7 @@ def main(options: Options) -> None:
     from diffusers_ext.data.captioned import ImageTexts
     from diffusers_ext.data.preflight import check
     from diffusers_ext.data.rows import read_rows
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.image_text import Encoders, new_model, save
     from diffusers_ext.image_text_previews import ImageTextPreview, Retrieval
     from diffusers_ext.objectives.image_text import ImageTextObjective
@@ -105,8 +105,7 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         run_folder = save(towers, options.output_dir, options.hub_model_id)
         write_image_text_card(run_folder, len(rows), len(held_out))
-        if options.push_to_hub:
-            print(f"published at {push(run_folder, options)}")
+        publish(run_folder, options)
     accelerator.end_training()
 
 

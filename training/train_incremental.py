@@ -117,7 +117,7 @@ class Options(DataOptions, ClassifierOptions, TrainableOptions, RunOptions, Opti
 
 
 def main(options: Options) -> None:
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.incremental_run import Run
     from diffusers_ext.loop import check, start
 
@@ -136,8 +136,7 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         stream.compare()
         stream.finish()
-        if options.push_to_hub:
-            print(f"published at {push(Path(options.output_dir), options)}")
+        publish(Path(options.output_dir), options)
     accelerator.end_training()
 
 

@@ -33,7 +33,7 @@ def main(options: Options) -> None:
 
     from diffusers_ext import lads_run
     from diffusers_ext.backbones import load_backbone
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.lads import LADSClassifier
     from diffusers_ext.lads_domains import Domains, embed_domains
     from diffusers_ext.options import as_dict, command_line
@@ -80,8 +80,7 @@ def main(options: Options) -> None:
         }
         classifier = LADSClassifier.assemble(fits.probe, fits.bank, text, domains, splits.train, backbone, training)
         classifier.save_pretrained(run_folder)
-        if options.push_to_hub:
-            print(f"published at {push(run_folder, options)}")
+        publish(run_folder, options)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -88,7 +88,7 @@ def main(options: Options) -> None:
     from diffusers_ext.cards.reward import write_reward_card
     from diffusers_ext.data.ranked import RankedImages
     from diffusers_ext.data.ranking_checks import count
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.objectives.ranking import RankingObjective
     from diffusers_ext.reward_previews import RankingPreview, finish
 
@@ -119,8 +119,7 @@ def main(options: Options) -> None:
         mean, std = finish(objective, dataset, run_folder, options.train_batch_size)
         print(f"rewards are normalised by the training images' mean {mean:.4g} and deviation {std:.4g}")
         write_reward_card(run_folder, count(training), count(held_out))
-        if options.push_to_hub:
-            print(f"published at {push(run_folder, options)}")
+        publish(run_folder, options)
     accelerator.end_training()
 
 

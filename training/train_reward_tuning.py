@@ -43,7 +43,7 @@ def main(options: Options) -> None:
     from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards.tuning import write_tuning_card
     from diffusers_ext.encoders import check_resolution, is_sdxl
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.objectives.reward_path import RewardPath
     from diffusers_ext.tuning_options import base_of, check_options
     from diffusers_ext.tuning_previews import TuningPreview
@@ -102,8 +102,7 @@ def main(options: Options) -> None:
         with accelerator.autocast():
             preview.sweep()
         write_tuning_card(run_folder, base_of(options), len(dataset), xl)
-        if options.push_to_hub:
-            print(f"published at {push(run_folder, options)}")
+        publish(run_folder, options)
     accelerator.end_training()
 
 

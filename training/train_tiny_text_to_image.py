@@ -56,7 +56,7 @@ def main(options: Options) -> None:
     from diffusers_ext.cards.text_to_image import write_text_to_image_card
     from diffusers_ext.data.encoded import Encoded, encode_in_memory
     from diffusers_ext.encoders import StableDiffusionEncoders
-    from diffusers_ext.hub import push
+    from diffusers_ext.hub import publish
     from diffusers_ext.objectives.diffusion import Diffusion
     from diffusers_ext.objectives.text_to_image import AutoencoderObjective, TextToImageObjective
     from diffusers_ext.previews import TextToImagePreview
@@ -100,8 +100,7 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         tiny.save_half(pipe, output_dir)
         write_text_to_image_card(output_dir)
-        if options.push_to_hub:
-            print(f"published at {push(output_dir, options)}")
+        publish(output_dir, options)
     accelerator.end_training()
 
 

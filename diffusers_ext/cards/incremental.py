@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from .markdown import escape, literal, table
-from .parts import NOT_TO_JUDGE, command_and_versions, heading, record, save, shown, title
+from .parts import NOT_TO_JUDGE, command_and_versions, heading, new_card, record, save, shown, title
 
 COLUMNS = {
     "average_incremental_accuracy": "average incremental",
@@ -22,6 +22,34 @@ def name_of(head: str) -> str:
     return {"mixture": "vMF mixture", "auto": "vMF mixture or linear head"}.get(head, head)
 
 
+def mixture_card(classifier: Any, name: str) -> ModelCard:
+    """Return the card of a `VMFMixtureClassifier` alone, of which no run is known."""
+    components = sum(classifier.n_components_.values())
+    text = f"""# {escape(name)}: a classifier that keeps learning
+
+Mixtures of von Mises-Fisher distributions on features of {classifier.config["dim"]} dimensions of {shown(classifier.config["encoder"])}:
+{len(classifier.classes_)} classes, {components} components. After "General Incremental Learning with Domain-aware Categorical
+Representations" (Xie, Yan & He, CVPR 2022).
+
+## Use
+
+```python
+from diffusers_ext import VMFMixtureClassifier
+
+classifier = VMFMixtureClassifier.from_pretrained({literal(name)})
+labels = classifier.predict(features)
+classifier.partial_fit(new_features, new_labels)  # the next session
+```
+
+## Measured
+
+Nothing is recorded here: whoever publishes it should say what it was tested on.
+
+{_limits(classifier)}
+"""
+    return new_card(_data(), text)
+
+
 def write_incremental_card(run: Path, ours: dict, baselines: list[dict], classifier: Any) -> Path:
     """Write README.md of a run folder of train_incremental.py from its measures."""
     noted = record(run)
@@ -29,13 +57,6 @@ def write_incremental_card(run: Path, ours: dict, baselines: list[dict], classif
     frozen, name = options.get("regime", "frozen") == "frozen", name_of(options.get("head", "mixture"))
     protocol = json.loads((run / "protocol.json").read_text(encoding="utf-8"))
     reference = title(options["backbone"]) if frozen else f"timm:{run.resolve().name}/backbone"
-    data = ModelCardData(
-        library_name="diffusers_ext",
-        pipeline_tag="image-classification",
-        tags=["continual-learning", "diffusers_ext"],
-        license="other",
-        license_name="that-of-the-backbone-and-the-data",
-    )
     text = f"""{heading(run, "a classifier that keeps learning")}
 
 Mixtures of von Mises-Fisher distributions on the features of {shown(options["backbone"])}{"" if frozen else ", which learnt with them"}, grown
@@ -73,13 +94,27 @@ Percent, on held-out pictures of all classes and domains seen so far. {"" if fro
 
 The order of sessions is in protocol.json.
 
-## Limits and misuse
+{_limits(classifier)}
+"""
+    return save(run, _data(), text)
+
+
+def _data() -> ModelCardData:
+    return ModelCardData(
+        library_name="diffusers_ext",
+        pipeline_tag="image-classification",
+        tags=["continual-learning", "diffusers_ext"],
+        license="other",
+        license_name="that-of-the-backbone-and-the-data",
+    )
+
+
+def _limits(classifier: Any) -> str:
+    return f"""## Limits and misuse
 
 It knows what the backbone tells apart. The memory holds {len(classifier.exemplars.features)} feature vectors of training pictures, no
 pictures. Probabilities are calibrated on held-out samples of the sessions; novelty scores are comparable within one session.
-{NOT_TO_JUDGE}
-"""
-    return save(run, data, text)
+{NOT_TO_JUDGE}"""
 
 
 def _table(name: str, ours: dict, baselines: list[dict]) -> str:

@@ -50,9 +50,12 @@ def escape_table(markdown: str) -> str:
 
 def split_code(markdown: str) -> tuple[str, list[tuple[str, str]]]:
     """Return the text outside blocks of code, and the blocks as (language, code); one left open ends with the text."""
-    prose, blocks, fence = [], [], ""
+    prose: list[str] = []
+    blocks: list[tuple[str, list[str]]] = []
+    fence = ""
     for line in markdown.splitlines():
-        ticks, rest = re.match("(`*)(.*)", line).groups()
+        rest = line.lstrip("`")
+        ticks = line[: len(line) - len(rest)]
         if not fence and len(ticks) >= 3 and "`" not in rest:
             fence = ticks
             blocks.append((rest.strip(), []))

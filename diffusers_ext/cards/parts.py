@@ -5,6 +5,7 @@ Every number comes from metrics.jsonl, the command and the versions from options
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def command_and_versions(run: dict) -> str:
     return f"{fenced(published(run['command']), 'bash')}\n\n{versions(run)}"
 
 
-def versions(run: dict) -> str:
+def versions(run: Mapping[str, Any]) -> str:
     """The versions that a result depends on, as a sentence."""
     return ", ".join(f"{name} {version}" for name, version in run["versions"].items()) + "."
 
@@ -116,7 +117,7 @@ def shown(base: str | None) -> str:
     return code(title(base)) if base else "a backbone of your own"
 
 
-def licence(base: str) -> dict[str, str]:
+def licence(base: str) -> dict[str, Any]:
     """Return the metadata of the base's licence, from its card where that is at hand."""
     card = Path(base) / "README.md"
     data = ModelCard.load(card).data.to_dict() if card.exists() else {}

@@ -22,11 +22,12 @@ def write_reward_card(run: Path, pairs: Counts, held_out: Counts) -> Path:
     """Write README.md of a run folder of train_reward_model.py; pairs: what it was trained on."""
     options, config = record(run)["options"], json.loads((run / "config.json").read_text(encoding="utf-8"))
     base, head_alone = options["backbone"], config["model_type"] == "open_clip_reward"
+    terms = {"license": "unknown"} if base == "tiny" else licence(base)
     data = ModelCardData(
         library_name="transformers",
         tags=["reward-model", "human-preference", "diffusers_ext"],
         base_model=None if base == "tiny" else hub_name(base),
-        **({"license": "unknown"} if base == "tiny" else licence(base)),
+        **terms,
     )
     name = "LinearHeadReward" if head_alone else "ImageRewardModel"
     module = "diffusers_ext.rewards.linear_head" if head_alone else "diffusers_ext"

@@ -26,7 +26,8 @@ def write_text_to_image_card(run: Path) -> Path:
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["stable-diffusion", "diffusers-training", "diffusers_ext"],
-        **({"license": "other", "license_name": "that-of-the-data"} if own else {"license": "apache-2.0"}),
+        license="other" if own else "apache-2.0",
+        license_name="that-of-the-data" if own else None,
     )
     how = f"on {options['validation_samples']} held-out prompts{'' if own else ', colour pairs that never occur in training'}"
     text = f"""{heading(run, "a small Stable Diffusion")}

@@ -50,7 +50,8 @@ def main(options: Options) -> None:
     classifier = LADSClassifier.from_pretrained(options.model).to(device)
     if options.backbone:
         classifier.backbone = load_backbone(options.backbone, device)
-    lines, right = [], {}
+    lines: list[str] = []
+    right: dict[str, list[bool]] = {}
     for start in tqdm(range(0, len(files), options.batch_size), desc="classifying", unit="batch", dynamic_ncols=True):
         batch = files[start : start + options.batch_size]
         found = classifier.predict(batch, options.head, options.share, options.batch_size)

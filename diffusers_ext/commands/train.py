@@ -35,4 +35,5 @@ def launch(words: list[str]) -> None:
 
 def _folder() -> Path:
     spec = find_spec("diffusers_ext.training")
-    return Path(next(iter(spec.submodule_search_locations)))
+    assert spec and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])

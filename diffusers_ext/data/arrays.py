@@ -8,14 +8,19 @@ import struct
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image
 
 from ..errors import InputError
 
-IDX = {0x08: np.dtype("u1"), 0x09: np.dtype("i1"), 0x0B: np.dtype(">i2"), 0x0C: np.dtype(">i4")}  # of the magic number
+IDX: dict[int, np.dtype] = {
+    0x08: np.dtype("u1"),
+    0x09: np.dtype("i1"),
+    0x0B: np.dtype(">i2"),
+    0x0C: np.dtype(">i4"),
+}  # of the magic number
 IDX |= {0x0D: np.dtype(">f4"), 0x0E: np.dtype(">f8")}
 
 
@@ -27,7 +32,7 @@ class ArrayFile:
     name: str
     source: str
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
         stream = BytesIO()
         Image.fromarray(self.pixels).convert("RGB").save(stream, "BMP")
         stream.seek(0)

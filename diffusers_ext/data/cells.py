@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glob import glob
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, Literal
 
 from ..errors import InputError
 from .files import Columns, File, Row, Rows, captions
@@ -26,7 +26,7 @@ class Cell:
     def name(self) -> str:
         return f"{self.column}-{self.index}"
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
         value = self.data[self.index][self.column]
         if isinstance(value, dict):
             value = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()

@@ -21,7 +21,7 @@ from .. import randomness
 from ..cache import Digests, Store, digest_of, digest_of_file, fingerprint
 from ..encoders import StableDiffusionEncoders, parts_of
 from ..errors import InputError
-from .files import Size
+from .files import File, Size
 
 
 class Encoded(Dataset):
@@ -56,6 +56,7 @@ class Encoded(Dataset):
     def _without_picture(self, key: randomness.Key) -> dict:
         bare = {"key": key, "text": self.dataset.caption(key)}
         sample = self.dataset.without_picture(key) if self.conditions else bare
+        assert self.moments is not None
         return {**sample, "moments": self.moments[key[1]].float()}
 
 
@@ -94,7 +95,7 @@ class EncoderCache:
 
     def moments(
         self,
-        files: Sequence[Path],
+        files: Sequence[File],
         picture: Callable[[int], torch.Tensor],
         transform: dict,
         sizes: Sequence[Size] | None = None,
@@ -106,20 +107,19 @@ class EncoderCache:
         where they differ.
         """
         weights = fingerprint(self.vae.parent, [self.vae.name], self.digests)
-        keys = (
-            self.digests.of(files) if all(isinstance(file, Path) for file in files) else [*map(digest_of_file, files)]
-        )
+        paths = [file for file in files if isinstance(file, Path)]
+        keys = self.digests.of(paths) if len(paths) == len(files) else [*map(digest_of_file, files)]
         members: dict[Size | None, list[int]] = {}
         for index, size in enumerate(sizes or [None] * len(files)):
             members.setdefault(size, []).append(index)
-        places: list[tuple[Store, str]] = [None] * len(files)
+        places: dict[int, tuple[Store, str]] = {}
         for size, indices in members.items():
             store = self._store("moments", weights, {"transform": transform | ({"size": size} if size else {})})
             seen = [keys[index] for index in indices]
-            self._fill(store, seen, lambda at, own=indices: self.load().moments(picture(own[at])[None])[0])
+            self._fill(store, seen, functools.partial(self._moments, picture, indices))
             for index in indices:
                 places[index] = store, keys[index]
-        return CachedMoments(places)
+        return CachedMoments([places[index] for index in range(len(files))])
 
     def texts(self, captions: Iterable[str]) -> "CachedTexts":
         """Return the embeddings of captions and of the empty one, computing what is missing."""
@@ -132,6 +132,9 @@ class EncoderCache:
     def _store(self, value: str, weights: str, more: dict) -> Store:
         spec = {"value": value, "weights": weights, "dtype": str(self.dtypes[value]), **self.about, **more}
         return Store(self.folder, spec, self.digests)
+
+    def _moments(self, picture: Callable[[int], torch.Tensor], indices: list[int], at: int) -> torch.Tensor:
+        return self.load().moments(picture(indices[at])[None])[0]
 
     def _fill(self, store: Store, keys: list[str], encode: Callable[[int], torch.Tensor]) -> None:
         value = store.folder.name.split("-")[0]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import IO, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -27,9 +27,10 @@ Size = tuple[int, int]  # (width, height)
 
 
 class File(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def open(self, mode: str) -> BinaryIO: ...
+    def open(self, mode: Literal["rb"]) -> IO[bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Member:
     offset: int
     size: int
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
         with open(self.archive, mode) as file:
             file.seek(self.offset)
             return BytesIO(file.read(self.size))
@@ -135,7 +136,7 @@ def turned(size: Size, orientation: int) -> Size:
     return size[::-1] if orientation >= 5 else size
 
 
-def rgb(stream: BinaryIO, at_least: int | None = None) -> Image.Image:
+def rgb(stream: IO[bytes], at_least: int | None = None) -> Image.Image:
     """Decode as `load` does."""
     with Image.open(stream) as opened:
         if at_least:
@@ -143,7 +144,7 @@ def rgb(stream: BinaryIO, at_least: int | None = None) -> Image.Image:
         return _rgb(opened)
 
 
-def condition_array(stream: BinaryIO) -> np.ndarray:
+def condition_array(stream: IO[bytes]) -> np.ndarray:
     """Decode as `load_condition` does."""
     start = stream.read(len(NPY))
     stream.seek(0)

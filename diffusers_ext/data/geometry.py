@@ -92,14 +92,16 @@ def frame(
 ) -> Frame:
     """Cover `size` with the picture and cut the middle, or a place drawn under the key; mirror it with probability flip."""
     scale = max(size[0] / original[0], size[1] / original[1])
-    scaled = tuple(max(side, round(length * scale)) for length, side in zip(original, size))
-    margin = [length - side for length, side in zip(scaled, size)]
+    width, height = (max(side, round(length * scale)) for length, side in zip(original, size))
+    margin = (width - size[0], height - size[1])
     if random_crop:
         draw = randomness.generator(seed, "crop", *key)
-        offset = tuple(int(draw.integers(slack + 1)) for slack in margin)
+        left, top = (int(draw.integers(slack + 1)) for slack in margin)
     else:
-        offset = tuple(slack // 2 for slack in margin)
-    return Frame(original, scaled, offset, size, flip > 0 and randomness.uniform(seed, "flip", key) < flip)
+        left, top = (slack // 2 for slack in margin)
+    return Frame(
+        original, (width, height), (left, top), size, flip > 0 and randomness.uniform(seed, "flip", key) < flip
+    )
 
 
 def bucket_sizes(resolution: int, multiple: int = 64) -> list[Size]:

@@ -148,12 +148,11 @@ def read_lists(lists: str | Path, folder: str | Path) -> LabelledImages:
     A class is the name of the file's folder; the lists' numbers must tell the classes apart as those names do. PACS's
     test lists repeat the other two: of several lists the first of train, val, test has the file.
     """
-    paths = sorted(path for path in Path(lists).glob("*.txt") if _of_list(path))
-    paths.sort(key=lambda path: ("train", "val", "test").index(_of_list(path)[1]))
+    named = [(*of, path) for path in sorted(Path(lists).glob("*.txt")) if (of := _of_list(path))]
+    named.sort(key=lambda each: ("train", "val", "test").index(each[1]))
     found: dict[str, Sample] = {}
     numbers: dict[str, str] = {}
-    for path in paths:
-        domain, split = _of_list(path)
+    for domain, split, path in named:
         for origin, name, label, number in _listed(path):
             if numbers.setdefault(label, number) != number:
                 raise InputError(
@@ -191,11 +190,11 @@ def with_splits(table: LabelledImages, fractions: Mapping[str, float], seed: int
         strata.setdefault((sample.label, sample.domain), set()).add(digest)
     names, ends = list(fractions), np.cumsum(list(fractions.values()))
     split: dict[tuple[str, str, str], str] = {}
-    for stratum, members in strata.items():
+    for (label, domain), members in strata.items():
         ordered = sorted(members, key=lambda digest: (_draw(seed, digest), digest))
         cuts = np.rint(ends * len(ordered)).astype(int)
         for position, digest in enumerate(ordered):
-            split[(*stratum, digest)] = names[int(np.searchsorted(cuts, position, side="right"))]
+            split[label, domain, digest] = names[int(np.searchsorted(cuts, position, side="right"))]
     samples = (
         replace(sample, split=split[sample.label, sample.domain, digest])
         for sample, digest in zip(table.samples, digests)
@@ -232,7 +231,7 @@ def _from_table(path: Path, columns: tuple[str, str, str], domain: str) -> Itera
         if label is None:
             held = ", ".join(map(str, values))
             raise InputError(f"{origin}: no label under '{label_column}'; it has {held}; see --label_column")
-        split = _name(values, split_column, origin)
+        split = _name(values, split_column, origin) or ""
         yield Sample(
             file, label, _name(values, domain_column, origin) or domain, SPLITS.get(split, split) or None, origin
         )

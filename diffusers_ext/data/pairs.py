@@ -102,8 +102,8 @@ class Pairs(Dataset):
 
     def sample_conditions(self, count: int) -> torch.Tensor:
         """The conditions of the first `count` rows of the first row's size, (count, C, H, W)."""
-        buckets = self.buckets or [None] * len(self)
-        alike = [index for index, bucket in enumerate(buckets) if bucket == buckets[0]]
+        buckets = self.buckets
+        alike = [index for index in range(len(self)) if not buckets or buckets[index] == buckets[0]]
         return torch.stack([self.condition(index) for index in alike[:count]])
 
     def captions(self) -> list[str]:

@@ -127,9 +127,10 @@ def _inspect_all(
 def _inspect(row: Row) -> tuple[_Seen, _Seen | None, _Seen | None, list[Finding]]:
     """Return what picture, condition and mask are, and what is wrong between them."""
     image = _look(row.image, row.origin, _decode_picture)
-    others = [file and _look(file, row.origin, _decode_condition) for file in (row.condition, row.mask)]
-    shapes = [_shape(row, image, file, seen) for file, seen in zip((row.condition, row.mask), others) if seen]
-    return image, *others, [finding for finding in shapes if finding]
+    files = (row.condition, row.mask)
+    condition, mask = (_look(file, row.origin, _decode_condition) if file else None for file in files)
+    shapes = [_shape(row, image, file, seen) for file, seen in zip(files, (condition, mask)) if file and seen]
+    return image, condition, mask, [finding for finding in shapes if finding]
 
 
 def _shape(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:

@@ -92,7 +92,8 @@ def hold_out(prompts: Sequence[RankedPrompt], count: int, seed: int) -> tuple[li
     groups = defaultdict(list)
     for at, prompt in enumerate(prompts):
         groups[normalised(prompt.prompt)].append(at)
-    aside, wanted, members = set(), min(count, len(prompts) // 10), list(groups.values())
+    aside: set[int] = set()
+    wanted, members = min(count, len(prompts) // 10), list(groups.values())
     for group in generator(seed, "held_out").permutation(len(members)):
         if len(aside) + len(members[group]) <= wanted:
             aside |= set(members[group])

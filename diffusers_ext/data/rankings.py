@@ -194,13 +194,14 @@ def group_by_prompt(prompts: Sequence[RankedPrompt]) -> list[RankedPrompt]:
 def _join(group: list[RankedPrompt]) -> RankedPrompt:
     images = list(dict.fromkeys(image for prompt in group for image in prompt.images))
     place = {image: at for at, image in enumerate(images)}
-    joined, count = [], {}
+    joined: list[Ranking] = []
+    count: dict[str, int] = {}
     for prompt in group:
         for ranking in prompt.rankings:
             number = count[ranking.annotator] = count.get(ranking.annotator, 0) + 1
             name = ranking.annotator if number == 1 else f"{ranking.annotator}/{number}"
             at = [place[image] for image in prompt.images]
-            spread = {
+            spread: dict[str, Any] = {
                 "ranking": _spread(ranking.ranking, at, len(images), None),
                 "ratings": _spread(ranking.ratings, at, len(images), None),
                 "issues": _spread(ranking.issues, at, len(images), ()),

@@ -185,9 +185,9 @@ def _orphans(folder: Path, records: Iterable[dict]) -> list[File]:
 
 def _read_two_folders(folder: Path, columns: Columns, limit: int | None) -> Rows:
     """Pair the pictures of two folders by their path without suffix; without a .txt a caption is empty."""
-    images, conditions, masks = (
-        _by_stem(_subfolder(folder, column)) if column else None
-        for column in (columns.image, columns.condition, columns.mask)
+    images = _by_stem(_subfolder(folder, columns.image))
+    conditions, masks = (
+        _by_stem(_subfolder(folder, column)) if column else None for column in (columns.condition, columns.mask)
     )
     roles = [files for files in (images, conditions, masks) if files is not None]
     whole = set.intersection(*map(set, roles))

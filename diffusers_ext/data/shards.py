@@ -26,7 +26,7 @@ def read_shards(paths: list[Path], columns: Columns, limit: int | None) -> Rows:
             pictures = {role: member for role, member in members.items() if is_picture(member.name)}
             image = _first(pictures, image_names)
             condition = _first(pictures, condition_names)
-            mask = _first(pictures, {columns.mask})
+            mask = _first(pictures, {columns.mask}) if columns.mask else None
             if image is None or (condition is None and columns.condition) or (mask is None and columns.mask):
                 rows.orphans += [picture for picture in (image, condition, mask) if picture]
                 continue
@@ -92,7 +92,7 @@ def _members(path: Path) -> list[list]:
 def _scan(path: Path) -> list[list]:
     try:
         with tarfile.open(path, "r:") as archive:
-            members = [
+            members: list[list] = [
                 [each.name, each.offset_data, each.size] for each in archive if each.isfile() and not each.issparse()
             ]
     except tarfile.TarError as error:

@@ -30,7 +30,8 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[Prompt]:
 
     Raises InputError, naming file and row, where a prompt is missing, empty or no text.
     """
-    path, prompts = Path(path), []
+    path = Path(path)
+    prompts: list[Prompt] = []
     if not path.is_file():
         raise InputError(f"{path}: no such file of prompts")
     for origin, values in _values(path):

@@ -70,9 +70,9 @@ class PreferencePairs(Dataset):
         """numbers: which row of `pictures` a (prompt, image) is; see `rows_of`."""
         self.pictures, self.texts, self.with_time_ids = pictures, texts, with_time_ids
         self.pairs = [
-            (prompt.prompt, *(numbers[prompt.prompt, prompt.images[at]] for at in pair))
+            (prompt.prompt, numbers[prompt.prompt, prompt.images[better]], numbers[prompt.prompt, prompt.images[worse]])
             for prompt in prompts
-            for pair in prompt.pairs()
+            for better, worse in prompt.pairs()
         ]
 
     def __len__(self) -> int:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
+from ..loop import collate
 from ..objectives.control import ControlObjective
 
 TIMESTEP = 600  # of 1000: the picture's layout is still open, and the prompt alone does not settle it
@@ -28,6 +30,12 @@ class ConditionGap:
             raise ValueError("a wrong condition needs another pair: give at least two")
         self.objective, self.batch, self.batch_size = objective, batch, batch_size
         self.wrong = batch["conditioning_pixel_values"].roll(1, dims=0)
+
+    @classmethod
+    def on(cls, held_out: Dataset, objective: ControlObjective, batch_size: int) -> "ConditionGap | None":
+        """Measure on every sample of a data set, as in epoch 0; None where there are not two."""
+        count = len(held_out)
+        return cls(objective, collate([held_out[0, at] for at in range(count)]), batch_size) if count > 1 else None
 
     def __call__(self) -> dict[str, float]:
         """Return {"held_out_loss", "held_out_loss_zero", "held_out_loss_wrong", "gap"}; gap = (wrong − right) / right."""

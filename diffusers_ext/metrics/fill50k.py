@@ -87,7 +87,7 @@ def fitted_disc(found: np.ndarray) -> np.ndarray:
     """Return the disc with the area and the centroid of a mask: (H, W) bool; empty for an empty one."""
     if not found.any():
         return found
-    rows, columns = np.indices(found.shape)
+    rows, columns = (np.asarray(each) for each in np.indices(found.shape))
     distance = np.hypot(rows - rows[found].mean(), columns - columns[found].mean())
     return distance <= np.sqrt(found.sum() / np.pi)
 

@@ -63,7 +63,7 @@ class StreamState:
             "average_incremental_accuracy": float(np.mean(accuracy)),
             "final_accuracy": accuracy[-1],
             "forgetting": forgetting(self.matrix),
-            "worst_domain": min(of_domain.values()),
+            "worst_domain": min(each for each in of_domain.values() if each is not None),
             "cell_mean": float(np.mean([self._accuracy(seen & (cells == each)) for each in np.unique(cells[seen])])),
             "accuracy": accuracy,
             "matrix": self.matrix,

@@ -31,6 +31,7 @@ class ConditionPath(RewardPath):
         super().__init__(agreement, encoders, decoder, batch_size)
 
     def score(self, pixels: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        assert self.reward is not None
         return self.reward(pixels, given.float())
 
 

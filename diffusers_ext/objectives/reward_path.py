@@ -50,6 +50,7 @@ class RewardPath(nn.Module):
 
     def score(self, pixels: torch.Tensor, given: list[str]) -> torch.Tensor:
         """Return the rewards of decoded pictures, (B,)."""
+        assert self.reward is not None, "a path without reward draws only"
         return self.reward.score(given, pixels)
 
     @torch.compiler.disable

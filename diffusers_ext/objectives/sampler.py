@@ -5,7 +5,7 @@
 Shapes: B samples, N steps, latents (B, c, h, w).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +67,7 @@ class Sampler:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def noise(self, stream: str, keys: list[Key], like: torch.Tensor) -> torch.Tensor:
+    def noise(self, stream: str, keys: Sequence[tuple[int, ...]], like: torch.Tensor) -> torch.Tensor:
         """Draw ε ~ N(0, 1) of the samples' keys, in the shape and type and on the device of `like`."""
         return randomness.normal(self.seed, stream, keys, like.shape[1:]).to(like)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ..conditions import canny_magnitude
+from ..condition_edges import canny_magnitude
 from ..errors import InputError
 
 Agreement = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

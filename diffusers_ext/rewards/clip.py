@@ -144,7 +144,7 @@ def load_aesthetic_head(path: str | os.PathLike) -> nn.Sequential:
     """
     state = read_tensors(path)
     names = {match[1] for name in state if (match := re.fullmatch(r"(?:layers\.(\d+)\.)?(?:weight|bias)", name))}
-    layers = []
+    layers: list[nn.Module] = []
     for name in sorted(names, key=lambda name: int(name or 0)):
         prefix = f"layers.{name}." if name else ""
         weight, bias = state.pop(f"{prefix}weight", None), state.pop(f"{prefix}bias", None)

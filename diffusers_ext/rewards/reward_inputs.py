@@ -21,7 +21,7 @@ try:  # one exception type for all of diffusers_ext, where it is installed
     from diffusers_ext.errors import InputError
 except ImportError:
 
-    class InputError(ValueError):
+    class InputError(ValueError):  # type: ignore[no-redef]
         """Something given to us cannot be used; the message says what, where, and the remedy."""
 
 
@@ -33,7 +33,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Turn as the EXIF data say, lay transparency over white, bring 16 bits and floats to 8: any mode -> RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
+        values: np.ndarray = np.asarray(image, dtype=np.float32)
         values = values * 255 if image.mode == "F" else values / 257
         return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
