@@ -21,6 +21,7 @@ from pathlib import Path
 from diffusers_ext.options import option, run
 
 OURS = "vMF mixture"
+RECOVERED = ("modes_per_class", "kappa_ratio", "rand_index")
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Options:
     output: str = option("incremental.jsonl", "real: a row per learner, stream and order")
     orders: int = option(5, "real: orders of classes, domains and blocks, seeds 0 ..")
     learners: list[str] | None = option(None, "real, planted: only these learners; default: all")
+    projections: list[int] = option([2000], "of RanPAC; each number is a learner, the paper's is 10000")
     streams: list[str] | None = option(None, "planted: only these streams; default: all of data/planted.py")
     threads: int = option(1, "threads of torch")
 
@@ -69,10 +71,11 @@ def real(options: Options) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         sets = list(read_sets(options, options.cache_dir or scratch))
     for seed in range(options.orders):
-        for name, backbone, features, labels, domains, test, groups in sets:
+        for name, backbone, features, labels, domains, test, groups, texts in sets:
             for setting in SETTINGS:
                 sessions = build_sessions(labels, domains, setting, groups, seed)
-                for learner, make in learners(features.shape[1], seed).items():
+                made = learners(features.shape[1], seed, tuple(options.projections), texts)
+                for learner, make in made.items():
                     row = {"data": name, "backbone": backbone, "setting": setting, "order": seed, "learner": learner}
                     if key(row) in done or (options.learners and learner not in options.learners):
                         continue
@@ -86,18 +89,24 @@ def key(row: dict) -> tuple:
     return tuple(row[name] for name in ("data", "backbone", "setting", "order", "learner"))
 
 
-def learners(dim: int, seed: int) -> dict:
-    """Every learner by name, made when it is called."""
+def learners(dim: int, seed: int, projections: tuple[int, ...] = (2000,), texts: dict | None = None) -> dict:
+    """Every learner by name, made when it is called; texts: embeddings of class names, for the zero-shot row."""
     from diffusers_ext import VMFMixtureClassifier
-    from diffusers_ext.incremental_baselines import baselines
+    from diffusers_ext.incremental_baselines import ZeroShot, baselines
 
-    names = list(baselines(2, seed, projections=(2000,)))
-    made = {name: lambda name=name: baselines(dim, seed, projections=(2000,))[name] for name in names}
-    return {OURS: lambda: VMFMixtureClassifier(dim, seed=seed), **made}
+    names = list(baselines(2, seed, projections=projections))
+    made = {name: lambda name=name: baselines(dim, seed, projections=projections)[name] for name in names}
+    if texts:
+        made["zero-shot"] = lambda: ZeroShot(dim, texts=texts)
+    return {
+        OURS: lambda: VMFMixtureClassifier(dim, seed=seed),
+        f"{OURS}, head auto": lambda: VMFMixtureClassifier(dim, seed=seed, head="auto"),
+        **made,
+    }
 
 
 def read_sets(options: Options, cache: str):
-    """Yield (name, backbone, features, labels, domains, test half, groups of classes)."""
+    """Yield (name, backbone, features, labels, domains, test half, groups of classes, embeddings of class names or None)."""
     from diffusers_ext.backbones import features, load_backbone
     from diffusers_ext.data.labelled import read_labelled
 
@@ -115,7 +124,17 @@ def read_sets(options: Options, cache: str):
             for name, (read, groups) in tables.items():
                 test = test_half(read, name)
                 found = features(backbone, read.files, cache, show=True)
-                yield name, short(backbone.name), found, read.label_index, read.domain_index, test, groups
+                texts = class_texts(backbone, read.labels) if name == "PACS" and backbone.has_text else None
+                yield name, short(backbone.name), found, read.label_index, read.domain_index, test, groups, texts
+
+
+def class_texts(backbone, names) -> dict:
+    """Embeddings of the classes' names under four templates, their unit mean: {class: (d,)}."""
+    from torch.nn import functional as F
+
+    forms = ("a photo of a {}", "a painting of a {}", "a cartoon of a {}", "a sketch of a {}")
+    found = [backbone.embed_texts([form.format(name) for form in forms]).mean(0) for name in names]
+    return {label: F.normalize(each, dim=0) for label, each in enumerate(found)}
 
 
 def cut(backbone, stages: int):
@@ -130,7 +149,7 @@ def cut(backbone, stages: int):
 
 
 def short(reference: str) -> str:
-    return reference.removeprefix("timm:").split("@")[0]
+    return Path(reference.removeprefix("timm:").split("@")[0]).name
 
 
 def test_half(table, name: str):
@@ -187,11 +206,12 @@ def planted_streams(kinds: list[str] | None, chosen: list[str] | None):
     """Yield final accuracies on planted streams, means over seeds 10 to 12."""
     from diffusers_ext.data.planted import KINDS, planted
     from diffusers_ext.data.sessions import SETTINGS
-    from diffusers_ext.metrics.planted import on_planted
+    from diffusers_ext.metrics.planted import on_planted, oracle
 
     for kind in kinds or KINDS:
         for setting in SETTINGS if kind != "single" else ("NC",):
             sums: dict[str, list] = {}
+            bounds = [oracle(planted(kind, seed), setting, seed) for seed in (10, 11, 12)]
             for seed in (10, 11, 12):
                 halves = planted(kind, seed)
                 for learner, make in learners(halves[0].features.shape[1], seed).items():
@@ -206,7 +226,11 @@ def planted_streams(kinds: list[str] | None, chosen: list[str] | None):
                 },
                 "mixture": {
                     name: round(statistics.mean(each[name] for each in sums[OURS]), 3)
-                    for name in ("modes_per_class", "kappa_ratio", "rand_index", "fit_seconds")
+                    for name in (*RECOVERED, "forgetting", "fit_seconds", "predict_microseconds", "stored_floats")
+                },
+                "oracle": {
+                    name: round(statistics.mean(each[name] for each in bounds), 1)
+                    for name in ("final_accuracy", "forgetting")
                 },
             }
 

@@ -6,8 +6,8 @@ from typing import Any
 from huggingface_hub import create_repo, upload_folder
 
 # best/lora too: by a repository's name diffusers loads the first LoRA file it finds in any folder, and "best" comes first.
-RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "session-*/**", "best/lora/**"]
-RUN_FILES += ["logs/**", "autoencoder/**", "cache/**", ".session-*/**", ".lock", ".*.partial"]
+RUN_FILES = ["checkpoint-*/**", ".checkpoint-*/**", "abandoned-*/**", "session-*/**", ".session-*/**", "best/lora/**"]
+RUN_FILES += ["logs/**", "autoencoder/**", "cache/**", "training/**", ".lock", ".*.partial"]
 
 
 def publish(folder: Path, options: Any) -> None:

@@ -106,10 +106,17 @@ class StreamingLDA(Learner):
 
 
 class Ridge(Learner):
-    """Least squares on one-hot labels; the ridge is chosen on a fifth of each session, as RanPAC's."""
+    """Least squares on one-hot labels; the ridge is chosen on a fifth of each session, as RanPAC's.
+
+    While fewer samples than inputs were seen, their rows are kept in place of the larger Gram matrix and the dual system is solved,
+    Xᵀ(XXᵀ + λI)⁻¹Y, which is the same solution.
+    """
 
     def __init__(self, dim: int, seed: int = 0):
         super().__init__(dim, seed)
+        self.width = dim
+        self.rows, self.places = torch.zeros(0, dim), torch.empty(0, dtype=torch.int64)
+        self.products: torch.Tensor | None = None  # XXᵀ of the rows, so that no product is taken twice
         self.gram, self.target = None, None
 
     def _embed(self, features: torch.Tensor) -> torch.Tensor:
@@ -118,31 +125,53 @@ class Ridge(Learner):
     def _learn(self, features, places):
         order = torch.from_numpy(generator(self.seed, "ridge", self.sessions).permutation(len(features)))
         held, rest = order[: len(order) // 5], order[len(order) // 5 :]
-        embedded, hot = self._embed(features).double(), F.one_hot(places, len(self.classes)).double()
-        width = embedded.shape[1]
-        gram = torch.zeros(width, width).double() if self.gram is None else self.gram
-        target = torch.zeros(width, len(self.classes)).double()
-        if self.target is not None:
-            target[:, : self.target.shape[1]] = self.target
-        gram, target = gram + embedded[rest].T @ embedded[rest], target + embedded[rest].T @ hot[rest]
-        errors = [(embedded[held] @ _solve(gram, target, each) - hot[held]).square().mean() for each in RIDGES]
+        embedded, size = self._embed(features), len(self.classes)
+        self._add(embedded[rest], places[rest], size)
+        hot = F.one_hot(places[held], size)
+        errors = [(embedded[held] @ weights - hot).square().mean() for weights in self._solutions(RIDGES, size)]
         ridge = RIDGES[min(range(len(RIDGES)), key=errors.__getitem__)] if len(held) else RIDGES[0]
-        self.gram = gram + embedded[held].T @ embedded[held]
-        self.target = target + embedded[held].T @ hot[held]
-        self.weights = _solve(self.gram, self.target, ridge).float()
+        self._add(embedded[held], places[held], size)
+        self.weights = self._solutions([ridge], size)[0]
+
+    def _add(self, rows: torch.Tensor, places: torch.Tensor, size: int) -> None:
+        if self.gram is None and len(self.rows) + len(rows) <= self.width:
+            old = torch.zeros(0, 0) if self.products is None else self.products
+            across, own = (each.double() @ rows.double().T for each in (self.rows, rows))
+            self.products = torch.cat([torch.cat([old, across], 1), torch.cat([across.T, own], 1)])
+            self.rows, self.places = torch.cat([self.rows, rows]), torch.cat([self.places, places])
+            return
+        if self.gram is None:
+            self.gram = torch.zeros(self.width, self.width, dtype=torch.float64)
+            self.target = torch.zeros(self.width, 0, dtype=torch.float64)
+            kept, self.rows = (self.rows, self.places), self.rows[:0]
+            self.products = None
+            self._add(*kept, size)
+        rows, hot = rows.double(), F.one_hot(places, size).double()  # in single precision small ridges drown
+        self.target = F.pad(self.target, (0, size - self.target.shape[1])) + rows.T @ hot
+        self.gram += rows.T @ rows
+
+    def _solutions(self, ridges: list[float], size: int) -> list[torch.Tensor]:
+        """Return weights (width, C) float32 for each ridge, a share of the Gram matrix's mean diagonal."""
+        primal = self.gram is not None
+        system = self.gram if primal else self.products
+        target = self.target if primal else F.one_hot(self.places, size).double()
+        level = system.diagonal().sum() / self.width
+        found = [_solve(system, target, ridge * level) for ridge in ridges]
+        return [each.float() if primal else self.rows.T @ each.float() for each in found]
 
     def scores(self, features):
         return self._embed(features) @ self.weights
 
     @property
     def stored_floats(self) -> int:
-        return self.gram.numel() + self.target.numel()
+        kept = (self.gram, self.target) if self.gram is not None else (self.rows, self.products)
+        return sum(each.numel() for each in kept)
 
 
-def _solve(gram: torch.Tensor, target: torch.Tensor, ridge: float) -> torch.Tensor:
-    """(G + λI)^{-1} Q, with λ the ridge times G's mean diagonal."""
-    system = gram.clone()
-    system.diagonal().add_(ridge * gram.diagonal().mean())
+def _solve(system: torch.Tensor, target: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
+    """(S + λI)^{-1} Q."""
+    system = system.clone()
+    system.diagonal().add_(ridge)
     return torch.cholesky_solve(target, torch.linalg.cholesky(system))
 
 
@@ -152,6 +181,7 @@ class RanPAC(Ridge):
     def __init__(self, dim: int, seed: int = 0, projections: int = 2000):
         super().__init__(dim, seed)
         self.projection = normal(seed, "projection", [(0, 0)], (dim, projections))[0]
+        self.width, self.rows = projections, torch.zeros(0, projections)
 
     def _embed(self, features):
         return (features @ self.projection).relu()

@@ -1,8 +1,8 @@
 """A stream learnt session by session, each kept whole before the next begins; then baselines, plots and pictures.
 
 The run folder holds `protocol.json` (which classes and domains came when), `metrics.jsonl` (a row per session), `session-3/`
-(the classifier after session 3), `baselines.jsonl`, `accuracy.png`, `components.png`, `samples/components.png`, the card and
-the classifier itself.
+(the learner after session 3), `results.json`, `baselines.jsonl`, `accuracy.png`, `components.png`, `samples/components.png`, the
+card and the classifier itself; where the backbone learns, `backbone/`, and in `training/session-3/` the steps of session 3.
 """
 
 import json
@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .backbones import features, load_backbone
 from .cache import write_atomically
-from .cards.incremental import write_incremental_card
+from .cards.incremental import name_of, write_incremental_card
 from .checkpoints import damage, seal
 from .data.files import load
 from .data.labelled import LabelledImages
 from .data.sessions import Sessions
 from .grids import labelled_grid, plot_curves
 from .incremental_baselines import baselines
+from .incremental_learners import FrozenLearner
+from .incremental_training import TrainedLearner
 from .metrics.incremental import StreamState, evaluate_stream
-from .mixtures import VMFMixtureClassifier
 from .run_folder import METRICS, read_metrics, write_options
 
 BASELINES = "baselines.jsonl"
@@ -56,24 +58,28 @@ class Run:
             protocol = self.sessions.as_dict(self.table.labels, self.table.domains)
             write_atomically(self.folder / "protocol.json", json.dumps(protocol, indent=1).encode())
         self.accelerator.wait_for_everyone()
-        cache = self.options.encoder_cache_dir or self.folder / "cache"
-        show = self.accelerator.is_main_process
-        found = features(backbone, self.table.files, cache, self.options.batch_size, show)
-        self.features = torch.from_numpy(found)
+        if self.options.regime == "frozen" or self.options.baselines:
+            cache = self.options.encoder_cache_dir or self.folder / "cache"
+            show = self.accelerator.is_main_process
+            found = features(backbone, self.table.files, cache, self.options.batch_size, show)
+            self.features = torch.from_numpy(found)
+        if self.options.regime == "frozen":
+            self.learner = FrozenLearner(self.options, self.features, self.table)
+        else:
+            self.learner = TrainedLearner(self.options, backbone, self.table)
 
     def learn(self) -> None:
         """Learn what no session folder holds yet; every rank learns the same, the main one writes."""
-        self.classifier, state = self._resumed()
-        if self.accelerator.is_main_process:
+        state, main = self._resumed(), self.accelerator.is_main_process
+        if main:
             self._note(state)  # a kill may have come between the last session and its row
-        names, main = np.array(self.table.labels), self.accelerator.is_main_process
         bar = tqdm(range(state.done, len(self.sessions)), desc="sessions", disable=not main)
         for now in bar:
             rows = self.sessions.rows(now, ~self.test)
             if len(rows):
-                self.classifier.partial_fit(self.features[rows], names[self.sessions.labels[rows]])
-            row = state.test(self._predict, self.classifier.n_components_)
-            bar.set_postfix(accuracy=f"{row['accuracy']:.1f}", components=len(self.classifier.space.counts))
+                self.learner.learn(now, rows)
+            row = state.test(self._predict, self.learner.classifier.n_components_)
+            bar.set_postfix(accuracy=f"{row['accuracy']:.1f}", components=sum(row["components"].values()))
             if main:
                 self._keep(now, state)
         self.state = state
@@ -90,21 +96,27 @@ class Run:
                 rows.append({"learner": name, **result})
                 self._write_rows(BASELINES, rows)
 
+    def sheet(self) -> None:
+        """Draw the picture of components; ranks share the embedding, where the backbone has moved."""
+        embedded = self.learner.embed((~self.test).nonzero()[0])
+        if self.accelerator.is_main_process:
+            self._sheet(embedded).save(_made(self.folder / "samples" / "components.png"))
+
     def finish(self) -> None:
-        """Write classifier, plots, pictures and card."""
-        self.classifier.save_pretrained(self.folder)
-        rows = self.state.rows
+        """Write classifier, plots and card."""
+        self.learner.finish(self.folder)
+        rows, classifier = self.state.rows, self.learner.classifier
         steps = [row["step"] for row in rows]
-        curves = {"vMF mixture": (steps, [row["accuracy"] for row in rows])}
+        curves = {name_of(self.options.head): (steps, [row["accuracy"] for row in rows])}
         for result in self._baselines():
             curves[result["learner"]] = (steps, result["accuracy"])
         plot_curves(self.folder / "accuracy.png", curves, "session", "accuracy on all seen, %")
-        labels = list(self.classifier.n_components_)
+        labels = list(classifier.n_components_)
         grown = {str(label): (steps, [row["components"].get(str(label), 0) for row in rows]) for label in labels[:12]}
         plot_curves(self.folder / "components.png", grown, "session", "components")
-        self._sheet().save(_made(self.folder / "samples" / "components.png"))
-        ours = {**self.state.summary(), "stored_floats": self.classifier.stored_floats}
-        write_incremental_card(self.folder, ours, self._baselines(), self.classifier)
+        ours = {**self.state.summary(), "stored_floats": classifier.stored_floats}
+        write_atomically(self.folder / "results.json", (json.dumps(ours, indent=1) + "\n").encode())
+        write_incremental_card(self.folder, ours, self._baselines(), classifier)
 
     def _rivals(self) -> dict:
         options = self.options
@@ -116,43 +128,25 @@ class Run:
     def _predict(self, rows: np.ndarray) -> np.ndarray:
         """Labels of rows, as positions in the table's names."""
         number = {label: at for at, label in enumerate(self.table.labels)}
-        return np.array([number[label] for label in self.classifier.predict(self.features[rows])])
+        return np.array([number[label] for label in self.learner.predict(rows)])
 
-    def _resumed(self) -> tuple[VMFMixtureClassifier, StreamState]:
-        """Return the classifier and measures after the last whole session, or new ones."""
+    def _resumed(self) -> StreamState:
+        """Return the measures after the last whole session, the learner standing there too; or new ones."""
         state = StreamState(self.sessions, self.test)
         if self.options.resume_from_checkpoint:
             for now in reversed(range(len(self.sessions))):
                 folder = self.folder / f"session-{now + 1}"
                 if folder.exists() and damage(folder) is None:
                     state.restore(json.loads((folder / "measures.json").read_text(encoding="utf-8")))
-                    return VMFMixtureClassifier.from_pretrained(folder), state
-        return self._new(), state
-
-    def _new(self) -> VMFMixtureClassifier:
-        options = self.options
-        return VMFMixtureClassifier(
-            self.features.shape[1],
-            memory=options.memory,
-            transform=options.transform,
-            seed=options.seed,
-            k_new=options.k_new,
-            estep=options.estep,
-            reduction=options.reduction,
-            alpha=options.alpha,
-            threshold=options.threshold,
-            max_components=options.max_components,
-            weights=options.weights,
-            score=options.score,
-            shrinkage=options.shrinkage,
-            encoder=options.backbone,
-        )
+                    self.learner.restore(folder)
+                    break
+        return state
 
     def _keep(self, now: int, state: StreamState) -> None:
         """Write session-N beside, then rename it: whole or absent. Earlier ones but the last go."""
         final, partial = self.folder / f"session-{now + 1}", self.folder / f".session-{now + 1}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        self.classifier.save_pretrained(partial)
+        self.learner.save(partial)
         (partial / "measures.json").write_text(json.dumps(state.as_dict()), encoding="utf-8")
         seal(partial, now + 1)
         shutil.rmtree(final, ignore_errors=True)
@@ -160,6 +154,8 @@ class Run:
         self._note(state)
         for old in range(1, now):
             shutil.rmtree(self.folder / f"session-{old}", ignore_errors=True)
+        for steps in (self.folder / "training" / f"session-{now + 1}").glob("checkpoint-*"):
+            shutil.rmtree(steps)  # the session is whole
 
     def _note(self, state: StreamState) -> None:
         self._write_rows(METRICS, state.rows)
@@ -167,16 +163,19 @@ class Run:
     def _write_rows(self, name: str, rows: list[dict]) -> None:
         write_atomically(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def _sheet(self):
-        """What did each component find? Pictures that are closest to the largest components, several classes."""
-        report = sorted(self.classifier.report(), key=lambda row: -row["samples"])[:SHOWN]
+    def _sheet(self, embedded: torch.Tensor):
+        """What did each component find? Of the largest components, the training pictures closest to the middle of theirs."""
+        classifier = self.learner.classifier
+        report = sorted(classifier.report(), key=lambda row: -row["samples"])[:SHOWN]
         train = (~self.test).nonzero()[0]
-        component = self.classifier.predict_component(self.features[train])
+        component = classifier.predict_component(embedded)
         rows, labels = [], []
         for row in report:
-            mine = train[component == row["component"]][:SHOWN]
-            rows.append([load(self.table.files[at]) for at in mine])
-            domains = {self.table.samples[at].domain for at in train[component == row["component"]]}
+            mine = (component == row["component"]).nonzero()[0]
+            unit = F.normalize(embedded[mine], dim=1)
+            closest = mine[(unit @ unit.mean(0)).argsort(descending=True)[:SHOWN].numpy()] if len(mine) else mine
+            rows.append([load(self.table.files[at]) for at in train[closest]])
+            domains = {self.table.samples[at].domain for at in train[mine]}
             labels.append(
                 f"{row['class']}, component {row['component']}: {row['samples']} samples; {', '.join(sorted(domains))}"
             )

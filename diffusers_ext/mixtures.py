@@ -22,6 +22,7 @@ from huggingface_hub import ModelCard
 from .carded import CardedModel
 from .cards.incremental import mixture_card
 from .errors import InputError
+from .mixture_heads import HEADS
 from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, number, pack, rows_of_batches
 from .mixture_memory import Exemplars
 from .mixture_prediction import Predictor
@@ -44,7 +45,9 @@ class VMFMixtureClassifier(CardedModel):
     "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture_reduction. max_components: of a class. weights:
     of a class's components, "uniform" or by "counts". score: "plugin" or "predictive", see mixture_scores. shrinkage: of
     components' means towards their class's when predicting, as many pseudo-samples; 0 is the paper's rule, None lets the
-    held-out tenth choose. encoder: what the features are of, a backbone's name, for the card and whoever loads the model.
+    held-out tenth choose. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac", or
+    "auto", which of them did best on that tenth, see mixture_heads; components, densities and the report are the mixture's in any
+    case. encoder: what the features are of, a backbone's name, for the card and whoever loads the model.
     labels, log and grown are what growth left in the configuration: leave them out.
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
@@ -68,6 +71,8 @@ class VMFMixtureClassifier(CardedModel):
         weights: str = "uniform",
         score: str = "plugin",
         shrinkage: float | None = None,
+        head: str = "mixture",
+        projections: int = 2000,
         encoder: str | None = None,
         labels: list[Label] | None = None,
         log: list[dict] | None = None,
@@ -79,12 +84,16 @@ class VMFMixtureClassifier(CardedModel):
         check_choice("reduction", reduction, ("evidence", "icl", "kl", "cosine"))
         check_choice("weights", weights, ("uniform", "counts"))
         check_choice("score", score, ("plugin", "predictive"))
+        check_choice("head", head, tuple(HEADS))
+        if head != "mixture" and transform == "none":
+            raise InputError(f'head "{head}" needs the covariance of transform "auto" or "whiten", and "none" has none')
         if dim < 2 or memory < 0 or k_new < 1 or n_min < 1 or max_components < 1 or alpha <= 0:
             raise InputError(
                 "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory 0 or more"
             )
         self.learnt = MixtureState(self.config)
-        self._labels, self._log, self._ready = list(labels or []), list(log or []), None
+        self._labels, self._log = list(labels or []), list(log or [])
+        self._ready = self._linear = None
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
@@ -93,7 +102,7 @@ class VMFMixtureClassifier(CardedModel):
         return super().from_pretrained(*arguments, **options)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_ready": None}  # copies lay out their own
+        return {**self.__dict__, "_ready": None, "_linear": None}  # copies lay out their own
 
     def card(self, name: str) -> ModelCard:
         """Return the card that `save_pretrained` writes."""
@@ -110,6 +119,11 @@ class VMFMixtureClassifier(CardedModel):
     def space(self) -> MixtureSpace:
         """The mixture that predicts."""
         return self.learnt.space
+
+    @property
+    def head_(self) -> str:
+        """What predicts now: "mixture", "lda", "ridge" or "ranpac"."""
+        return "mixture" if self.learnt.heads is None else self.learnt.heads.chosen
 
     @property
     def exemplars(self) -> Exemplars:
@@ -195,8 +209,10 @@ class VMFMixtureClassifier(CardedModel):
         Statistics add up; components of a class that both know are then reduced. κ is the mean of both, weighted by
         samples, until the next session; space, shrinkage and temperature are chosen by what both judges heard.
         """
-        if (self.config.dim, list(self.learnt.spaces)) != (other.config.dim, list(other.learnt.spaces)):
-            raise InputError("merge: dim and transform of the two classifiers differ")
+        if self._kind() != other._kind():
+            raise InputError(
+                "merge: dim, transform or head of the two classifiers differ, or the draw of their projections"
+            )
         check_kind(other._labels, self._labels)
         self._labels += [label for label in other._labels if label not in self._labels]
         places = torch.tensor([self._labels.index(label) for label in other._labels], dtype=torch.int64)
@@ -208,8 +224,10 @@ class VMFMixtureClassifier(CardedModel):
     # Predicting.
 
     def decision_function(self, features: Any) -> torch.Tensor:
-        """Return ln p(z | class) up to a common constant, (N, C) float32, columns as in `classes_`."""
-        return self._predictor().class_scores(as_features(features, self.config.dim))
+        """Return the head's scores of classes, (N, C) float32, columns as in `classes_`: the mixture's are ln p(z | class) up to
+        a common constant."""
+        predictor, features = self._predictor(), as_features(features, self.config.dim)
+        return predictor.class_scores(features) if self.head_ == "mixture" else self._linear_scores(features)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`decision_function`, for who composes modules."""
@@ -217,11 +235,14 @@ class VMFMixtureClassifier(CardedModel):
 
     def predict(self, features: Any) -> np.ndarray:
         """Return the most probable label of each row, (N,)."""
+        if self.head_ != "mixture":
+            return self.classes_[self.decision_function(features).argmax(1).numpy()]
         return self.classes_[self._predictor().winners(as_features(features, self.config.dim)).numpy()]
 
     def predict_proba(self, features: Any) -> np.ndarray:
         """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on held-out samples."""
-        scores = self.decision_function(features).double() * self.learnt.judge.temperature
+        judge = self.learnt.judge if self.head_ == "mixture" else self.learnt.heads.judge
+        scores = self.decision_function(features).double() * judge.temperature
         return scores.softmax(1).numpy()
 
     def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
@@ -240,7 +261,7 @@ class VMFMixtureClassifier(CardedModel):
     def score_samples(self, features: Any) -> np.ndarray:
         """Return ln p(z) with equally likely classes, (N,) float64: low values are novel. Comparable within one session only."""
         density = float(log_normalizer(torch.tensor(self.kappa_), self.config.dim))
-        scores = self.decision_function(features).double()
+        scores = self._predictor().class_scores(as_features(features, self.config.dim)).double()
         return (scores.logsumexp(1) + density - np.log(len(self._labels))).numpy()
 
     def report(self) -> list[dict]:
@@ -262,6 +283,7 @@ class VMFMixtureClassifier(CardedModel):
 
     def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
+        judge = self.learnt.judge
         self._log.append(
             {
                 "session": len(self._log),
@@ -271,8 +293,9 @@ class VMFMixtureClassifier(CardedModel):
                 "components": len(self.space.counts),
                 "space": self.learnt.chosen,
                 "kappa": self.kappa_,
-                "shrinkage": float(self.learnt.judge.shrinkage),
-                "temperature": float(self.learnt.judge.temperature),
+                "head": self.head_,
+                "shrinkage": float(judge.shrinkage),
+                "temperature": float(judge.temperature),
                 "held_out_accuracy": accuracies,
             }
         )
@@ -280,10 +303,20 @@ class VMFMixtureClassifier(CardedModel):
 
     def _record(self) -> None:
         """Write what grew into the configuration, from which a loaded classifier is built."""
-        self._ready = None
-        self.register_to_config(
-            labels=list(self._labels), log=[dict(row) for row in self._log], grown=self.learnt.grown
-        )
+        self._ready = self._linear = None
+        log = [dict(row) for row in self._log]
+        self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
+
+    def _kind(self) -> tuple:
+        """What must agree for the sums of two classifiers to add up."""
+        drawn = (self.config.projections, self.config.seed) if self.config.head in ("ranpac", "auto") else None
+        return self.config.dim, list(self.learnt.spaces), self.config.head, drawn
+
+    def _linear_scores(self, features: torch.Tensor) -> torch.Tensor:
+        heads = self.learnt.heads
+        if self._linear is None:
+            self._linear = heads.predictor(heads.chosen, float(heads.judge.shrinkage))
+        return self._linear(features)
 
     def _predictor(self) -> Predictor:
         if not self._labels:

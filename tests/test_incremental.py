@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from diffusers_ext import VMFMixtureClassifier
+from diffusers_ext.data.planted import planted
 from diffusers_ext.data.sessions import build_sessions
 from diffusers_ext.errors import InputError
-from diffusers_ext.incremental_baselines import NearestMean, StreamingLDA, ZeroShot, baselines, logistic
+from diffusers_ext.incremental_baselines import NearestMean, RanPAC, Ridge, StreamingLDA, ZeroShot, baselines, logistic
 from diffusers_ext.metrics.incremental import StreamState, evaluate_stream, forgetting
-from diffusers_ext.metrics.planted import adjusted_rand_index
+from diffusers_ext.metrics.planted import adjusted_rand_index, on_planted, oracle
 
 
 def grid(classes: int = 7, domains: int = 3, per_cell: int = 5):
@@ -84,6 +86,14 @@ def test_rand_index():
     assert abs(adjusted_rand_index(truth, shuffled)) < 0.1
 
 
+def test_who_is_told_the_modes_does_far_better_than_a_mean_per_class():
+    """What is left to lose is the noise of means of a few samples, and what new classes take from old ones."""
+    halves = planted("indep200", 10)
+    told, plain = oracle(halves, "NCD", 10), on_planted(NearestMean(128), halves, "NCD", 10)
+    assert told["final_accuracy"] > plain["final_accuracy"] + 40 and told["forgetting"] > 0
+    assert len(told["accuracy"]) == 20
+
+
 @pytest.fixture(scope="module")
 def stream():
     generator = torch.Generator().manual_seed(0)
@@ -112,6 +122,69 @@ def test_exact_sums_do_not_depend_on_the_order(stream, kind):
             learner.partial_fit(features[rows], labels[rows])
     assert torch.equal(ordered.predict(features), reversed_.predict(features))
     assert torch.equal(ordered.predict(features), whole.predict(features))
+
+
+def test_ranpac_keeps_rows_or_the_gram_matrix_and_solves_the_same(stream):
+    """Fewer samples than projections: the dual system. The stream passes from one to the other."""
+    features, sessions, test = stream
+    labels, learner = torch.from_numpy(sessions.labels), RanPAC(24, projections=150)
+    seen, kept_rows = [], []
+    for now in range(len(sessions)):
+        seen += sessions.rows(now, ~test).tolist()
+        learner.partial_fit(features[sessions.rows(now, ~test)], labels[sessions.rows(now, ~test)])
+        kept_rows.append(learner.gram is None)
+        inputs = learner._embed(features[seen]).double()
+        hot = (labels[seen][:, None] == learner.classes).double()
+        system = inputs.T @ inputs
+        tried = [
+            torch.linalg.solve(system + each * system.diagonal().mean() * torch.eye(len(system)), inputs.T @ hot)
+            for each in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+        ]
+        apart = [float((inputs @ (each - learner.weights)).abs().max()) for each in tried]
+        assert min(apart) < 2e-2 and learner.stored_floats > 0
+    assert kept_rows[0] and not kept_rows[-1]
+
+
+@pytest.mark.parametrize("head", ["lda", "ridge", "ranpac"])
+def test_linear_heads_predict_as_the_baselines_do(stream, head, tmp_path):
+    """From the classifier's own sums; and they save, load, go on and forget with it."""
+    features, sessions, test = stream
+    features, labels = F.normalize(features), torch.from_numpy(sessions.labels)
+    classifier = VMFMixtureClassifier(24, head=head, projections=100, memory=20)
+    alone = {"lda": StreamingLDA(24), "ridge": Ridge(24), "ranpac": RanPAC(24, projections=100)}[head]
+    for now in range(len(sessions)):
+        rows = sessions.rows(now, ~test)
+        classifier.partial_fit(features[rows], labels[rows])
+        alone.partial_fit(features[rows], labels[rows])
+    answers = torch.from_numpy(classifier.predict(features))
+    agreement = (answers == alone.predict(features)).float().mean()
+    assert classifier.head_ == head and (agreement == 1 if head == "lda" else agreement > 0.95)
+    assert np.allclose(classifier.predict_proba(features[:4]).sum(1), 1)
+    classifier.save_pretrained(tmp_path)
+    loaded = VMFMixtureClassifier.from_pretrained(tmp_path)
+    assert torch.equal(loaded.decision_function(features), classifier.decision_function(features))
+    assert set(loaded.forget(2).predict(features)) == {0, 1, 3}
+
+
+def test_a_head_is_chosen_where_another_is_better():
+    """Classes that differ along one direction, whose own axis is noisy: linear discriminants, or a whitened mixture; not neither."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 6
+    features = torch.randn(6, 24, generator=generator)[labels] + 0.9 * torch.randn(600, 24, generator=generator)
+    features[:, :3] += 6 * torch.randn(600, 3, generator=generator)
+    made = {
+        head: VMFMixtureClassifier(24, head=head, projections=50)
+        for head in ("mixture", "lda", "ridge", "ranpac", "auto")
+    }
+    right = {}
+    for head, classifier in made.items():
+        classifier.partial_fit(features[:400], labels[:400])
+        right[head] = float((torch.from_numpy(classifier.predict(features[400:])) == labels[400:]).float().mean())
+    held_out = made["auto"].session_log_[-1]["held_out_accuracy"]
+    assert held_out[made["auto"].head_] == max(held_out[name] for name in ("mixture", "lda", "ridge", "ranpac"))
+    assert right["auto"] >= max(right.values()) - 0.05
+    with pytest.raises(InputError, match="needs the covariance"):
+        VMFMixtureClassifier(24, head="lda", transform="none")
 
 
 def test_logistic_regression_is_at_its_optimum():

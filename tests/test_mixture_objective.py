@@ -86,7 +86,7 @@ def test_an_objective_learns_and_its_teacher_stays(tmp_path):
         nn.init.normal_(each.means)
     objective = MixtureObjective(backbone, head, (backbone, old))
     before = [value.clone() for value in objective.teacher.parameters()]
-    batch = {"image": torch.randn(24, 3, 2, 2), "label": torch.arange(24) % 3, "weight": torch.full((24,), 1 / 24)}
+    batch = {"image": torch.randn(24, 3, 2, 2), "label": torch.arange(24) % 3}
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 0.02)
     losses = []
     for _ in range(40):

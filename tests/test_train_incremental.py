@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusers_ext import VMFMixtureClassifier
+from diffusers_ext import VMFMixtureClassifier, checkpoints
+from diffusers_ext.backbones import load_backbone
+from diffusers_ext.data.labelled import read_labelled
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 
@@ -36,8 +39,8 @@ def data(tmp_path_factory):
                     pixels[::4] = 255
                 Image.fromarray(pixels).save(folder / "pictures" / domain / name / f"{number}.png")
     torch.manual_seed(0)
-    model = timm.create_model("test_efficientnet", pretrained=False)
-    save_file(model.state_dict(), folder / "weights.safetensors")
+    for name, file in (("test_efficientnet", "weights"), ("test_convnext", "learns")):
+        save_file(timm.create_model(name, pretrained=False).state_dict(), folder / f"{file}.safetensors")
     return folder
 
 
@@ -101,6 +104,103 @@ def same(first, second) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def trainable(data, output, *more) -> list[str]:
+    """Two sessions of new classes, for a backbone that learns; ConvNeXt has no batch normalisation."""
+    given = ["--data", data / "pictures", "--setting", "NC", "--groups", 2, "--memory", 12, "--no-baselines"]
+    given += [
+        "--backbone",
+        f"timm:test_convnext@{data / 'learns.safetensors'},size=32,crop_pct=1",
+        "--regime",
+        "trainable",
+    ]
+    given += ["--num_train_epochs", 2, "--train_batch_size", 8, "--learning_rate", 1e-3, "--regulariser", 0]
+    return [str(each) for each in [*given, "--output_dir", output, *more]]
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    torch.set_num_threads(1)
+    main(parse(Options, trainable(data, data / "trained")))
+    return data / "trained"
+
+
+def test_a_backbone_learns_with_its_mixture(data, trained):
+    """The run folder is a classifier and its backbone; the memory is a list of files, balanced, and only in the sessions' folders."""
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (trained / "training/session-2/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and {"classification", "distillation", "loss"} <= set(steps[0])
+    memory = json.loads((trained / "session-2" / "memory.json").read_text())
+    counts = Counter(Path(file).parent.name for file in memory["files"])
+    assert counts == dict.fromkeys(COLOURS, 3) and not (trained / "memory.json").exists()
+    backbone = load_backbone(f"timm:{trained / 'backbone'}")
+    before = load_backbone(f"timm:test_convnext@{data / 'learns.safetensors'},size=32,crop_pct=1")
+    classifier = VMFMixtureClassifier.from_pretrained(trained)
+    table = read_labelled(data / "pictures")
+    embedded = backbone.embed_images(table.files)
+    assert (embedded - before.embed_images(table.files)).abs().max() > 1e-3
+    answers = classifier.predict(embedded)
+    assert np.mean(answers == np.array([sample.label for sample in table.samples])) > 0.7
+    assert "which learnt with them" in (trained / "README.md").read_text()
+
+
+def test_training_goes_on_inside_a_session(data, trained, tmp_path):
+    """Killed after a checkpoint in the middle of session 2: the same weights and statistics, bit for bit."""
+    whole = trainable(data, tmp_path / "whole", "--checkpointing_steps", "3")
+    with pytest.raises(KeyboardInterrupt):
+        main_until(parse(Options, whole), "session-2", 3)
+    main(parse(Options, [*whole, "--resume_from_checkpoint", "latest"]))
+    same(trained, tmp_path / "whole")
+    assert (
+        same_file(trained / "backbone" / "model.safetensors", tmp_path / "whole" / "backbone" / "model.safetensors")
+        == 0
+    )
+
+
+def main_until(options, session: str, step: int) -> None:
+    """Run until a checkpoint of that session and step is whole, then interrupt as a user does."""
+    save = checkpoints.save
+
+    def interrupt(accelerator, output_dir, done, limit):
+        save(accelerator, output_dir, done, limit)
+        if (output_dir.name, done) == (session, step):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "save", interrupt)
+        main(options)
+
+
+def same_file(first, second) -> float:
+    """The largest difference of two files of tensors, beside 1 + the size of the number."""
+    ours, theirs = load_file(first), load_file(second)
+    assert ours.keys() == theirs.keys()
+    pairs = [(value.double(), theirs[name].double()) for name, value in ours.items() if value.numel()]
+    return max(float(((one - other).abs() / (1 + one.abs())).max()) for one, other in pairs)
+
+
+@pytest.mark.launch
+def test_two_processes_train_what_one_does(data, trained, tmp_path, launch):
+    """Gradients are averaged and sums added over ranks, half the batch on each: weights to 1e-3, the mixture's sums to 1e-2."""
+    launch(
+        "training/train_incremental.py",
+        *trainable(data, tmp_path / "run", "--train_batch_size", "4"),
+        processes=2,
+    )
+    for name, tolerance in (("backbone/model", 1e-3), ("diffusion_pytorch_model", 1e-2)):
+        assert same_file(trained / f"{name}.safetensors", tmp_path / "run" / f"{name}.safetensors") < tolerance
+
+
+@pytest.mark.parametrize("more", [("--lora_rank", "2"), ("--head", "linear")])
+def test_adapters_and_a_linear_layer_learn_too(data, tmp_path, more):
+    given = ("--num_train_epochs", "1", "--train_batch_size", "32", *more)
+    main(parse(Options, trainable(data, tmp_path / "run", *given)))
+    before = load_file(data / "learns.safetensors")
+    after = load_file(tmp_path / "run" / "backbone" / "model.safetensors")
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    convolved = {name for name in after if ".conv_dw." in name}
+    assert moved and (moved.isdisjoint(convolved) == (more[0] == "--lora_rank"))
+
+
 @pytest.mark.launch
 def test_two_processes_learn_what_one_does(data, finished, tmp_path, launch):
     """Check 19: ranks share the encoding, and end with one process's statistics and labels."""
@@ -122,6 +222,10 @@ def test_mistakes_are_named(data, tmp_path):
         (("--domains", "plain=x"), "either --data"),
         (("--groups", "9"), "groups must lie in 1 to 4"),
         (("--test_fraction", "1.5"), "--test_fraction"),
+        (("--regime", "trainable", "--backbone", "ViT-B-32/x"), "it must be timm's"),
+        (("--regime", "trainable", "--head", "lda"), "the trainable regime has mixture, linear"),
+        (("--head", "linear"), "the frozen regime has mixture, lda"),
+        (("--data_format", "digits"), "takes --domains"),
     ):
         with pytest.raises(InputError, match=message):
             main(parse(Options, [*arguments(data, tmp_path / "run"), *wrong]))

@@ -9,6 +9,14 @@ Domains from several places, in their own order:
     accelerate launch training/train_incremental.py --domains photo=data/photos sketch=hub/sketches --setting ND \\
         --backbone ViT-B-32/laion2b_s34b_b79k --output_dir runs/stream
 
+A backbone that learns too, as a whole or by LoRA, with replay from a memory of pictures:
+    accelerate launch training/train_incremental.py --data path/to/pacs --setting NCD --regime trainable --lora_rank 8 \\
+        --backbone timm:tf_efficientnet_lite0@weights.safetensors --output_dir runs/stream
+
+Digits of several sources, as iDigits, and CIFAR-100's superclasses, as iCIFAR-20, are read from local copies:
+    accelerate launch training/train_incremental.py --data_format digits --domains mnist=data/mnist svhn=data/svhn \\
+        --setting ND --backbone timm:resnet18.a1_in1k --output_dir runs/digits
+
 Run the same command with --resume_from_checkpoint latest to go on after the last whole session. The run folder is itself the
 classifier: VMFMixtureClassifier.from_pretrained("runs/stream").partial_fit(features, labels) learns the next session.
 """
@@ -17,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import group, option, run
+from diffusers_ext.options import OptimizerOptions, RunOptions, group, option, run
 
 
 @group("data")
@@ -26,6 +34,12 @@ class DataOptions:
     data: str | None = option(None, "folder or table of labelled pictures, in any form that data/labelled.py reads")
     domains: list[str] | None = option(
         None, "instead of data: name=folder for each domain, in the order of arrival for ND"
+    )
+    data_format: str = option(
+        "labelled",
+        "labelled folders or tables; digits: MNIST's idx files, SVHN's .mat or folders, given as domains; "
+        "cifar20: CIFAR-100's binary version",
+        ("labelled", "digits", "cifar20"),
     )
     label_column: str = option("label", "column of the class, where the data are a table")
     domain_column: str = option("domain", "column of the domain")
@@ -36,7 +50,9 @@ class DataOptions:
     test_fraction: float = option(
         0.2, "held out of each class and domain by content, where the data name no test split"
     )
-    backbone: str | None = option(None, "the frozen backbone, a reference that backbones.py reads")
+    backbone: str | None = option(
+        None, "the backbone, a reference that backbones.py reads; timm's where it is to learn"
+    )
     encoder_cache_dir: str | None = option(None, "keep features here, for all runs; default: in the run folder")
     batch_size: int = option(16, "pictures encoded at once")
 
@@ -45,6 +61,13 @@ class DataOptions:
 @dataclass
 class ClassifierOptions:
     memory: int = option(2000, "exemplars kept in all, as features")
+    head: str = option(
+        "mixture",
+        "what predicts: the mixture, linear discriminants or ridge regression from the same sums, ridge regression on random "
+        "projections, or of these what did best on held-out samples (auto); linear: with a trainable backbone, a linear layer "
+        "that replays, for comparison",
+        ("mixture", "lda", "ridge", "ranpac", "auto", "linear"),
+    )
     transform: str = option(
         "auto", "the space that is clustered; auto chooses on held-out samples", ("auto", "none", "whiten")
     )
@@ -65,36 +88,51 @@ class ClassifierOptions:
     )
 
 
+@group("trainable backbone")
 @dataclass
-class Options(DataOptions, ClassifierOptions):
+class TrainableOptions:
+    regime: str = option("frozen", "whether the backbone learns with the mixture", ("frozen", "trainable"))
+    lora_rank: int = option(0, "trainable: learn adapters of this rank; 0 learns all weights")
+    component_weight: float = option(1.0, "trainable: of the component term of the classification loss")
+    distillation: float = option(
+        1.0, "trainable: weight of the old components' posterior on what the teacher says; 0: none"
+    )
+    regulariser: float = option(0.1, "trainable: weight of the mixture regulariser; 0: none")
+    num_train_epochs: int = option(10, "trainable: passes over each session and its memory")
+    train_batch_size: int = option(32, "trainable: pictures per process and forward pass")
+    learning_rate: float = option(1e-4, "trainable: after warm-up, before decay")
+    checkpoints_total_limit: int | None = option(1, "trainable: keep only so many checkpoints of a session, the newest")
+
+
+@dataclass
+class Options(DataOptions, ClassifierOptions, TrainableOptions, RunOptions, OptimizerOptions):
     output_dir: str = option("runs/incremental", "the run folder: classifier, card, metrics, protocol, plots, sessions")
-    seed: int = option(0, "of the order of classes, domains and blocks, and of what the classifier draws")
-    baselines: bool = option(True, "run every baseline on the same stream, for the table")
-    projections: int = option(2000, "random projections of the baseline RanPAC; the paper has 10000")
-    resume_from_checkpoint: str | None = option(None, "'latest': go on after the last whole session", ("latest",))
-    push_to_hub: bool = option(False, "upload classifier and card when done")
-    hub_model_id: str | None = option(None, "owner/name of the repository to push to; default: the name of output_dir")
-    hub_token: str | None = option(None, "token for the push; default: the one you logged in with")
+    seed: int = option(0, "of the order of classes, domains and blocks, and of all that is drawn")
+    baselines: bool = option(True, "run every baseline on the same stream's frozen features, for the table")
+    projections: int = option(2000, "random projections of RanPAC, as a head and as a baseline; its paper has 10000")
+    resume_from_checkpoint: str | None = option(
+        None, "'latest': go on after the last whole session, and inside the next at its last checkpoint", ("latest",)
+    )
     dry_run: bool = option(False, "print the options, the data and the sessions, then stop")
 
 
 def main(options: Options) -> None:
-    from accelerate import Accelerator
-
     from diffusers_ext.hub import publish
     from diffusers_ext.incremental_run import Run
-    from diffusers_ext.run_folder import check_run_folder
+    from diffusers_ext.loop import check, start
 
-    check_run_folder(options)
+    check(options)
+    check_regime(options)
     table, test = read_data(options)
     sessions = make_sessions(options, table)
     if options.dry_run:
         print(plan(options, table, test, sessions))
         return
-    accelerator = Accelerator()
+    accelerator = start(options)
     stream = Run(options, accelerator, table, test, sessions)
     stream.encode()
     stream.learn()
+    stream.sheet()
     if accelerator.is_main_process:
         stream.compare()
         stream.finish()
@@ -102,30 +140,50 @@ def main(options: Options) -> None:
     accelerator.end_training()
 
 
+def check_regime(options: Options) -> None:
+    """Raise InputError where a regime lacks what it needs."""
+    if not options.backbone:
+        raise InputError("--backbone is missing: name a backbone, such as timm:resnet50.a1_in1k; see backbones.py")
+    if options.regime == "trainable" and not options.backbone.startswith("timm:"):
+        raise InputError(f"--backbone {options.backbone}: of the trainable regime it must be timm's; write timm:...")
+    heads = ("mixture", "linear") if options.regime == "trainable" else ("mixture", "lda", "ridge", "ranpac", "auto")
+    if options.head not in heads:
+        raise InputError(f"--head {options.head}: the {options.regime} regime has {', '.join(heads)}")
+    if options.regime == "trainable" and options.memory < 1:
+        raise InputError("--memory 0: a backbone that learns needs pictures to replay; give 1 or more")
+
+
 def read_data(options: Options):
     """Return the labelled pictures and their test half, (N,) bool."""
     import numpy as np
 
-    from diffusers_ext.data.labelled import LabelledImages, read_labelled, with_splits
+    from diffusers_ext.data.labelled import with_splits
 
     if bool(options.data) == bool(options.domains):
         raise InputError("give either --data FOLDER or --domains name=folder ..., the labelled pictures to learn")
-    if not options.backbone:
-        raise InputError(
-            "--backbone is missing: name a frozen backbone, such as timm:resnet50.a1_in1k; see backbones.py"
-        )
-    columns = (options.label_column, options.domain_column)
-    if options.data:
-        table = read_labelled(options.data, *columns)
-    else:
-        parts = [_domain(given) for given in options.domains]
-        read = [read_labelled(folder, *columns, domain=name) for name, folder in parts]
-        table = LabelledImages.of(sample for part in read for sample in part.samples)
+    table = _table(options)
     if not any(sample.split == "test" for sample in table.samples):
         if not 0 < options.test_fraction < 1:
             raise InputError(f"--test_fraction must lie between 0 and 1, got {options.test_fraction}")
         table = with_splits(table, {"train": 1 - options.test_fraction, "test": options.test_fraction}, options.seed)
     return table, np.array([sample.split == "test" for sample in table.samples])
+
+
+def _table(options: Options):
+    from diffusers_ext.data.benchmark_sets import cifar20, digits
+    from diffusers_ext.data.labelled import LabelledImages, read_labelled
+
+    columns, parts = (options.label_column, options.domain_column), [_domain(given) for given in options.domains or []]
+    if options.data_format != "labelled" and bool(parts) != (options.data_format == "digits"):
+        raise InputError("--data_format digits takes --domains name=folder ..., cifar20 takes --data FOLDER")
+    if options.data_format == "digits":
+        return digits(dict(parts))
+    if options.data_format == "cifar20":
+        return cifar20(options.data)
+    if options.data:
+        return read_labelled(options.data, *columns)
+    read = [read_labelled(folder, *columns, domain=name) for name, folder in parts]
+    return LabelledImages.of(sample for part in read for sample in part.samples)
 
 
 def _domain(given: str) -> tuple[str, str]:

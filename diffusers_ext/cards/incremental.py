@@ -17,6 +17,11 @@ COLUMNS = {
 }
 
 
+def name_of(head: str) -> str:
+    """What tables and plots call a run by its head."""
+    return {"mixture": "vMF mixture", "auto": "vMF mixture or linear head"}.get(head, head)
+
+
 def mixture_card(classifier: Any, name: str) -> ModelCard:
     """Return the card of a `VMFMixtureClassifier` alone, of which no run is known."""
     components = sum(classifier.n_components_.values())
@@ -48,12 +53,14 @@ Nothing is recorded here: whoever publishes it should say what it was tested on.
 def write_incremental_card(run: Path, ours: dict, baselines: list[dict], classifier: Any) -> Path:
     """Write README.md of a run folder of train_incremental.py from its measures."""
     noted = record(run)
-    protocol = json.loads((run / "protocol.json").read_text(encoding="utf-8"))
     options = noted["options"]
+    frozen, name = options.get("regime", "frozen") == "frozen", name_of(options.get("head", "mixture"))
+    protocol = json.loads((run / "protocol.json").read_text(encoding="utf-8"))
+    reference = title(options["backbone"]) if frozen else f"timm:{run.resolve().name}/backbone"
     text = f"""{heading(run, "a classifier that keeps learning")}
 
-Mixtures of von Mises-Fisher distributions on the features of {shown(options["backbone"])}, grown over {len(protocol["sessions"])} sessions of
-{options["setting"]}: {len(classifier.classes_)} classes, {len(classifier.space.counts)} components. After "General Incremental Learning with
+Mixtures of von Mises-Fisher distributions on the features of {shown(options["backbone"])}{"" if frozen else ", which learnt with them"}, grown
+over {len(protocol["sessions"])} sessions of {options["setting"]}: {len(classifier.classes_)} classes, {len(classifier.space.counts)} components. After "General Incremental Learning with
 Domain-aware Categorical Representations" (Xie, Yan & He, CVPR 2022); what that leaves open was decided here, and no number below is
 the paper's.
 
@@ -64,16 +71,16 @@ from diffusers_ext import VMFMixtureClassifier
 from diffusers_ext.backbones import load_backbone
 
 classifier = VMFMixtureClassifier.from_pretrained({literal(run.resolve().name)})
-backbone = load_backbone({literal(title(options["backbone"]))})
+backbone = load_backbone({literal(reference)})
 labels = classifier.predict(backbone.embed_images(images))
 classifier.partial_fit(backbone.embed_images(new_images), new_labels)  # the next session
 ```
 
 ## Measured
 
-{_table(ours, baselines)}
+{_table(name, ours, baselines)}
 
-Percent, on held-out pictures of all classes and domains seen so far. {_verdict(ours, baselines)}
+Percent, on held-out pictures of all classes and domains seen so far. {"" if frozen else "Baselines stand on the backbone as it was before. "}{_verdict(ours, baselines)}
 
 ![accuracy by session](accuracy.png)
 
@@ -105,13 +112,13 @@ def _data() -> ModelCardData:
 def _limits(classifier: Any) -> str:
     return f"""## Limits and misuse
 
-It knows what the frozen backbone tells apart. The memory holds {len(classifier.exemplars.features)} feature vectors of training pictures, no
+It knows what the backbone tells apart. The memory holds {len(classifier.exemplars.features)} feature vectors of training pictures, no
 pictures. Probabilities are calibrated on held-out samples of the sessions; novelty scores are comparable within one session.
 {NOT_TO_JUDGE}"""
 
 
-def _table(ours: dict, baselines: list[dict]) -> str:
-    rows = [{"learner": "**vMF mixture**", **ours}, *({**row, "learner": escape(row["learner"])} for row in baselines)]
+def _table(name: str, ours: dict, baselines: list[dict]) -> str:
+    rows = [{"learner": f"**{name}**", **ours}, *({**row, "learner": escape(row["learner"])} for row in baselines)]
     lines = [(row["learner"], *(f"{row[name]:.1f}" for name in COLUMNS), f"{row['stored_floats']:,}") for row in rows]
     return table(["learner", *COLUMNS.values(), "numbers stored"], lines)
 
@@ -125,8 +132,8 @@ def _verdict(ours: dict, baselines: list[dict]) -> str:
     best = max(rivals, key=lambda row: row[name])
     lead = ours[name] - best[name]
     if lead >= 0:
-        return f"The mixture leads the best baseline, {best['learner']}, by {lead:.1f} points of average incremental accuracy."
+        return f"It leads the best baseline, {best['learner']}, by {lead:.1f} points of average incremental accuracy."
     return (
         f"On this stream {best['learner']} is better by {-lead:.1f} points of average incremental accuracy: use it, from "
-        "diffusers_ext.incremental_baselines, if accuracy on such streams is all that counts."
+        "diffusers_ext.incremental_baselines, or --head auto, if accuracy on such streams is all that counts."
     )

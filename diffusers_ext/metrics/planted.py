@@ -5,8 +5,37 @@ from typing import Any
 import numpy as np
 
 from ..data.planted import Planted
-from ..data.sessions import build_sessions
-from .incremental import evaluate_stream
+from ..data.sessions import Sessions, build_sessions
+from ..incremental_baselines import NearestMean
+from .incremental import StreamState, evaluate_stream
+
+
+def stream_of(halves: tuple[Planted, Planted, float], setting: str, seed: int) -> tuple[Sessions, np.ndarray]:
+    """Return the sessions of a planted stream, both halves in a row, and which rows are tests, (N,) bool."""
+    labels, domains = (
+        np.concatenate([getattr(half, name).numpy() for half in halves[:2]]) for name in ("labels", "domains")
+    )
+    return build_sessions(labels, domains, setting, 5, seed), np.arange(len(labels)) >= len(halves[0].labels)
+
+
+def oracle(halves: tuple[Planted, Planted, float], setting: str, seed: int) -> dict:
+    """The measures of a learner that is told the mode of every sample it learns: the nearest mean of all modes seen so far.
+
+    It loses what few samples say of a mean and what new classes take from old ones: nobody who is not told can be expected to do better.
+    """
+    import torch
+
+    train, test, _ = halves
+    features, modes = (torch.cat([getattr(half, name) for half in (train, test)]) for name in ("features", "modes"))
+    sessions, held = stream_of(halves, setting, seed)
+    owner = np.zeros(int(modes.max()) + 1, np.int64)
+    owner[modes.numpy()] = sessions.labels
+    learner, state = NearestMean(features.shape[1]), StreamState(sessions, held)
+    for now in range(len(sessions)):
+        rows = sessions.rows(now, ~held)
+        learner.partial_fit(features[rows], modes[rows])
+        state.test(lambda rows: owner[learner.predict(features[rows]).numpy()])
+    return state.summary()
 
 
 def on_planted(learner: Any, halves: tuple[Planted, Planted, float], setting: str, seed: int) -> dict:
@@ -18,11 +47,8 @@ def on_planted(learner: Any, halves: tuple[Planted, Planted, float], setting: st
     import torch
 
     train, test, kappa = halves
-    features, labels, domains = (
-        torch.cat([getattr(half, name) for half in (train, test)]) for name in ("features", "labels", "domains")
-    )
-    held = np.arange(len(features)) >= len(train.features)
-    sessions = build_sessions(labels.numpy(), domains.numpy(), setting, 5, seed)
+    features = torch.cat([train.features, test.features])
+    sessions, held = stream_of(halves, setting, seed)
     found = evaluate_stream(learner, features, sessions, held)
     if hasattr(learner, "predict_component"):
         found["modes_per_class"] = found["components_per_class"][-1]

@@ -93,17 +93,42 @@ class MixtureHead(ModelMixin, ConfigMixin):
         return component_logits(features, self.means, self.of_class, kappa)
 
 
+class LinearHead(ModelMixin, ConfigMixin):
+    """A linear layer in the place of the mixture, for comparison: logits of classes, (N, C), as of one component each."""
+
+    @register_to_config
+    def __init__(self, dim: int, classes: int):
+        super().__init__()
+        self.linear = nn.Linear(dim, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("of_class", torch.arange(classes))
+
+    @classmethod
+    def grown(cls, old: "LinearHead | None", dim: int, classes: int) -> "LinearHead":
+        """Return a head for so many classes that knows what an old one, of the first of them, knows."""
+        head = cls(dim, classes)
+        if old is not None:
+            size = len(old.of_class)
+            head.linear.weight.data[:size], head.linear.bias.data[:size] = old.linear.weight.data, old.linear.bias.data
+        return head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear(features)
+
+
 class MixtureObjective(Objective):
-    """L_cls + L_dis + L_reg of a batch {"image" (N, 3, H, W), "label" (N,), "weight" (N,)}; weights sum to 1.
+    """L_cls + L_dis + L_reg of a batch {"image" (N, 3, H, W), "label" (N,)}, drawn so that classes and components weigh equally.
 
     backbone: images to features (N, D), a module with save_pretrained. teacher: backbone and head before this session's
-    components were added; its components are the head's first ones. The E-step is taken on every batch.
+    components were added; its components are the head's first ones. The E-step is taken on every batch. A LinearHead has no
+    means: it takes no regulariser.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        head: MixtureHead,
+        head: MixtureHead | LinearHead,
         teacher: tuple[nn.Module, MixtureHead] | None = None,
         component_weight: float = 1.0,
         distillation: float = 1.0,
@@ -126,13 +151,10 @@ class MixtureObjective(Objective):
         features = self.backbone(batch["image"])
         logits = self.head(features)
         assigned = assign(logits, owners, labels)
-        parts = {
-            "classification": classification_loss(
-                logits, owners, labels, assigned, self.component_weight, batch["weight"]
-            )
-        }
-        cosine = (F.normalize(features, dim=1) * F.normalize(self.head.means[assigned], dim=1)).sum(1)
-        parts["regulariser"] = self.regulariser * mixture_regulariser(logits, owners, labels, cosine)
+        parts = {"classification": classification_loss(logits, owners, labels, assigned, self.component_weight)}
+        if self.regulariser:
+            cosine = (F.normalize(features, dim=1) * F.normalize(self.head.means[assigned], dim=1)).sum(1)
+            parts["regulariser"] = self.regulariser * mixture_regulariser(logits, owners, labels, cosine)
         if self.teacher is not None:
             with torch.no_grad():
                 old = self.teacher[1](self.teacher[0](batch["image"]))

@@ -1,0 +1,247 @@
+"""A backbone that learns, on digits in four domains: the mixture beside one component a class, a linear layer that replays, ablations.
+
+    python benchmarks/incremental_digits.py --mnist path/to/mnist --photos path/to/photographs --output digits.jsonl
+
+mnist: a folder with MNIST's test file (10,000 digits); photos: any folder of photographs. The domains, after iDigits, of which SVHN and
+SynDigits are replaced by what can be made without them: "mnist"; "blended", the absolute difference of a digit and a patch of a photograph
+(the recipe of MNIST-M); "printed", DejaVu digits turned, scaled and coloured; "outline", a digit's edge, dark on light. No digit of MNIST
+is in two domains or in both halves. A small ConvNeXt starts from drawn weights, so that all it knows is from the stream. A row of
+--output for each run; an interrupted benchmark goes on; then the table: average incremental / final accuracy over the seeds.
+"""
+
+import json
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers_ext.options import option, run
+
+DOMAINS = ("mnist", "blended", "printed", "outline")
+SIDE = 32
+VARIANTS = {  # what each changes in the options of training/train_incremental.py
+    "vMF mixture, trained": {},
+    "one component a class": {"max_components": 1},
+    "linear layer with replay": {"head": "linear"},
+    "without component term": {"component_weight": 0.0},
+    "without distillation": {"distillation": 0.0},
+    "without regulariser": {"regulariser": 0.0},
+}
+
+
+@dataclass
+class Options:
+    mnist: str = option("mnist", "folder of MNIST's t10k files")
+    photos: str = option("photos", "folder of photographs, for the blended domain")
+    output: str = option("digits.jsonl", "a row per variant, setting and seed")
+    train: int = option(40, "digits to learn of each class and domain")
+    test: int = option(20, "digits to test on, of each class and domain")
+    memory: int = option(200, "pictures remembered in all")
+    epochs: int = option(10, "passes over each session and its memory")
+    seeds: int = option(3, "seeds 0 .., of weights, order and draws")
+    settings: list[str] = option(["NC", "ND", "NCD"], "what sessions bring")
+    variants: list[str] | None = option(None, "only these variants; default: all")
+    frozen: bool = option(True, "also the mixture and every baseline on the features of the drawn weights, unlearnt")
+    threads: int = option(1, "threads of torch")
+
+
+def main(options: Options) -> None:
+    import torch
+
+    torch.set_num_threads(options.threads)
+    output = Path(options.output)
+    done = {key(json.loads(line)) for line in output.read_text().splitlines()} if output.exists() else set()
+    with tempfile.TemporaryDirectory() as scratch:
+        data = make_digits(Path(scratch) / "digits", options)
+        for seed in range(options.seeds):
+            backbone = drawn_backbone(Path(scratch) / f"backbone-{seed}", seed)
+            for setting in options.settings:
+                for name in options.variants or VARIANTS:
+                    row = {"setting": setting, "seed": seed, "learner": name}
+                    if key(row) not in done:
+                        write(output, row, learn(data, backbone, setting, seed, VARIANTS[name], options))
+                if options.frozen and ("frozen", setting, seed) not in {(k[2][:6], k[0], k[1]) for k in done}:
+                    for name, found in frozen(data, backbone, setting, seed).items():
+                        write(output, {"setting": setting, "seed": seed, "learner": f"frozen: {name}"}, found)
+    print(table(output))
+
+
+def key(row: dict) -> tuple:
+    return row["setting"], row["seed"], row["learner"]
+
+
+def write(output: Path, row: dict, result: dict) -> None:
+    with open(output, "a", encoding="utf-8") as file:
+        file.write(json.dumps({**row, **result}) + "\n")
+
+
+def learn(data: Path, backbone: str, setting: str, seed: int, changed: dict, options: Options) -> dict:
+    """Run training/train_incremental.py with the trainable regime; return the stream's measures."""
+    import runpy
+    import time
+
+    script = runpy.run_path(str(Path(__file__).parents[1] / "training" / "train_incremental.py"))
+    with tempfile.TemporaryDirectory() as scratch:
+        given = {
+            "data": str(data),
+            "backbone": backbone,
+            "setting": setting,
+            "seed": seed,
+            "regime": "trainable",
+            "memory": options.memory,
+            "num_train_epochs": options.epochs,
+            "learning_rate": 2e-3,
+            "lr_scheduler": "cosine",
+            "lr_warmup_steps": 0,
+            "train_batch_size": 64,
+            "batch_size": 128,
+            "baselines": False,
+            "output_dir": f"{scratch}/run",
+        }
+        start = time.process_time()
+        script["main"](script["Options"](**{**given, **changed}))
+        measures = json.loads(Path(scratch, "run", "results.json").read_text(encoding="utf-8"))
+        return {**measures, "cpu_seconds": time.process_time() - start}
+
+
+def frozen(data: Path, backbone: str, setting: str, seed: int) -> dict[str, dict]:
+    """The mixture and every baseline on frozen features: {name: measures}."""
+    import numpy as np
+    import torch
+
+    from diffusers_ext import VMFMixtureClassifier
+    from diffusers_ext.backbones import features, load_backbone
+    from diffusers_ext.data.labelled import read_labelled
+    from diffusers_ext.data.sessions import build_sessions
+    from diffusers_ext.incremental_baselines import baselines
+    from diffusers_ext.metrics.incremental import evaluate_stream
+
+    table = read_labelled(data)
+    with tempfile.TemporaryDirectory() as cache:
+        found = torch.from_numpy(features(load_backbone(backbone), table.files, cache, 128))
+    sessions = build_sessions(table.label_index, table.domain_index, setting, 5, seed)
+    test = np.array([sample.split == "test" for sample in table.samples])
+    dim = found.shape[1]
+    rivals = {"vMF mixture": VMFMixtureClassifier(dim, seed=seed), **baselines(dim, seed)}
+    return {name: evaluate_stream(learner, found, sessions, test) for name, learner in rivals.items()}
+
+
+def drawn_backbone(folder: Path, seed: int) -> str:
+    """Write a ConvNeXt of four blocks with drawn weights as a timm folder; return its reference."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    torch.manual_seed(seed)
+    shape = {
+        "depths": (1, 1, 1, 1),
+        "dims": (32, 64, 96, 96),
+        "kernel_sizes": 5,
+        "patch_size": 2,
+        "ls_init_value": None,
+    }
+    model = timm.create_model("convnext_atto", pretrained=False, num_classes=0, **shape)
+    inputs = {"input_size": (3, SIDE, SIDE), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 1.0}
+    save_for_hf(model, str(folder), safe_serialization=True, data_config=inputs)
+    return f"timm:{folder}"
+
+
+def make_digits(folder: Path, options: Options) -> Path:
+    """Write the four domains as folders split/domain/class with pictures of 32 x 32; return the folder."""
+    import numpy as np
+    from PIL import Image
+
+    from diffusers_ext.data.arrays import read_digits
+    from diffusers_ext.randomness import generator
+
+    images, labels = read_digits(options.mnist, "t10k")
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    patches, each = photographs(Path(options.photos)), options.train + options.test
+    for digit in range(10):
+        rows = generator(0, "digits", digit).permutation((labels == digit).nonzero()[0])
+        for number, domain in enumerate(DOMAINS):
+            for at in range(each):
+                draw = generator(0, f"digit {domain}", digit, at)
+                pixels = MAKERS[domain](images[rows[number * each + at]], digit, patches, draw)
+                path = folder / ("train" if at < options.train else "test") / domain / str(digit) / f"{at}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).convert("RGB").save(path)
+    return folder
+
+
+def photographs(folder: Path) -> list:
+    """Up to 200 photographs, (H, W, 3) uint8."""
+    import numpy as np
+    from PIL import Image
+
+    from diffusers_ext.data.files import is_picture
+
+    files = sorted(path for path in folder.rglob("*") if is_picture(path.name))[:200]
+    return [np.asarray(Image.open(path).convert("RGB")) for path in files]
+
+
+def as_it_is(image, digit: int, patches, draw):
+    return image
+
+
+def blended(image, digit: int, patches, draw):
+    import numpy as np
+
+    photo = patches[draw.integers(len(patches))]
+    y, x = draw.integers(photo.shape[0] - SIDE), draw.integers(photo.shape[1] - SIDE)
+    patch = photo[y : y + SIDE, x : x + SIDE].astype(int)
+    return np.abs(patch - image[..., None]).astype(np.uint8)
+
+
+def printed(image, digit: int, patches, draw):
+    import numpy as np
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    family = str(draw.choice(["DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono"]))
+    path = font_manager.findfont(
+        font_manager.FontProperties(family=family, weight=str(draw.choice(["normal", "bold"])))
+    )
+    paper, ink = draw.integers(0, 120, 3), draw.integers(135, 256, 3)
+    if draw.random() < 0.5:
+        paper, ink = ink, paper
+    mask = Image.new("L", (SIDE, SIDE))
+    place = (SIDE / 2 + draw.uniform(-3, 3), SIDE / 2 + draw.uniform(-3, 3))
+    font = ImageFont.truetype(path, int(draw.integers(18, 29)))
+    ImageDraw.Draw(mask).text(place, str(digit), fill=255, font=font, anchor="mm")
+    mask = np.asarray(mask.rotate(draw.uniform(-25, 25), Image.Resampling.BILINEAR))[..., None] / 255
+    return (paper * (1 - mask) + ink * mask).astype(np.uint8)
+
+
+def outline(image, digit: int, patches, draw):
+    import numpy as np
+    from PIL import Image, ImageFilter
+
+    grown = np.asarray(Image.fromarray(image).filter(ImageFilter.MaxFilter(3))).astype(int)
+    return (255 - np.clip(grown - image, 0, 255)).astype(np.uint8)
+
+
+MAKERS = dict(zip(DOMAINS, (as_it_is, blended, printed, outline)))
+
+
+def table(path: Path) -> str:
+    """Means and deviations over seeds, as Markdown."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = ["| learner | NC | ND | NCD | forgetting NCD | worst domain NCD |", "|---" * 6 + "|"]
+    for name in dict.fromkeys(row["learner"] for row in rows):
+        of = {s: [r for r in rows if (r["learner"], r["setting"]) == (name, s)] for s in ("NC", "ND", "NCD")}
+        cells = [f"{mean(of[s], 'average_incremental_accuracy')} / {mean(of[s], 'final_accuracy')}" for s in of]
+        rest = [mean(of["NCD"], each) for each in ("forgetting", "worst_domain")]
+        lines.append("| " + " | ".join([name, *cells, *rest]) + " |")
+    return "\n".join(lines)
+
+
+def mean(rows: list[dict], name: str) -> str:
+    values = [row[name] for row in rows]
+    if not values:
+        return "-"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,55 @@
+"""What a stream's run drives: a learner of frozen features, with the methods of `incremental_training.TrainedLearner`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data.labelled import LabelledImages
+from .mixtures import VMFMixtureClassifier
+
+SETTINGS = (
+    "memory",
+    "transform",
+    "head",
+    "projections",
+    "k_new",
+    "estep",
+    "reduction",
+    "alpha",
+    "threshold",
+    "max_components",
+)
+SETTINGS += ("weights", "score", "shrinkage", "seed")
+
+
+class FrozenLearner:
+    """The classifier on features (N, D) of all rows of a table. options: of training/train_incremental.py."""
+
+    def __init__(self, options: Any, features: torch.Tensor, table: LabelledImages):
+        self.features, self.names, self.labels = features, np.array(table.labels), table.label_index
+        given = {name: getattr(options, name) for name in SETTINGS}
+        self.classifier = VMFMixtureClassifier(features.shape[1], **given, encoder=options.backbone)
+
+    def learn(self, session: int, rows: np.ndarray) -> None:
+        """Learn the pictures at rows (n,) of the table."""
+        self.classifier.partial_fit(self.features[rows], self.names[self.labels[rows]])
+
+    def embed(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the features of the pictures at rows, (n, D) float32."""
+        return self.features[rows]
+
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        """Return the names of the classes of the pictures at rows, (n,)."""
+        return self.classifier.predict(self.features[rows])
+
+    def save(self, folder: Path) -> None:
+        """Write the classifier."""
+        self.classifier.save_pretrained(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from what `save` wrote."""
+        self.classifier = VMFMixtureClassifier.from_pretrained(folder)
+
+    finish = save
