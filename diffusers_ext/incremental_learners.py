@@ -9,19 +9,19 @@ import torch
 from .data.labelled import LabelledImages
 from .mixtures import VMFMixtureClassifier
 
-SETTINGS = (
-    "memory",
-    "transform",
-    "head",
-    "projections",
-    "k_new",
-    "estep",
-    "reduction",
-    "alpha",
-    "threshold",
-    "max_components",
-)
-SETTINGS += ("weights", "score", "shrinkage", "seed")
+
+def shared_settings(options: Any) -> dict[str, Any]:
+    """Return what a classifier of either regime is made with; options: of training/train_incremental.py."""
+    return {
+        "k_new": options.k_new,
+        "estep": options.estep,
+        "reduction": options.reduction,
+        "alpha": options.alpha,
+        "threshold": options.threshold,
+        "weights": options.weights,
+        "score": options.score,
+        "seed": options.seed,
+    }
 
 
 class FrozenLearner:
@@ -29,8 +29,17 @@ class FrozenLearner:
 
     def __init__(self, options: Any, features: torch.Tensor, table: LabelledImages):
         self.features, self.names, self.labels = features, np.array(table.labels), table.label_index
-        given = {name: getattr(options, name) for name in SETTINGS}
-        self.classifier = VMFMixtureClassifier(features.shape[1], **given, encoder=options.backbone)
+        self.classifier = VMFMixtureClassifier(
+            features.shape[1],
+            **shared_settings(options),
+            memory=options.memory,
+            transform=options.transform,
+            head=options.head,
+            projections=options.projections,
+            max_components=options.max_components,
+            shrinkage=options.shrinkage,
+            encoder=options.backbone,
+        )
 
     def learn(self, session: int, rows: np.ndarray) -> None:
         """Learn the pictures at rows (n,) of the table."""

@@ -32,6 +32,7 @@ from torch.utils.data import Dataset
 from .backbones import Backbone
 from .data.labelled import LabelledImages
 from .errors import InputError
+from .incremental_learners import shared_settings
 from .loop import claim, start, train
 from .mixture_em import Recipe, Statistics, reduced
 from .mixture_memory import select
@@ -264,11 +265,9 @@ class TrainedLearner:
 
     def _classifier(self, **grown: Any) -> VMFMixtureClassifier:
         options = self.options
-        settings = {name: getattr(options, name) for name in ("k_new", "estep", "reduction", "alpha", "threshold")}
-        settings |= {name: getattr(options, name) for name in ("weights", "score", "seed")}
         most = 1 if options.head == "linear" else options.max_components
         fixed = {"memory": 0, "transform": "none", "shrinkage": options.shrinkage or 0.0, "encoder": "timm:backbone"}
-        return VMFMixtureClassifier(self.dim, max_components=most, **settings, **fixed, **grown)
+        return VMFMixtureClassifier(self.dim, max_components=most, **shared_settings(options), **fixed, **grown)
 
     # Predicting.
 

@@ -9,13 +9,13 @@ import fresh_processes
 import numpy as np
 import pytest
 import torch
-from loopback_hub import LoopbackHub
 from PIL import Image
 
 import diffusers_ext
 from diffusers_ext import cli
 from diffusers_ext.cards.check import card_problems
 from diffusers_ext.errors import InputError
+from diffusers_ext.loopback_hub import LoopbackHub
 from diffusers_ext.options import parse
 
 ROOT = Path(__file__).parents[1]
