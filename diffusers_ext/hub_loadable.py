@@ -70,15 +70,16 @@ class HubLoadable:
         # diffusers forgets what was set where the folder it came from had none.
         self.register_modules(**{name: part for name, part in self.components.items() if part is not None})
         super().save_pretrained(folder, *args, **kwargs)
-        kept = (folder / CARD).exists()
+        kept, theirs = (folder / CARD).exists(), False
         if push_to_hub:
             token = upload.get("token")
             repository = create_repo(repository, private=private, token=token, exist_ok=True).repo_id
-            kept = kept or file_exists(repository, CARD, token=token)
-        if gallery or not kept:
+            theirs = not gallery and file_exists(repository, CARD, token=token)
+        if gallery or not (kept or theirs):
             write_pipeline_card(folder, self, repository, gallery, home)
         if push_to_hub:
-            upload_folder(repo_id=repository, folder_path=folder, **upload)
+            ignored = [CARD] if theirs else None
+            upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=ignored, **upload)
 
     def push_to_hub(self, repo_id: str, gallery: Gallery = (), **kwargs: Any) -> None:
         """Upload the saved pipeline with its card; arguments as in `save_pretrained`."""

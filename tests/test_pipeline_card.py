@@ -3,16 +3,18 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from diffusers_ext import embedded_model
+from diffusers_ext import embedded_model, hub_loadable
 from diffusers_ext.cards.check import card_problems
 from diffusers_ext.cards.pipeline import write_block_card, write_code_card, write_pipeline_card
 from diffusers_ext.hub_loadable import write_code_file
+from diffusers_ext.pipelines.reward_rerank import RewardRerankPipeline
 from diffusers_ext.rewards.colour import ColourReward
 
 SOURCE = Path(__file__).parents[1] / "pipelines" / "reward_rerank.py"
@@ -46,3 +48,18 @@ def test_an_edited_copy_of_our_file_is_saved_as_it_is(edit, tmp_path, monkeypatc
     assert write_code_file(tmp_path / "saved", module.RewardRerankPipeline) == "reward_rerank"
     saved = (tmp_path / "saved" / "reward_rerank.py").read_text()
     assert saved.endswith("# mine\n") if edit else saved.startswith("from diffusers_ext.pipelines.reward_rerank import")
+
+
+@pytest.mark.parametrize("here", [False, True])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_push_leaves_the_repositorys_card_alone(here, there, tmp_path, monkeypatch):
+    pushed = {}
+    monkeypatch.setattr(hub_loadable, "create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(hub_loadable, "file_exists", lambda *_, **__: there)
+    monkeypatch.setattr(hub_loadable, "upload_folder", lambda **given: pushed.update(given))
+    if here:
+        (tmp_path / "README.md").write_text("mine")
+    RewardRerankPipeline.from_pretrained(embedded_model()).save_pretrained(tmp_path, push_to_hub=True, repo_id="me/a")
+    assert pushed["ignore_patterns"] == (["README.md"] if there else None)
+    assert (tmp_path / "README.md").exists() == (here or not there)
+    assert not here or (tmp_path / "README.md").read_text() == "mine"

@@ -111,5 +111,6 @@ def test_the_benchmarks_page_is_complete_and_its_figures_stand_on_their_pages():
         target = re.search(r"\]\(([^)#]*)", row[3])[1]
         source = (page.parent / target if target else page).read_text(encoding="utf-8")
         source = source if target else source.split("## A ControlNet training step")[1]
-        for figure in re.findall(r"(?<![\w.])-?\d+\.\d+|\d,\d{3}", row[2]):
-            assert figure in source.replace("−", "-"), f"{row[0]}: {figure} is not on {target or 'the page'}"
+        for figure in re.findall(r"(?<![\w.,])-?\d+(?:\.\d+|,\d{3})", row[2]):
+            found = re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d])", source.replace("−", "-"))
+            assert found, f"{row[0]}: {figure} is not on {target or 'the page'}"

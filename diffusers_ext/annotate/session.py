@@ -2,7 +2,7 @@
 
 Each annotator goes through the prompts in an order of their own, and sees the images of a prompt in an order of their
 own, so that what comes late, tired, or on the left is not the same for all. Both are functions of (seed, annotator, id)
-and of nothing else, so they survive restarts and do not change when prompts are added; both are recorded.
+and of nothing else, so they survive restarts, and prompts that are added change nothing about the order of the others; both are recorded.
 """
 
 from dataclasses import replace

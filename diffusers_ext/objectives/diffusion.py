@@ -37,7 +37,8 @@ class Diffusion:
     def from_options(cls, scheduler: SchedulerMixin, options: Any) -> "Diffusion":
         """Raises InputError if the timestep window is empty or a value is out of range."""
         end = scheduler.config.num_train_timesteps
-        if not 0 <= options.timestep_min < (options.timestep_max or end) <= end:
+        high = end if options.timestep_max is None else options.timestep_max
+        if not 0 <= options.timestep_min < high <= end:
             raise InputError(
                 f"--timestep_min {options.timestep_min} --timestep_max {options.timestep_max}: no timestep of 0..{end - 1} is left"
             )
@@ -52,7 +53,7 @@ class Diffusion:
             options.noise_offset,
             options.timestep_sampling,
             options.timestep_min,
-            options.timestep_max,
+            high,
             options.loss_type,
             options.huber_delta,
         )
@@ -92,7 +93,8 @@ class Diffusion:
         cubic: 1 − u³, towards high noise (T2I-Adapter, Mou et al. 2023, section 3.4); logit_normal: σ(n), towards the
         middle (Esser et al. 2024, section 3.1), both as a share of the window.
         """
-        low, high = self.timestep_min, self.timestep_max or self.scheduler.config.num_train_timesteps
+        end = self.scheduler.config.num_train_timesteps
+        low, high = self.timestep_min, end if self.timestep_max is None else self.timestep_max
         if self.timestep_sampling == "uniform":
             return randomness.integers(self.seed, "timestep", keys, low, high)
         normal = randomness.normal(self.seed, "timestep", keys, ()).double()

@@ -10,7 +10,7 @@ In the bias setting one network moves each image to the other of two domains:
     d_i   = unit(S[1 − b_i, y_i] − S[b_i, y_i]),   b_i the domain of image i
     L_NN  = CE(e^0.007·unit(o)·unit(x)ᵀ, nearest row to x_i itself),  added with weight λ.
 
-Many networks are many problems: losses are (G,), and `lads_training.fit` steps on their sum. With the defaults these are
+Many networks are many problems: losses are (G,), and `lads_fit.fit` steps on their sum. With the defaults these are
 the official code's, which normalises o in L_CC and not in L_DA and has scale 1.
 
 Shapes: G networks, R runs of G/R networks each, B rows, D the width, C classes, n_s source sentences.
