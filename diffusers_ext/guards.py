@@ -16,7 +16,7 @@ from .errors import InputError
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps a second run out
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 

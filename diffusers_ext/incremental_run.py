@@ -64,7 +64,7 @@ class Run:
             found = features(backbone, self.table.files, cache, self.options.batch_size, show)
             self.features = torch.from_numpy(found)
         if self.options.regime == "frozen":
-            self.learner = FrozenLearner(self.options, self.features, self.table)
+            self.learner: FrozenLearner | TrainedLearner = FrozenLearner(self.options, self.features, self.table)
         else:
             self.learner = TrainedLearner(self.options, backbone, self.table)
 

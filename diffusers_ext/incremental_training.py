@@ -101,7 +101,8 @@ class Pictures:
     """Pictures as the backbone takes them, (3, H, W) float32 by row; prepared once while they fit in a GiB."""
 
     def __init__(self, backbone: Backbone, files: Sequence[Any]):
-        self.backbone, self.files, self.kept, self.left = backbone, files, {}, KEPT
+        self.backbone, self.files, self.left = backbone, files, KEPT
+        self.kept: dict[int, torch.Tensor] = {}
 
     def __getitem__(self, row: int) -> torch.Tensor:
         if row in self.kept:

@@ -47,8 +47,8 @@ class Sessions:
 
 
 def build_sessions(
-    labels: Sequence[int],
-    domains: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
+    domains: Sequence[int] | np.ndarray,
     setting: str,
     groups: int = 5,
     seed: int = 0,
