@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.loopback_hub import LoopbackHub
+from diffusers_ext.run_folder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = "steps.jsonl"
@@ -86,11 +87,5 @@ def cpu_seconds() -> float:
 
 
 def read_records(folder: Path) -> list[dict]:
-    """Return the rows of steps.jsonl, one per command that ended; a line cut short by a kill is dropped."""
-    path, rows = Path(folder) / RECORDS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """Return the rows of steps.jsonl, one per command that ended."""
+    return read_metrics(folder, RECORDS)
