@@ -100,6 +100,7 @@ def learners(dim: int, seed: int, projections: tuple[int, ...] = (2000,), texts:
         made["zero-shot"] = lambda: ZeroShot(dim, texts=texts)
     return {
         OURS: lambda: VMFMixtureClassifier(dim, seed=seed),
+        f"{OURS}, head pooled": lambda: VMFMixtureClassifier(dim, seed=seed, head="pooled"),
         f"{OURS}, head auto": lambda: VMFMixtureClassifier(dim, seed=seed, head="auto"),
         **made,
     }

@@ -135,8 +135,8 @@ def drawn_backbone(folder: Path, seed: int) -> str:
     torch.manual_seed(seed)
     shape = {
         "depths": (1, 1, 1, 1),
-        "dims": (32, 64, 96, 96),
-        "kernel_sizes": 5,
+        "dims": (16, 32, 64, 96),
+        "kernel_sizes": 3,
         "patch_size": 2,
         "ls_init_value": None,
     }

@@ -33,6 +33,7 @@ class FrozenLearner:
             features.shape[1],
             **shared_settings(options),
             memory=options.memory,
+            jury=options.jury,
             transform=options.transform,
             head=options.head,
             projections=options.projections,

@@ -249,7 +249,7 @@ class TrainedLearner:
         """Return a classifier that holds the reduced statistics; its temperature makes κ the softmax's scale that was learnt."""
         row = {**grown.session_log_[-1], "components": len(ids), "kappa": kappa, "temperature": self.scale / kappa}
         log, size = [*self.classifier.session_log_, row], len(ids)
-        made = self._classifier(labels=grown.classes_.tolist(), log=log, grown={"plain": size, "memory": 0})
+        made = self._classifier(labels=grown.classes_.tolist(), log=log, grown={"plain": size, "memory": 0, "jury": 0})
         values = {
             "counts": found.counts,
             "sums": found.resultants,
@@ -259,15 +259,21 @@ class TrainedLearner:
             "kappa": torch.tensor(kappa, dtype=torch.float64),
             "next_id": grown.space.next_id,
         }
-        state = {**made.state_dict(), **{f"learnt.spaces.plain.{name}": value for name, value in values.items()}}
-        state["learnt.judge.temperature"] = torch.tensor(self.scale / kappa, dtype=torch.float64)
+        state = {**made.state_dict(), **{f"learnt.sums.spaces.plain.{name}": value for name, value in values.items()}}
+        state["learnt.choice.temperature"] = torch.tensor(self.scale / kappa, dtype=torch.float64)
         made.load_state_dict(state)
         return made
 
     def _classifier(self, **grown: Any) -> VMFMixtureClassifier:
         options = self.options
         most = 1 if options.head == "linear" else options.max_components
-        fixed = {"memory": 0, "transform": "none", "shrinkage": options.shrinkage or 0.0, "encoder": "timm:backbone"}
+        fixed = {
+            "memory": 0,
+            "jury": 0,
+            "transform": "none",
+            "shrinkage": options.shrinkage or 0.0,
+            "encoder": "timm:backbone",
+        }
         return VMFMixtureClassifier(self.dim, max_components=most, **shared_settings(options), **fixed, **grown)
 
     # Predicting.

@@ -1,50 +1,57 @@
-"""Linear heads from sums that add up over sessions: what a mixture is held against, and what may predict in its place.
+"""Linear heads from sums that add up over sessions: what a mixture is held against, and what may predict in its place or with it.
 
 With x of unit length, G = Σ x xᵀ and Q = Σ x yᵀ over one-hot labels y,
 
     lda      w_c = S⁻¹ m_c, b_c = −m_cᵀ w_c / 2, S the covariance within classes (streaming LDA, Hayes & Kanan 2020)
     ridge    W = (G + λ ḡ I)⁻¹ Q, ḡ the mean of G's diagonal
     ranpac   ridge on rectified random projections of x (McDonnell et al. 2023, without their tuning of the backbone)
+    pooled   q τ_m s_m + (1 − q) τ_r s_r, the scores of mixture and ranpac at their temperatures: a product of their probabilities
 
 The sums of the first two are those of whitening, so that they cost no memory; ranpac's G has the square of the projections. Where domains shift
-all classes alike, one linear map does as well as a mixture or better.
+all classes alike, one linear map does as well as a mixture or better; where both err, they err on different samples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from .mixture_judge import Judge
+from .mixture_judge import Choice, Jury, verdict
 from .mixture_spaces import TiedCovariance
 from .randomness import normal
 
-HEADS = {"mixture": (), "lda": ("lda",), "ridge": ("ridge",), "ranpac": ("ranpac",)}
-HEADS["auto"] = ("mixture", "lda", "ridge", "ranpac")  # of equals the first
+LINEAR = ("lda", "ridge", "ranpac")
+HEADS = {each: (each,) for each in ("mixture", *LINEAR, "pooled")}
+HEADS["auto"] = tuple(HEADS)  # of equals the first
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+SHARES = (0.5, 0.25, 0.75)  # q, of the mixture in "pooled"
 SCALE = 10.0  # of ridge's outputs, which lie around 0 and 1, so that a temperature of 10 can make them sharp
 CHUNK = 4096  # rows scored at once
 
+Scores = Callable[[torch.Tensor], torch.Tensor]  # of unit features (N, d): (N, C) float32
+
 
 class Heads(nn.Module):
-    """The linear heads that a classifier's settings ask for, their own sums, and a judge of which one predicts."""
+    """The heads that a classifier's settings ask for, their own sums, and the choice among them."""
 
     def __init__(self, settings: Mapping[str, Any], covariance: TiedCovariance):
         super().__init__()
-        self.names, self.covariance = HEADS[settings["head"]], [covariance]  # in a list: it is the state's, not ours
+        self.names, self.covariance = HEADS[settings["head"]], [covariance]  # in a list: it is the sums', not ours
         self.dim, self.seed, wide = settings["dim"], settings["seed"], settings["projections"]
-        self.projected = TiedCovariance(wide, len(settings["labels"] or [])) if "ranpac" in self.names else None
-        self.judge = Judge(len(self.names), RIDGES)
+        linear = [each for each in LINEAR if each in self.names or (each == "ranpac" and "pooled" in self.names)]
+        self.linear = nn.ModuleDict({name: Choice(RIDGES[0]) for name in linear})
+        self.projected = TiedCovariance(wide, len(settings["labels"] or [])) if "ranpac" in linear else None
+        self.choice = Choice(0.0)
         self._drawn: torch.Tensor | None = None
 
     @property
     def chosen(self) -> str:
         """What predicts now."""
-        return self.names[int(self.judge.chosen)]
+        return self.names[int(self.choice.of)]
 
     def add(self, features: torch.Tensor, classes: torch.Tensor) -> None:
-        """Count a session's unit features (N, d) of classes (N,) to the sums that are not the covariance's."""
+        """Count unit features (N, d) of classes (N,) to the sums that are not the covariance's."""
         if self.projected is not None:
             self.projected.add(self.inputs("ranpac", features), classes)
 
@@ -57,23 +64,39 @@ class Heads(nn.Module):
         """Add what another holds, whose class i is class places[i] here."""
         if self.projected is not None:
             self.projected.merge(other.projected, places)
-        self.judge.merge(other.judge)
 
-    def hear(self, features: torch.Tensor, classes: torch.Tensor, mixture: torch.Tensor) -> dict[str, float]:
-        """Let held-out features (N, d) judge, beside the mixture's scores (N, C); return each head's balanced accuracy."""
-        scores = []
-        for name in self.names:
-            ridges = RIDGES if name in ("ridge", "ranpac") else RIDGES[:1]
-            views = [mixture if name == "mixture" else self.scores(name, features, each) for each in ridges]
-            scores.append(views * (len(RIDGES) // len(views)))
-        return dict(zip(self.names, self.judge.hear(scores, classes)))
+    def hear(self, jury: Jury, mixture: torch.Tensor, temperature: float) -> dict[str, float]:
+        """Let a jury choose, the mixture's scores of it being (J, C); return balanced accuracies."""
+        told = jury.classes, jury.weights()
+        scaled, found = {"mixture": temperature * mixture}, {"mixture": verdict([mixture], *told)}
+        for name, choice in self.linear.items():
+            ridges = RIDGES[:1] if name == "lda" else RIDGES
+            views = [self.predictor(name, each)(jury.features) for each in ridges]
+            found[name] = best = verdict(views, *told)
+            choice.take(0, ridges[best.view], best.temperature)
+            scaled[name] = best.temperature * views[best.view]
+        if "pooled" in self.names:
+            pools = [share * scaled["mixture"] + (1 - share) * scaled["ranpac"] for share in SHARES]
+            found["pooled"] = verdict(pools, *told)
+        best = min(self.names, key=lambda name: found[name].loss)
+        share = SHARES[found["pooled"].view] if best == "pooled" else 0.0
+        self.choice.take(self.names.index(best), share, found[best].temperature)
+        return {name: found[name].accuracy for name in self.names}
 
-    def scores(self, name: str, features: torch.Tensor, ridge: float) -> torch.Tensor:
-        """Return a head's scores of unit features (N, d), (N, C) float32."""
-        return self.predictor(name, ridge)(features)
+    def scores(self, mixture: Scores, temperature: float) -> Scores:
+        """Return what the chosen head scores with, what can be computed once already computed; temperature: the mixture's."""
+        if self.chosen == "mixture":
+            return mixture
+        name = "ranpac" if self.chosen == "pooled" else self.chosen
+        linear = self.predictor(name, float(self.linear[name].setting))
+        if self.chosen != "pooled":
+            return linear
+        share = float(self.choice.setting)
+        one, other = share * temperature, (1 - share) * float(self.linear[name].temperature)
+        return lambda features: one * mixture(features) + other * linear(features)
 
-    def predictor(self, name: str, ridge: float):
-        """Return a function from unit features (N, d) to scores (N, C), with what can be computed once already computed."""
+    def predictor(self, name: str, ridge: float) -> Scores:
+        """Return what a linear head scores with."""
         sums = self.projected if name == "ranpac" else self.covariance[0]
         weights, bias = discriminants(sums) if name == "lda" else least_squares(sums, ridge)
         return lambda features: torch.cat([self.inputs(name, part) @ weights + bias for part in features.split(CHUNK)])

@@ -1,77 +1,145 @@
-"""Which space, shrinkage and temperature? Held-out samples judge, each before it is learnt.
+"""Which space, shrinkage, ridge, head and temperature? Samples that were never learnt judge, after every session, by their log-loss.
 
-Densities of two spaces are not comparable; and exemplars of a memory are no judges, for herding picks the easy ones.
+They are of all sessions so far, so that a choice is good for old domains too; those of the last session alone preferred what
+sharpens the newest components. Each class weighs equally, and in a class each session: large domains would drown small ones. Densities of two spaces are not comparable; and exemplars of a memory are no judges, for they were
+learnt, and herding picks the easy ones.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .mixture_memory import equal_shares
 from .randomness import generator
 
 TEMPERATURES = torch.logspace(-3, 1, 41)
 SHRINKAGES = (0.0, 3.0, 10.0, 30.0, 100.0)
-FADING = 0.7  # the weight of what was told before, at each session
-HELD_OUT = 10  # one sample in so many of a class is held out, and learnt once it has judged
+HELD_OUT = 10  # at most one sample in so many of a class and session
 
 
-def held_out(classes: torch.Tensor, seed: int, session: int) -> torch.Tensor:
-    """Draw a tenth of each class that has ten samples: (N,) bool."""
-    rank = torch.from_numpy(generator(seed, "held out", session).permutation(len(classes)))
-    order = torch.argsort(classes * len(classes) + rank)  # shuffled within classes
-    sizes = torch.bincount(classes)
-    first = torch.cumsum(sizes, 0) - sizes
-    position = torch.empty_like(order)
-    position[order] = torch.arange(len(order)) - first[classes[order]]
-    return position < sizes[classes] // HELD_OUT
+class Jury(nn.Module):
+    """The samples held out: features (J, d) float32, their classes and sessions (J,), and draws (J,) float64, of which the lowest
+    of a class stay."""
 
+    features: torch.Tensor
+    classes: torch.Tensor
+    sessions: torch.Tensor
+    draws: torch.Tensor
 
-class Judge(nn.Module):
-    """The log-losses of held-out labels for each space, shrinkage and temperature, (S, R, T), and what has the least.
-
-    Shrinkage and temperature of a space are chosen by the sum over sessions. Between spaces an earlier session's word fades,
-    for it was about a classifier that had seen less: a map that whitens gets better with every session.
-    """
-
-    def __init__(self, spaces: int, shrinkages: tuple[float, ...]):
+    def __init__(self, dim: int, stored: int):
         super().__init__()
-        self.shrinkages = shrinkages
-        for name, shape in (("losses", (spaces, len(shrinkages), len(TEMPERATURES))), ("recent", (spaces,))):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("chosen", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("shrinkage", torch.tensor(shrinkages[0], dtype=torch.float64))
+        self.register_buffer("features", torch.zeros(stored, dim))
+        self.register_buffer("classes", torch.zeros(stored, dtype=torch.int64))
+        self.register_buffer("sessions", torch.zeros(stored, dtype=torch.int64))
+        self.register_buffer("draws", torch.zeros(stored, dtype=torch.float64))
+
+    def call(self, features: torch.Tensor, classes: torch.Tensor, size: int, key: tuple[int, int]) -> torch.Tensor:
+        """Draw which samples of a session (N, d) of classes (N,) join, up to `size` in the end: (N,) bool. key: (seed, session).
+
+        They are added; who has to go for them is for `release` to say.
+        """
+        draws = torch.from_numpy(generator(key[0], "jury", key[1]).random(len(classes)))
+        joins = rank_in_class(draws, classes) < torch.bincount(classes)[classes] // HELD_OUT
+        stays = lowest(torch.cat([self.draws, draws[joins]]), torch.cat([self.classes, classes[joins]]), size)
+        joins[joins.clone()] = stays[len(self.classes) :]
+        sessions = torch.full((int(joins.sum()),), key[1])
+        self._append(features[joins], classes[joins], sessions, draws[joins])
+        return joins
+
+    def absorb(self, other: "Jury", places: torch.Tensor) -> None:
+        """Add another learner's, whose class i is class places[i] here, as of sessions of their own."""
+        after = self.sessions.amax() + 1 if len(self.sessions) else 0
+        self._append(other.features, places[other.classes], other.sessions + after, other.draws)
+
+    def weights(self) -> torch.Tensor:
+        """Return the share of each in a mean over classes of means over their sessions, (J,) float32."""
+        _, group, sizes = torch.unique(
+            torch.stack([self.classes, self.sessions]), dim=1, return_inverse=True, return_counts=True
+        )
+        each = 1 / sizes[group].float()
+        of_class = torch.zeros(int(self.classes.max()) + 1).index_add(0, self.classes, each)
+        return each / of_class[self.classes] / (of_class > 0).sum()
+
+    def release(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep `size`, in equal shares of the classes; return features and classes of the others, which may now be learnt."""
+        stays = lowest(self.draws, self.classes, size)
+        gone = self.features[~stays], self.classes[~stays]
+        self.keep(stays)
+        return gone
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep these rows."""
+        self.features, self.classes = self.features[rows], self.classes[rows]
+        self.sessions, self.draws = self.sessions[rows], self.draws[rows]
+
+    def drop(self, gone: int) -> None:
+        """Forget a class; later classes move up by one."""
+        self.keep(self.classes != gone)
+        self.classes = self.classes - (self.classes > gone).long()
+
+    def _append(
+        self, features: torch.Tensor, classes: torch.Tensor, sessions: torch.Tensor, draws: torch.Tensor
+    ) -> None:
+        self.features, self.classes = torch.cat([self.features, features]), torch.cat([self.classes, classes])
+        self.sessions, self.draws = torch.cat([self.sessions, sessions]), torch.cat([self.draws, draws])
+
+
+def lowest(draws: torch.Tensor, classes: torch.Tensor, size: int) -> torch.Tensor:
+    """Say which of draws (J,) of classes (J,) are the lowest of their class, `size` in all in equal shares: (J,) bool."""
+    stock = torch.bincount(classes)
+    share = equal_shares(stock[None], torch.tensor([size]), torch.zeros(1, len(stock)))[0]
+    return rank_in_class(draws, classes) < share[classes]
+
+
+def rank_in_class(draws: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Return the rank of each draw among those of its class, (J,)."""
+    order = torch.argsort(draws, stable=True)
+    order = order[torch.argsort(classes[order], stable=True)]
+    sizes = torch.bincount(classes)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[classes[order]]
+    return rank
+
+
+class Choice(nn.Module):
+    """What was chosen: `of` several spaces or heads, with which `setting`, its shrinkage or ridge, and which temperature."""
+
+    def __init__(self, setting: float):
+        super().__init__()
+        self.register_buffer("of", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("setting", torch.tensor(setting, dtype=torch.float64))
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
 
-    def hear(self, scores: list[list[torch.Tensor]], classes: torch.Tensor) -> list[float]:
-        """Take class scores (N, C) of each space and shrinkage for held-out classes (N,).
-
-        Returns the balanced accuracy of each space with the shrinkage that suits it.
-        """
-        told = len(classes) * torch.stack([torch.stack([log_losses(each, classes) for each in of]) for of in scores])
-        self.losses += told
-        best = self.losses.flatten(1).argmin(1)
-        self.recent = FADING * self.recent + told.flatten(1).gather(1, best[:, None]).squeeze(1)
-        self._choose()
-        return [balanced_accuracy(of[int(at) // len(TEMPERATURES)].argmax(1), classes) for of, at in zip(scores, best)]
-
-    def merge(self, other: "Judge") -> None:
-        """Add what another's samples told."""
-        self.losses += other.losses
-        self.recent += other.recent
-        if self.losses.any():
-            self._choose()
-
-    def _choose(self) -> None:
-        self.chosen.copy_(self.recent.argmin())
-        shrinkage, temperature = divmod(int(self.losses[self.chosen].argmin()), len(TEMPERATURES))
-        self.shrinkage.fill_(self.shrinkages[shrinkage])
-        self.temperature.fill_(TEMPERATURES[temperature])
+    def take(self, of: int, setting: float, temperature: float) -> None:
+        """Choose."""
+        for buffer, value in ((self.of, of), (self.setting, setting), (self.temperature, temperature)):
+            buffer.fill_(value)
 
 
-def log_losses(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Return the mean log-loss of classes (N,), each class weighing equally, under softmax(τ·scores) for each τ, (T,)."""
-    weights = 1 / torch.bincount(classes, minlength=scores.shape[1]).clamp_min(1).float()
-    return torch.stack([F.cross_entropy(scores * each, classes, weights) for each in TEMPERATURES.tolist()]).double()
+@dataclass(frozen=True)
+class Verdict:
+    """The best of several views of the same samples: its place, temperature, mean log-loss and balanced accuracy."""
+
+    view: int
+    temperature: float
+    loss: float
+    accuracy: float
+
+
+def verdict(views: list[torch.Tensor], classes: torch.Tensor, weights: torch.Tensor) -> Verdict:
+    """Judge class scores (N, C), one for each setting, by samples of classes (N,) and weights (N,); of equals the first."""
+    losses = torch.stack([log_losses(each, classes, weights) for each in views])
+    view, temperature = divmod(int(losses.argmin()), len(TEMPERATURES))
+    accuracy = balanced_accuracy(views[view].argmax(1), classes)
+    return Verdict(view, float(TEMPERATURES[temperature]), float(losses.min()), accuracy)
+
+
+def log_losses(scores: torch.Tensor, classes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the weighted sum of log-losses of classes (N,) under softmax(τ·scores) for each τ, (T,) float64."""
+    each = [F.cross_entropy(scores * tau, classes, reduction="none") for tau in TEMPERATURES.tolist()]
+    return torch.stack(each).double() @ weights.double()
 
 
 def balanced_accuracy(predicted: torch.Tensor, classes: torch.Tensor) -> float:

@@ -22,13 +22,14 @@ from huggingface_hub import ModelCard
 from .carded import CardedModel
 from .cards.incremental import mixture_card
 from .errors import InputError
-from .mixture_heads import HEADS
+from .mixture_heads import HEADS, Scores
 from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, number, pack, rows_of_batches
 from .mixture_memory import Exemplars
 from .mixture_prediction import Predictor
 from .mixture_report import component_rows
 from .mixture_spaces import MixtureSpace
-from .mixture_state import SPACES, MixtureState
+from .mixture_state import MixtureState
+from .mixture_sums import SPACES
 from .randomness import generator
 from .vmf import log_normalizer
 
@@ -38,16 +39,17 @@ SAMPLE = 1024  # rows of a class on which a session in batches is expanded
 class VMFMixtureClassifier(CardedModel):
     """Mixtures of von Mises-Fisher distributions on features (N, dim), for labels of any one JSON type.
 
-    memory: exemplars kept in all, as features. transform: "none" clusters the features' directions, "whiten" those after
-    whitening by the covariance within classes, "auto" keeps both mixtures and predicts with the one that does better on a tenth
-    of each session, see mixture_judge. seed: of the seeding of components and the held-out tenth; nothing else is random.
+    memory: exemplars kept in all, as features. jury: samples, of a session and class at most a tenth, that are kept as features
+    to choose what is not given: they are never learnt, but count when predicting, see mixture_judge. transform: "none" clusters
+    the features' directions, "whiten" those after whitening by the covariance within classes, "auto" keeps both mixtures and
+    lets the jury choose. seed: of the seeding of components and of the jury; nothing else is random.
     k_new: components proposed per class and session, at most one for n_min samples. estep: "soft" or "hard". reduction:
     "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture_reduction. max_components: of a class. weights:
     of a class's components, "uniform" or by "counts". score: "plugin" or "predictive", see mixture_scores. shrinkage: of
     components' means towards their class's when predicting, as many pseudo-samples; 0 is the paper's rule, None lets the
-    held-out tenth choose. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac", or
-    "auto", which of them did best on that tenth, see mixture_heads; components, densities and the report are the mixture's in any
-    case. encoder: what the features are of, a backbone's name, for the card and whoever loads the model.
+    jury choose. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac", "pooled" of
+    mixture and ranpac, or "auto", which of them the jury finds best, see mixture_heads; components, densities and the report are
+    the mixture's in any case. encoder: what the features are of, a backbone's name, for the card and whoever loads the model.
     labels, log and grown are what growth left in the configuration: leave them out.
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
@@ -59,6 +61,7 @@ class VMFMixtureClassifier(CardedModel):
         dim: int,
         *,
         memory: int = 2000,
+        jury: int = 500,
         transform: str = "auto",
         seed: int = 0,
         k_new: int = 16,
@@ -87,13 +90,16 @@ class VMFMixtureClassifier(CardedModel):
         check_choice("head", head, tuple(HEADS))
         if head != "mixture" and transform == "none":
             raise InputError(f'head "{head}" needs the covariance of transform "auto" or "whiten", and "none" has none')
-        if dim < 2 or memory < 0 or k_new < 1 or n_min < 1 or max_components < 1 or alpha <= 0:
+        if dim < 2 or min(memory, jury) < 0 or min(k_new, n_min, max_components) < 1 or alpha <= 0:
             raise InputError(
-                "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory 0 or more"
+                "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory and jury 0 or more"
             )
+        if not jury and (transform == "auto" or head == "auto"):
+            raise InputError("without a jury nothing chooses: give transform and head, or a jury above 0")
         self.learnt = MixtureState(self.config)
         self._labels, self._log = list(labels or []), list(log or [])
-        self._ready = self._linear = None
+        self._ready: Predictor | None = None
+        self._scores: Scores | None = None
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
@@ -102,7 +108,7 @@ class VMFMixtureClassifier(CardedModel):
         return super().from_pretrained(*arguments, **options)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_ready": None, "_linear": None}  # copies lay out their own
+        return {**self.__dict__, "_ready": None, "_scores": None}  # copies lay out their own
 
     def card(self, name: str) -> ModelCard:
         """Return the card that `save_pretrained` writes."""
@@ -122,8 +128,8 @@ class VMFMixtureClassifier(CardedModel):
 
     @property
     def head_(self) -> str:
-        """What predicts now: "mixture", "lda", "ridge" or "ranpac"."""
-        return "mixture" if self.learnt.heads is None else self.learnt.heads.chosen
+        """What predicts now: "mixture", "lda", "ridge", "ranpac" or "pooled"."""
+        return self.learnt.head
 
     @property
     def exemplars(self) -> Exemplars:
@@ -143,7 +149,7 @@ class VMFMixtureClassifier(CardedModel):
 
     @property
     def session_log_(self) -> list[dict]:
-        """A row per session: samples, classes, components, the space chosen, κ, temperature, held-out accuracy."""
+        """A row per session: samples, classes, components, the space chosen, κ, temperature, accuracies on the jury."""
         return list(self._log)
 
     @property
@@ -207,7 +213,7 @@ class VMFMixtureClassifier(CardedModel):
         """Take up what another classifier of the same settings learnt, without its data; returns self.
 
         Statistics add up; components of a class that both know are then reduced. κ is the mean of both, weighted by
-        samples, until the next session; space, shrinkage and temperature are chosen by what both judges heard.
+        samples, until the next session; both juries choose space, shrinkage, temperature and head together.
         """
         if self._kind() != other._kind():
             raise InputError(
@@ -216,7 +222,7 @@ class VMFMixtureClassifier(CardedModel):
         check_kind(other._labels, self._labels)
         self._labels += [label for label in other._labels if label not in self._labels]
         places = torch.tensor([self._labels.index(label) for label in other._labels], dtype=torch.int64)
-        self.learnt.absorb(other.learnt, places)
+        self.learnt.absorb(other.learnt, places, len(self._labels))
         self._log.append({"session": len(self._log), "merged": len(other._log), "classes": len(self._labels)})
         self._record()
         return self
@@ -226,8 +232,11 @@ class VMFMixtureClassifier(CardedModel):
     def decision_function(self, features: Any) -> torch.Tensor:
         """Return the head's scores of classes, (N, C) float32, columns as in `classes_`: the mixture's are ln p(z | class) up to
         a common constant."""
-        predictor, features = self._predictor(), as_features(features, self.config.dim)
-        return predictor.class_scores(features) if self.head_ == "mixture" else self._linear_scores(features)
+        predictor, heads = self._predictor(), self.learnt.whole.heads
+        if self._scores is None:
+            mixture, temperature = predictor.class_scores, float(self.learnt.choice.temperature)
+            self._scores = mixture if heads is None else heads.scores(mixture, temperature)
+        return self._scores(as_features(features, self.config.dim))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`decision_function`, for who composes modules."""
@@ -240,9 +249,8 @@ class VMFMixtureClassifier(CardedModel):
         return self.classes_[self._predictor().winners(as_features(features, self.config.dim)).numpy()]
 
     def predict_proba(self, features: Any) -> np.ndarray:
-        """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on held-out samples."""
-        judge = self.learnt.judge if self.head_ == "mixture" else self.learnt.heads.judge
-        scores = self.decision_function(features).double() * judge.temperature
+        """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on the jury."""
+        scores = self.decision_function(features).double() * self.learnt.temperature
         return scores.softmax(1).numpy()
 
     def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
@@ -283,7 +291,6 @@ class VMFMixtureClassifier(CardedModel):
 
     def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
-        judge = self.learnt.judge
         self._log.append(
             {
                 "session": len(self._log),
@@ -294,8 +301,8 @@ class VMFMixtureClassifier(CardedModel):
                 "space": self.learnt.chosen,
                 "kappa": self.kappa_,
                 "head": self.head_,
-                "shrinkage": float(judge.shrinkage),
-                "temperature": float(judge.temperature),
+                "shrinkage": float(self.learnt.choice.setting),
+                "temperature": self.learnt.temperature,
                 "held_out_accuracy": accuracies,
             }
         )
@@ -303,20 +310,16 @@ class VMFMixtureClassifier(CardedModel):
 
     def _record(self) -> None:
         """Write what grew into the configuration, from which a loaded classifier is built."""
-        self._ready = self._linear = None
+        self._ready = self._scores = None
         log = [dict(row) for row in self._log]
         self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
 
     def _kind(self) -> tuple:
         """What must agree for the sums of two classifiers to add up."""
-        drawn = (self.config.projections, self.config.seed) if self.config.head in ("ranpac", "auto") else None
-        return self.config.dim, list(self.learnt.spaces), self.config.head, drawn
-
-    def _linear_scores(self, features: torch.Tensor) -> torch.Tensor:
-        heads = self.learnt.heads
-        if self._linear is None:
-            self._linear = heads.predictor(heads.chosen, float(heads.judge.shrinkage))
-        return self._linear(features)
+        drawn = (
+            (self.config.projections, self.config.seed) if self.config.head in ("ranpac", "pooled", "auto") else None
+        )
+        return self.config.dim, self.config.transform, self.config.head, drawn
 
     def _predictor(self) -> Predictor:
         if not self._labels:

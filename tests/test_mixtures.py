@@ -79,9 +79,8 @@ def test_balanced_weights_help_the_worst_domain(indep):
     worst = {}
     for weights in ("uniform", "counts"):
         learner = VMFMixtureClassifier(DIM, memory=0, transform="none", weights=weights, shrinkage=0.0)
-        rare = on_planted(learner, indep, "ND", 10)
-        worst[weights] = rare["cell_mean"]
-    assert worst["uniform"] >= worst["counts"]
+        worst[weights] = on_planted(learner, indep, "ND", 10)["worst_domain"]
+    assert worst["uniform"] >= worst["counts"] + 1
 
 
 def test_classes_that_are_absent_stay_as_they_were():
@@ -252,6 +251,27 @@ def test_few_samples_are_learnt():
     assert learner.n_components_[1] == 1 and np.isfinite(learner.kappa_)
     learner.partial_fit(features[:3], labels[:3])
     assert np.isfinite(learner.predict_proba(features)).all()
+
+
+def test_the_jury_is_never_learnt_and_counts_when_predicting():
+    """Balanced over classes, drawn anew over all sessions; sums with it are those of all samples."""
+    features, labels, _ = small(per_mode=60)
+    learner = VMFMixtureClassifier(16, jury=30)
+    for part in torch.arange(len(features)).view(-1, 4).T:
+        learner.partial_fit(features[part], labels[part])
+        jury = learner.learnt.jury
+        learnt, whole = learner.learnt.sums, learner.learnt.whole
+        assert int(learnt.covariance.counts.sum()) == int(whole.covariance.counts.sum()) - len(jury.classes)
+    assert jury.classes.bincount().tolist() == [8, 8, 7, 7]
+    own = (jury.features[:, None] == F.normalize(features)).all(2).float()
+    assert (own.sum(1) == 1).all()
+    assert len(set((own.argmax(1) % 4).tolist())) == 4  # of every session
+    assert torch.allclose(whole.covariance.moment, (features.T @ features).double(), atol=1e-4)
+    assert float(learner.space.counts.sum()) == len(features)
+    none = VMFMixtureClassifier(16, jury=0, transform="whiten", shrinkage=3.0).partial_fit(features, labels)
+    assert (none.predict(features) == labels.numpy()).all() and not none.session_log_[-1]["held_out_accuracy"]
+    with pytest.raises(InputError, match="without a jury nothing chooses"):
+        VMFMixtureClassifier(16, jury=0)
 
 
 def test_faults_are_named():

@@ -61,15 +61,18 @@ class DataOptions:
 @dataclass
 class ClassifierOptions:
     memory: int = option(2000, "exemplars kept in all, as features")
+    jury: int = option(
+        500, "frozen: samples kept out of learning, as features, to choose space, shrinkage, head and temperature"
+    )
     head: str = option(
         "mixture",
         "what predicts: the mixture, linear discriminants or ridge regression from the same sums, ridge regression on random "
-        "projections, or of these what did best on held-out samples (auto); linear: with a trainable backbone, a linear layer "
-        "that replays, for comparison",
-        ("mixture", "lda", "ridge", "ranpac", "auto", "linear"),
+        "projections (ranpac), mixture and ranpac together (pooled), or of these what the jury finds best (auto); linear: with a "
+        "trainable backbone, a linear layer that replays, for comparison",
+        ("mixture", "lda", "ridge", "ranpac", "pooled", "auto", "linear"),
     )
     transform: str = option(
-        "auto", "the space that is clustered; auto chooses on held-out samples", ("auto", "none", "whiten")
+        "auto", "the space that is clustered; auto lets the jury choose", ("auto", "none", "whiten")
     )
     k_new: int = option(16, "components proposed per class and session")
     max_components: int = option(32, "components of a class")
@@ -83,9 +86,7 @@ class ClassifierOptions:
         "a component's density: at its mean, or over the means that its count allows",
         ("plugin", "predictive"),
     )
-    shrinkage: float | None = option(
-        None, "of components to their class, in pseudo-samples; default: chosen on held-out samples"
-    )
+    shrinkage: float | None = option(None, "of components to their class, in pseudo-samples; default: the jury chooses")
 
 
 @group("trainable backbone")
@@ -142,11 +143,13 @@ def main(options: Options) -> None:
 
 def check_regime(options: Options) -> None:
     """Raise InputError where a regime lacks what it needs."""
+    from diffusers_ext.mixture_heads import HEADS
+
     if not options.backbone:
         raise InputError("--backbone is missing: name a backbone, such as timm:resnet50.a1_in1k; see backbones.py")
     if options.regime == "trainable" and not options.backbone.startswith("timm:"):
         raise InputError(f"--backbone {options.backbone}: of the trainable regime it must be timm's; write timm:...")
-    heads = ("mixture", "linear") if options.regime == "trainable" else ("mixture", "lda", "ridge", "ranpac", "auto")
+    heads = ["mixture", "linear"] if options.regime == "trainable" else list(HEADS)
     if options.head not in heads:
         raise InputError(f"--head {options.head}: the {options.regime} regime has {', '.join(heads)}")
     if options.regime == "trainable" and options.memory < 1:

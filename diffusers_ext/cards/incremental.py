@@ -19,7 +19,8 @@ COLUMNS = {
 
 def name_of(head: str) -> str:
     """What tables and plots call a run by its head."""
-    return {"mixture": "vMF mixture", "auto": "vMF mixture or linear head"}.get(head, head)
+    names = {"mixture": "vMF mixture", "auto": "vMF mixture or linear head", "pooled": "vMF mixture and RanPAC pooled"}
+    return names.get(head, head)
 
 
 def mixture_card(classifier: Any, name: str) -> ModelCard:
@@ -110,10 +111,11 @@ def _data() -> ModelCardData:
 
 
 def _limits(classifier: Any) -> str:
+    remembered = len(classifier.exemplars.features) + len(classifier.learnt.jury.features)
     return f"""## Limits and misuse
 
-It knows what the backbone tells apart. The memory holds {len(classifier.exemplars.features)} feature vectors of training pictures, no
-pictures. Probabilities are calibrated on held-out samples of the sessions; novelty scores are comparable within one session.
+It knows what the backbone tells apart. Memory and jury hold {remembered} feature vectors of training pictures, no
+pictures. Probabilities are calibrated on samples of the sessions that were not learnt; novelty scores are comparable within one session.
 {NOT_TO_JUDGE}"""
 
 
