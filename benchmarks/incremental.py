@@ -8,7 +8,7 @@ real: folders with metadata.jsonl of `label` and `domain` (the emoji's label is 
 whichever style). NC, ND and NCD over several orders, frozen features; a row of --output for each run, so that an interrupted
 benchmark goes on; then the table. planted: final accuracies and recovered modes on streams whose truth is known, seeds 10 to 12.
 speed: a session of 50,000 x 512 features in 100 classes of 10 modes, and predictions a second at 1,000 components, CPU and wall
-clock. growth: the cost of predicting against the number of components, up to 100,000.
+clock, of the mixture in one space and in both, and of head="pooled". growth: the cost of predicting against the number of components, up to 100,000.
 """
 
 import json
@@ -251,11 +251,11 @@ def speed() -> dict:
     mode = np.arange(50_000) % 1000
     features, labels = torch.from_numpy(sample(draw, means[mode], 500.0)).float(), torch.from_numpy(mode // 10)
     result = {"threads": torch.get_num_threads()}
-    for transform in ("none", "auto"):
-        classifier = VMFMixtureClassifier(512, transform=transform)
+    for name, settings in (("one space", {"transform": "none"}), ("both spaces", {}), ("pooled", {"head": "pooled"})):
+        classifier = VMFMixtureClassifier(512, **settings)
         start, clock = time.process_time(), time.perf_counter()
         classifier.partial_fit(features, labels)
-        result[f"session, {transform}"] = {
+        result[f"session, {name}"] = {
             "cpu": round(time.process_time() - start, 1),
             "clock": round(time.perf_counter() - clock, 1),
         }
@@ -263,7 +263,7 @@ def speed() -> dict:
         start, clock = time.process_time(), time.perf_counter()
         right = (classifier.predict(features) == labels.numpy()).mean()
         cpu, clock = time.process_time() - start, time.perf_counter() - clock
-        result[f"predict, {transform}"] = {
+        result[f"predict, {name}"] = {
             "components": len(classifier.space.counts),
             "accuracy": round(float(right), 4),
             "rows a CPU second": round(len(labels) / cpu),
