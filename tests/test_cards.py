@@ -151,8 +151,12 @@ def incremental(tmp_path, word):
         Image.new("RGB", (8, 8)).save(run / name)
     names = ("average_incremental_accuracy", "final_accuracy", "forgetting", "worst_domain", "stored_floats")
     measures = dict.fromkeys(names, 5)
+    vectors = SimpleNamespace(features=[0])
     learner = SimpleNamespace(
-        classes_=[word], space=SimpleNamespace(counts=[1]), exemplars=SimpleNamespace(features=[0])
+        classes_=[word],
+        space=SimpleNamespace(counts=[1]),
+        exemplars=vectors,
+        learnt=SimpleNamespace(jury=vectors),
     )
     write_incremental_card(run, measures, [{"learner": "ridge", **measures}], learner)
     return run
