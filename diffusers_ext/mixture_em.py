@@ -142,11 +142,11 @@ def _settle(
     session: list[_Block], features, prior: Statistics, means, kappa: float, recipe: Recipe, rounds: int
 ) -> Fit:
     """EM and reduction in turns, until reduction finds nothing more; then κ of what is left."""
-    moved = torch.arange(len(prior.counts))
+    moved, classes = torch.arange(len(prior.counts)), torch.cat([block.classes for block in session])
     for _ in range(rounds):
         before = len(prior.counts)
         places = _expectation_maximization(session, len(features), prior, means, kappa, recipe)
-        whole, target = reduced(prior.add(features, places), kappa, recipe)
+        whole, target = reduced(prior.add(features, places), kappa, recipe, classes)
         prior, places, moved = prior.merged(target), target[places], target[moved]
         means = whole.means.float()
         if len(prior.counts) == before:
@@ -155,21 +155,29 @@ def _settle(
     return Fit(whole, places, moved, kappa if pooled is None else pooled)
 
 
-def reduced(whole: Statistics, kappa: float, recipe: Recipe) -> tuple[Statistics, torch.Tensor]:
-    """Return the reduced statistics, and what each component becomes, (K,): its new position, or −1 if it was empty."""
-    live = (whole.counts > 0).nonzero().squeeze(1)
+def reduced(
+    whole: Statistics, kappa: float, recipe: Recipe, classes: torch.Tensor | None = None
+) -> tuple[Statistics, torch.Tensor]:
+    """Return the reduced statistics, and what each component becomes, (K,): its new position, or −1 if it was empty.
+
+    classes: those whose components may be merged; default: all.
+    """
+    live = whole.counts > 0
+    open_ = (live if classes is None else live & torch.isin(whole.classes, classes)).nonzero().squeeze(1)
     merged = reduce(
-        whole.counts[live],
-        whole.resultants[live],
-        whole.classes[live],
+        whole.counts[open_],
+        whole.resultants[open_],
+        whole.classes[open_],
         kappa,
         recipe.reduction,
         recipe.alpha,
         recipe.threshold,
         recipe.max_components,
     )
-    target = torch.full((len(whole.counts),), -1)
-    target[live] = torch.unique(merged, return_inverse=True)[1]
+    into = torch.arange(len(whole.counts))
+    into[open_] = open_[merged]
+    target = torch.full_like(into, -1)
+    target[live] = torch.unique(into[live], return_inverse=True)[1]
     return whole.merged(target), target
 
 

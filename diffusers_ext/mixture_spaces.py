@@ -37,8 +37,8 @@ class TiedCovariance(nn.Module):
         self.grow(int(classes.max()) + 1)
         self.counts += torch.bincount(classes, minlength=len(self.counts))
         self.sums = add_rows(self.sums, features, classes)
-        for part in features.split(8192):  # sums of a block round in single precision, sums of blocks do not
-            self.moment += (part.T @ part).double()
+        for part in features.double().split(8192):  # rounded singly, a scatter far smaller than the mean would be lost
+            self.moment += part.T @ part
 
     def grow(self, classes: int) -> None:
         """Make room for so many classes."""

@@ -95,6 +95,28 @@ def test_classes_that_are_absent_stay_as_they_were():
     assert int(learner.space.counts.sum() - before["counts"].sum()) == 120
 
 
+def test_classes_that_are_absent_stay_when_kappa_falls():
+    """Check 16: wide classes that come later do not merge the components of a narrow one."""
+    draw = torch.Generator().manual_seed(0)
+    modes = F.normalize(torch.randn(1, 16, generator=draw) + 0.4 * torch.randn(6, 16, generator=draw))
+    narrow = modes.repeat_interleave(20, 0) + 0.01 * torch.randn(120, 16, generator=draw)
+    learner = VMFMixtureClassifier(16, transform="none").partial_fit(narrow, ["narrow"] * 120)
+    before, kappa = learner.n_components_["narrow"], learner.kappa_
+    for session in range(2):
+        learner.partial_fit(torch.randn(600, 16, generator=draw), [f"wide {session}"] * 600)
+    assert before == 6 and learner.kappa_ < kappa / 4
+    assert learner.n_components_["narrow"] == before
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_a_small_scatter_around_a_common_offset_can_be_whitened(rank):
+    draw = torch.Generator().manual_seed(0)
+    spread = torch.randn(20_000, rank, generator=draw) @ torch.randn(rank, 16, generator=draw)
+    features, labels = torch.ones(16) + 0.02 * spread / rank**0.5, torch.arange(20_000) % 2
+    learner = VMFMixtureClassifier(16, transform="whiten").partial_fit(features, labels)
+    assert set(learner.predict(features[:10])) <= {0, 1}
+
+
 def equal(first: VMFMixtureClassifier, second: VMFMixtureClassifier) -> None:
     ours, theirs = first.state_dict(), second.state_dict()
     assert ours.keys() == theirs.keys()
