@@ -8,6 +8,7 @@ card and the classifier itself; where the backbone learns, `backbone/`, and in `
 import json
 import os
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,28 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .backbones import features, load_backbone
-from .cache import write_atomically
+from .cache import digest_of, write_atomically
 from .cards.incremental import name_of, write_incremental_card
 from .checkpoints import damage, seal
 from .data.files import load
 from .data.labelled import LabelledImages
 from .data.sessions import Sessions
+from .errors import InputError
 from .grids import labelled_grid, plot_curves
 from .incremental_baselines import baselines
 from .incremental_learners import FrozenLearner
 from .incremental_training import TrainedLearner
 from .metrics.incremental import StreamState, evaluate_stream
+from .options import as_dict
 from .run_folder import METRICS, read_metrics, write_options
 
 BASELINES = "baselines.jsonl"
 SHOWN = 8  # components of a picture sheet, and pictures of each
+INCIDENTAL = {  # options that may differ when a stream goes on: where things lie, how often they are kept, who is told
+    *("output_dir", "data", "domains", "encoder_cache_dir", "batch_size", "dataloader_num_workers", "baselines"),
+    *("logging_steps", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "dry_run"),
+    *("report_to", "logging_dir", "tracker_project_name", "push_to_hub", "hub_model_id", "hub_token"),
+}
 
 
 class Run:
@@ -51,7 +59,8 @@ class Run:
         self.folder = Path(options.output_dir)
 
     def encode(self) -> None:
-        """Load the backbone and compute what the cache lacks; ranks share the work."""
+        """Load the backbone and compute what the cache lacks; ranks share the work. InputError if it is to go on with another stream."""
+        self._check_resumed()
         backbone = load_backbone(self.options.backbone, self.accelerator.device)
         if self.accelerator.is_main_process:
             write_options(self.folder, self.options)
@@ -130,16 +139,32 @@ class Run:
         number = {label: at for at, label in enumerate(self.table.labels)}
         return np.array([number[label] for label in self.learner.predict(rows)])
 
+    @cached_property
+    def _stream(self) -> str:
+        """A digest of what is learnt in which order, and how."""
+        options = {name: value for name, value in as_dict(self.options).items() if name not in INCIDENTAL}
+        protocol = self.sessions.as_dict(self.table.labels, self.table.domains)
+        samples = [[Path(str(each.file)).name, each.label, each.domain, each.split] for each in self.table.samples]
+        return digest_of(json.dumps([options, protocol, samples], default=str))
+
+    def _last_whole(self) -> Path | None:
+        """The newest session folder that is whole, if the run is to go on."""
+        if not self.options.resume_from_checkpoint:
+            return None
+        folders = sorted(self.folder.glob("session-*"), key=lambda each: -int(each.name.removeprefix("session-")))
+        return next((each for each in folders if damage(each) is None), None)
+
+    def _check_resumed(self) -> None:
+        folder = self._last_whole()
+        if folder and json.loads((folder / "measures.json").read_text(encoding="utf-8"))["stream"] != self._stream:
+            raise InputError(f"{folder}: of other data or options; give those of the run, or another --output_dir")
+
     def _resumed(self) -> StreamState:
         """Return the measures after the last whole session, the learner standing there too; or new ones."""
-        state = StreamState(self.sessions, self.test)
-        if self.options.resume_from_checkpoint:
-            for now in reversed(range(len(self.sessions))):
-                folder = self.folder / f"session-{now + 1}"
-                if folder.exists() and damage(folder) is None:
-                    state.restore(json.loads((folder / "measures.json").read_text(encoding="utf-8")))
-                    self.learner.restore(folder)
-                    break
+        state, folder = StreamState(self.sessions, self.test), self._last_whole()
+        if folder:
+            state.restore(json.loads((folder / "measures.json").read_text(encoding="utf-8")))
+            self.learner.restore(folder)
         return state
 
     def _keep(self, now: int, state: StreamState) -> None:
@@ -147,7 +172,9 @@ class Run:
         final, partial = self.folder / f"session-{now + 1}", self.folder / f".session-{now + 1}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         self.learner.save(partial)
-        (partial / "measures.json").write_text(json.dumps(state.as_dict()), encoding="utf-8")
+        (partial / "measures.json").write_text(
+            json.dumps({**state.as_dict(), "stream": self._stream}), encoding="utf-8"
+        )
         seal(partial, now + 1)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)

@@ -78,16 +78,35 @@ def pack(labels: list[Label]) -> np.ndarray:
     return np.array(labels) if labels else np.empty(0, dtype=object)
 
 
+def labels_of_batches(batches: Iterable[tuple[Any, Any]]) -> list[list[Label]]:
+    """Read batches of (features, labels) once for their labels; InputError where a batch's two do not match."""
+    found = []
+    for number, (features, labels) in enumerate(batches):
+        found.append(as_labels(labels))
+        if len(features) != len(found[-1]):
+            raise InputError(f"batch {number}: {len(features)} rows of features and {len(found[-1])} labels")
+    return found
+
+
 def rows_of_batches(
-    batches: Iterable[tuple[Any, Any]], dim: int, kept: dict[Label, np.ndarray], others: bool = False
+    batches: Iterable[tuple[Any, Any]],
+    dim: int,
+    order: list[list[Label]],
+    kept: dict[Label, np.ndarray],
+    others: bool = False,
 ) -> Iterator[tuple[torch.Tensor, list[Label], list[int]]]:
     """Yield features, labels and the wanted rows of each batch.
 
-    kept: of each label, which of its samples are wanted, counted through all batches; with `others`, which are not.
+    order: what `labels_of_batches` found; InputError where batches come otherwise now. kept: of each label, which of its
+    samples are wanted, counted through all batches; with `others`, which are not.
     """
     chosen, seen = {label: set(rows.tolist()) for label, rows in kept.items()}, dict.fromkeys(kept, 0)
-    for features, labels in batches:
+    for number, (features, labels) in enumerate(batches):
         rows, values = [], as_labels(labels)
+        if number >= len(order) or values != order[number]:
+            raise InputError(
+                f"batch {number} has other labels than when read before; give a DataLoader with shuffle=False"
+            )
         for row, label in enumerate(values):
             if (seen[label] in chosen[label]) != others:
                 rows.append(row)

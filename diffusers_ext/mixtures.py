@@ -11,6 +11,7 @@ then learns, then reduces them, and rewrites a memory that is balanced across cl
 open is decided, and said, in mixture_em.py, mixture_reduction.py and mixture_memory.py; mixture_state.py is the session.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,7 +24,16 @@ from .carded import CardedModel
 from .cards.incremental import mixture_card
 from .errors import InputError
 from .mixture_heads import HEADS, Scores
-from .mixture_inputs import Label, as_features, as_labels, check_choice, check_kind, number, pack, rows_of_batches
+from .mixture_inputs import (
+    Label,
+    as_features,
+    check_choice,
+    check_kind,
+    labels_of_batches,
+    number,
+    pack,
+    rows_of_batches,
+)
 from .mixture_memory import Exemplars
 from .mixture_prediction import Predictor
 from .mixture_report import component_rows
@@ -175,24 +185,25 @@ class VMFMixtureClassifier(CardedModel):
         """Learn one session that does not fit in memory, from batches of (features, labels) that can be read several times.
 
         Up to 1,024 samples of a class, drawn by the seed, are learnt as a session; the others are then counted to their
-        nearest components. A session of fewer is learnt exactly as by `partial_fit`.
+        nearest components. A session of fewer is learnt exactly as by `partial_fit`. Raises InputError if batches come in
+        another order when read again.
         """
         if iter(batches) is batches:
             raise InputError("batches are read several times: give a list or a DataLoader instead of an iterator")
-        sizes: dict[Label, int] = {}
-        for _, labels in batches:
-            for label in as_labels(labels):
-                sizes[label] = sizes.get(label, 0) + 1
+        order = labels_of_batches(batches)
+        sizes = Counter(label for labels in order for label in labels)
         if not sizes:
             return self
         draws = {each: generator(self.config.seed, f"batches {each}", len(self._log)) for each in sizes}
         kept = {label: draws[label].permutation(size)[:SAMPLE] for label, size in sizes.items()}
-        parts = [(x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, kept)]
+        parts = [
+            (x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, order, kept)
+        ]
         features, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
         classes, self._labels = number(labels, len(features), self._labels)
         self._learn(features, classes)
         if any(size > SAMPLE for size in sizes.values()):
-            self._count_others(batches, kept)
+            self._count_others(batches, order, kept)
         return self
 
     def forget(self, label: Label) -> "VMFMixtureClassifier":
@@ -328,9 +339,9 @@ class VMFMixtureClassifier(CardedModel):
             self._ready = self.learnt.predictor(len(self._labels))
         return self._ready
 
-    def _count_others(self, batches: Iterable[tuple[Any, Any]], kept: dict[Label, np.ndarray]) -> None:
+    def _count_others(self, batches: Iterable[tuple[Any, Any]], order: list, kept: dict[Label, np.ndarray]) -> None:
         """Count the samples on which the session was not expanded."""
-        for features, labels, rows in rows_of_batches(batches, self.config.dim, kept, others=True):
+        for features, labels, rows in rows_of_batches(batches, self.config.dim, order, kept, others=True):
             classes, _ = number([labels[row] for row in rows], len(rows), self._labels)
             self.learnt.count(features[rows], classes)
             self._log[-1]["samples"] += len(rows)

@@ -47,6 +47,14 @@ def test_one_component_a_class_is_a_cosine_classifier():
     assert torch.allclose(scores, 16 * F.cosine_similarity(features[:, None], means[None], dim=2), atol=1e-5)
 
 
+def test_a_class_far_below_the_best_one_has_a_finite_loss_and_gradient():
+    logits = torch.tensor([[150.0, 149.0, 1.0, 3.0, 2.0, 0.0]], requires_grad=True)
+    loss = classification_loss(logits, OWNERS, torch.tensor([2]), torch.tensor([5]))
+    assert torch.allclose(loss, logits.logsumexp(1) - logits[0, 5])
+    loss.backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_the_e_step_takes_the_closest_mean_of_the_true_class():
     features, means, labels, logits = drawn()
     cosine = F.cosine_similarity(features[:, None], means[None], dim=2)

@@ -251,6 +251,18 @@ def test_batches_are_one_session(monkeypatch):
         whole.partial_fit_batches(iter(batches))
 
 
+def test_batches_that_change_are_refused_before_anything_is_learnt():
+    features, labels, _ = small()
+    learner = VMFMixtureClassifier(16)
+    shuffling = torch.utils.data.DataLoader(list(zip(features, labels)), batch_size=50, shuffle=True)
+    with pytest.raises(InputError, match="shuffle=False"):
+        learner.partial_fit_batches(shuffling)
+    for rows, count in ((slice(10), 6), (slice(6), 10)):
+        with pytest.raises(InputError, match=f"batch 1: .* and {count} labels"):
+            learner.partial_fit_batches([(features, labels), (features[rows], labels[:count])])
+    assert not learner.session_log_ and not len(learner.classes_)
+
+
 def test_labels_of_any_type_come_back_as_they_were(tmp_path):
     features, labels, _ = small(classes=2)
     for names in (["no", "yes"], [7, -3], [0.5, 1.5], [False, True]):

@@ -98,6 +98,14 @@ def test_going_on_after_a_session_equals_never_having_stopped(data, finished, tm
     assert rows[0]["accuracy"] == rows[1]["accuracy"] and rows[0]["components"] == rows[1]["components"]
 
 
+@pytest.mark.parametrize("more", [("--setting", "NC"), ("--k_new", "2"), ("--label_column", "kind"), ("--seed", "1")])
+def test_a_stream_does_not_go_on_as_another(data, finished, tmp_path, more):
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(InputError, match="session-4: of other data or options"):
+        main(parse(Options, arguments(data, tmp_path / "run", "--resume_from_checkpoint", "latest", *more)))
+    assert (tmp_path / "run/protocol.json").read_bytes() == (finished / "protocol.json").read_bytes()
+
+
 def same(first, second) -> None:
     ours, theirs = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (first, second))
     assert ours.keys() == theirs.keys()
@@ -232,6 +240,30 @@ def test_mistakes_are_named(data, tmp_path):
     options = parse(Options, ["--domains", f"plain={data / 'pictures' / 'plain'}", "striped", "--backbone", "x"])
     with pytest.raises(InputError, match="write name=folder"):
         main(options)
+
+
+def test_a_domain_without_a_test_half_gets_one(data, tmp_path):
+    """Of two folders one names its test pictures."""
+    shutil.copytree(data / "pictures" / "plain", tmp_path / "plain" / "train")
+    shutil.copytree(data / "pictures" / "striped", tmp_path / "striped")
+    for name in COLOURS:
+        (tmp_path / "plain" / "test" / name).mkdir(parents=True)
+        (tmp_path / "plain" / "train" / name / "0.png").rename(tmp_path / "plain" / "test" / name / "0.png")
+    folders = [f"{name}={tmp_path / name}" for name in ("plain", "striped")]
+    table, test = SCRIPT["read_data"](parse(Options, ["--domains", *folders]))
+    found = Counter((table.domains[table.domain_index[at]], table.label_index[at]) for at in test.nonzero()[0])
+    assert [found["plain", label] for label in range(4)] == [1] * 4
+    assert [found["striped", label] for label in range(4)] == [2] * 4
+
+
+def test_streams_that_cannot_be_measured_are_refused(data, tmp_path):
+    given = ["--backbone", "timm:x", "--groups", "2", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match=r"the first session \(.*\) has no picture to test on"):
+        main(parse(Options, ["--data", str(data / "pictures"), "--test_fraction", "0.01", *given]))
+    rows = [{"file_name": str(data / "pictures/plain/red/0.png"), "label": "red", "domain": "inside"}]
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="its table names other domains"):
+        main(parse(Options, ["--domains", f"photo={tmp_path / 'named.jsonl'}", "--test_fraction", "0.5", *given]))
 
 
 def test_domains_arrive_in_the_order_given(data, tmp_path, capsys):

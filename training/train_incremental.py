@@ -21,7 +21,7 @@ Run the same command with --resume_from_checkpoint latest to go on after the las
 classifier: VMFMixtureClassifier.from_pretrained("runs/stream").partial_fit(features, labels) learns the next session.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
@@ -48,7 +48,7 @@ class DataOptions:
     )
     groups: int = option(5, "groups of classes in NC and NCD")
     test_fraction: float = option(
-        0.2, "held out of each class and domain by content, where the data name no test split"
+        0.2, "held out of each class and domain by content, where a domain names no test split"
     )
     backbone: str | None = option(
         None, "the backbone, a reference that backbones.py reads; timm's where it is to learn"
@@ -125,7 +125,7 @@ def main(options: Options) -> None:
     check(options)
     check_regime(options)
     table, test = read_data(options)
-    sessions = make_sessions(options, table)
+    sessions = make_sessions(options, table, test)
     if options.dry_run:
         print(plan(options, table, test, sessions))
         return
@@ -157,7 +157,7 @@ def check_regime(options: Options) -> None:
 
 
 def read_data(options: Options):
-    """Return the labelled pictures and their test half, (N,) bool."""
+    """Return the labelled pictures and their test half, (N,) bool, drawn in each domain that names none."""
     import numpy as np
 
     from diffusers_ext.data.labelled import with_splits
@@ -165,10 +165,14 @@ def read_data(options: Options):
     if bool(options.data) == bool(options.domains):
         raise InputError("give either --data FOLDER or --domains name=folder ..., the labelled pictures to learn")
     table = _table(options)
-    if not any(sample.split == "test" for sample in table.samples):
+    tested = {sample.domain for sample in table.samples if sample.split == "test"}
+    drawn = np.array([sample.domain not in tested for sample in table.samples])
+    if drawn.any():
         if not 0 < options.test_fraction < 1:
             raise InputError(f"--test_fraction must lie between 0 and 1, got {options.test_fraction}")
-        table = with_splits(table, {"train": 1 - options.test_fraction, "test": options.test_fraction}, options.seed)
+        fractions = {"train": 1 - options.test_fraction, "test": options.test_fraction}
+        anew = iter(with_splits(table.take(drawn.nonzero()[0]), fractions, options.seed).samples)
+        table = replace(table, samples=tuple(next(anew) if new else old for old, new in zip(table.samples, drawn)))
     return table, np.array([sample.split == "test" for sample in table.samples])
 
 
@@ -196,13 +200,24 @@ def _domain(given: str) -> tuple[str, str]:
     return name, folder
 
 
-def make_sessions(options: Options, table):
+def make_sessions(options: Options, table, test):
     from diffusers_ext.data.sessions import build_sessions
 
-    order = [table.domains.index(_domain(given)[0]) for given in options.domains or []]
-    return build_sessions(
-        table.label_index, table.domain_index, options.setting, options.groups, options.seed, order or None
+    order = [_domain(given)[0] for given in options.domains or []]
+    for name in order:
+        if name not in table.domains:
+            raise InputError(
+                f"--domains {name}=...: its table names other domains ({', '.join(table.domains)}); "
+                "give it by --data, or name another --domain_column"
+            )
+    order = [table.domains.index(name) for name in order] or None
+    sessions = build_sessions(
+        table.label_index, table.domain_index, options.setting, options.groups, options.seed, order
     )
+    if not len(sessions.rows(0, test)):
+        cells = ", ".join(f"{table.labels[label]} in {table.domains[domain]}" for label, domain in sessions.cells[0])
+        raise InputError(f"the first session ({cells}) has no picture to test on; raise --test_fraction")
+    return sessions
 
 
 def plan(options: Options, table, test, sessions) -> str:

@@ -26,9 +26,12 @@ def component_logits(
 
 def class_scores(logits: torch.Tensor, owners: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the logsumexp of each class's logits (N, K): (N, C), −inf where a class has no component."""
-    top = logits.detach().amax(1, keepdim=True)
-    total = torch.zeros(len(logits), classes, dtype=logits.dtype, device=logits.device)
-    return total.index_add(1, owners, (logits - top).exp()).log() + top
+    logits_, nothing = logits.detach(), torch.full_like(logits[:, :1], -torch.inf).expand(-1, classes)
+    top = nothing.scatter_reduce(
+        1, owners.expand(len(logits), -1), logits_, "amax"
+    )  # each class its own: none underflows
+    total = torch.zeros_like(top).index_add(1, owners, (logits - top[:, owners]).exp())
+    return total.log() + top
 
 
 def assign(logits: torch.Tensor, owners: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
