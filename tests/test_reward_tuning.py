@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from torch import nn
 
-from diffusers_ext import LateLora, randomness
+from diffusers_ext import LateLora, embedded_model, randomness
 from diffusers_ext.encoders import encoders_of, load_stable_diffusion
 from diffusers_ext.errors import InputError
 from diffusers_ext.objectives.diffusion import Diffusion
@@ -407,6 +407,21 @@ def test_chunks_change_neither_rewards_nor_gradients(tuned):
     given = latents.clone().requires_grad_()
     expected = torch.autograd.grad((rewards_of(tuned, given) * torch.arange(5)).sum(), given)[0]
     torch.testing.assert_close(results[0][1], expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("slope", [0.01, 1e6], ids=["as of 640 pixels", "too large when scaled"])
+def test_half_precision_keeps_the_gradient(slope):
+    """Of a mean over a large picture each pixel's share is below float16's smallest number."""
+    pipe = load_stable_diffusion(embedded_model())
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    reward = Through(lambda image: slope * (image[0] - 0.5 * image[2].square()).mean())
+    gradients = []
+    for vae in (pipe.vae, copy.deepcopy(pipe.vae).half()):
+        given = latents.clone().requires_grad_()
+        RewardPath(reward, encoders_of(pipe), vae)(given, PROMPTS[:1]).sum().backward()
+        gradients.append(given.grad.flatten())
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+    torch.testing.assert_close(gradients[1].norm(), gradients[0].norm(), rtol=0.01, atol=0)
 
 
 def test_a_pixel_out_of_range_can_come_back_but_not_go_further(tuned):

@@ -12,6 +12,14 @@ from torch import nn
 from ..encoders import StableDiffusionEncoders
 from ..errors import InputError
 
+SCALES = (
+    2.0**16,
+    2.0**12,
+    2.0**8,
+    2.0**4,
+    1.0,
+)  # of a reward, so that its gradient is not too small for half precision
+
 
 class RewardPath(nn.Module):
     """Frozen decoder and frozen reward. `forward` gives rewards whose gradient reaches the latents.
@@ -80,13 +88,12 @@ class _Chunks(torch.autograd.Function):
             return torch.cat([score(latents[at], at) for at in spans])
         scores, gradients = [], []
         for at in spans:
-            with torch.enable_grad():
-                part = latents[at].detach().requires_grad_()
-                each = score(part, at)
-                if not each.requires_grad:
-                    raise InputError("the reward gives no gradient: it leaves torch on its way, through PIL or NumPy")
-                gradients.append(torch.autograd.grad(each.sum(), part)[0])
-            scores.append(each.detach())
+            for scale in SCALES:
+                each, gradient = _differentiate(score, latents[at], at, scale)
+                if gradient.isfinite().all():
+                    break
+            scores.append(each)
+            gradients.append(gradient)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(scores)
 
@@ -94,6 +101,23 @@ class _Chunks(torch.autograd.Function):
     def backward(ctx, outer):
         (gradient,) = ctx.saved_tensors
         return gradient * outer.to(gradient)[:, None, None, None], None, None
+
+
+def _differentiate(
+    score: Callable, latents: torch.Tensor, at: slice, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scores, and their gradient in float32, which goes through the decoder `scale` times as large.
+
+    The gradient of one pixel of a large picture is below float16's smallest number. The loss scaling of mixed precision
+    comes too late, for this gradient is taken in the forward pass.
+    """
+    with torch.enable_grad():
+        part = latents.detach().requires_grad_()
+        each = score(part, at)
+        if not each.requires_grad:
+            raise InputError("the reward gives no gradient: it leaves torch on its way, through PIL or NumPy")
+        (gradient,) = torch.autograd.grad(scale * each.sum(), part)
+    return each.detach(), gradient.float() / scale
 
 
 class _IntoRange(torch.autograd.Function):
