@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from .cache import Batches, Digests, Store, digest_of, digest_of_file, digest_of_tensors
 from .data.files import File, load
@@ -77,16 +77,20 @@ class Backbone:
         return self.embed_images([Image.new("RGB", (8, 8))]).shape[1]
 
     @functools.cached_property
+    def weights(self) -> str:
+        """The digest of the weights as they were loaded, whatever type `load_backbone` brought them to afterwards."""
+        return digest_of_tensors([self.model])
+
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """All that the embeddings depend on: weights, structure, preprocessing and type. Part of every cache key."""
         # The structure tells what weights do not: QuickGELU and GELU have none.
         structure = digest_of(repr(self.model))
-        weights = digest_of_tensors([self.model])
-        return {"weights": weights, "structure": structure, "prepared": self.prepared, "dtype": str(self.dtype)}
+        return {"weights": self.weights, "structure": structure, "prepared": self.prepared, "dtype": str(self.dtype)}
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Any]) -> torch.Tensor:
-        """Return the embeddings of PIL images, paths, files or tensors (3, H, W): (N, D) float32, on the model's device.
+        """Return the embeddings of PIL images, paths, files, tensors (3, H, W) or arrays (H, W, 3): (N, D) float32, on the model's device.
 
         Raises InputError naming a file that cannot be decoded.
         """
@@ -108,8 +112,13 @@ class Backbone:
 
     def picture(self, image: Any) -> Image.Image:
         """Return an image in any form as RGB; a large JPEG may come smaller, at twice the model's size or more."""
-        if isinstance(image, torch.Tensor):
-            return to_pil_image(image)
+        if isinstance(image, (torch.Tensor, np.ndarray)):
+            try:
+                return to_pil_image(to_tensor(image) if isinstance(image, np.ndarray) else image)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"{tuple(image.shape)}: no picture; a tensor is (3, H, W), an array (H, W, 3)"
+                ) from None
         if isinstance(image, Image.Image):
             return read_rgb(image)
         try:
@@ -162,6 +171,8 @@ def is_open_clip(name: str) -> bool:
 def load_backbone(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
     """Load a model with its trained weights; InputError, saying what a reference may be, where it cannot be had."""
     backbone = _load_timm(name) if name.startswith("timm:") else _load_open_clip(name)
+    if dtype != torch.float32:
+        assert backbone.weights  # taken before they are rounded
     backbone.model.to(device, dtype, memory_format=torch.channels_last)  # convolutions on a CPU: two thirds of the time
     return backbone
 

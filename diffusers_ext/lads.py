@@ -7,6 +7,7 @@
 networks are kept to look at. The backbone is a reference (see `backbones`), loaded when pictures are first given.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ class LADSClassifier(CardedModel):
             domains.as_dict(),
             backbone.name if backbone else None,
             dict(backbone.prepared) if backbone else None,
-            backbone.identity["weights"] if backbone else None,
+            backbone.weights if backbone else None,
             bank.weight1.shape[1],
             per_run,
             bank.residual,
@@ -136,7 +137,7 @@ class LADSClassifier(CardedModel):
     @backbone.setter
     def backbone(self, backbone: Backbone) -> None:
         wanted = self.config.weights_digest
-        if wanted and backbone.identity["weights"] != wanted:
+        if wanted and backbone.weights != wanted:
             raise InputError(
                 f"{backbone.name}: its weights are not those that this classifier was trained on; give the same backbone"
             )
@@ -157,7 +158,8 @@ class LADSClassifier(CardedModel):
                     f"{self.config.backbone or 'the backbone it was trained on'}"
                 )
             return unit_rows(images).to(self.device)
-        images = [images] if isinstance(images, (str, Path)) or hasattr(images, "convert") else list(images)
+        one = isinstance(images, (str, Path)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
+        images = [images] if one else list(images)
         parts = [self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)]
         if not parts:
             raise InputError("no images to classify")
@@ -169,29 +171,40 @@ class LADSClassifier(CardedModel):
 
     @torch.no_grad()
     def predict(self, images: Any, head: str = "probe", share: float = 0.5, batch_size: int = 32) -> Prediction:
-        """Classify images (PIL, paths, tensors) or embeddings (N, D).
+        """Classify images (PIL, paths, tensors (3, H, W), arrays (H, W, 3)) or embeddings (N, D), in float32.
 
         head: "probe"; "zero_shot", text alone; "ensemble", share·probe + (1 − share)·zero-shot probabilities; "calibrated",
         the same, each at the temperature that suits the validation images; "wise", the probe's weights interpolated with
-        text likewise, for a probe that started there. Raises InputError for another head.
+        text likewise, for a probe that started there. Raises InputError for another head, or a share outside 0 to 1.
         """
-        if head not in HEADS:
-            raise InputError(f"head {head!r}: choose from {', '.join(HEADS)}")
+        self._check_head(head, share)
         x = self.embed(images, batch_size)
+        text = self.zero_shot_text.float()
         scale_text, scale_probe = self.config.temperatures if head == "calibrated" else (TEMPERATURE, 1.0)
-        by_text = (scale_text * x @ self.zero_shot_text.T).softmax(-1)
+        by_text = (scale_text * x @ text.T).softmax(-1)
         weight, bias = self.probe.weight.float(), self.probe.bias.float()
         if head == "wise":
-            weight, bias = torch.lerp(self.zero_shot_text, weight, share), share * bias
+            weight, bias = torch.lerp(text, weight, share), share * bias
         by_probe = (scale_probe * (x @ weight.T + bias)).softmax(-1)
         mix = {"probe": 1.0, "wise": 1.0, "zero_shot": 0.0}.get(head, share)
         probabilities = (mix * by_probe + (1 - mix) * by_text).cpu()
-        domains = [self.config.domain_names[at] for at in nearest_domains(x, self.domain_text).tolist()]
+        domains = [self.config.domain_names[at] for at in nearest_domains(x, self.domain_text.float()).tolist()]
         return Prediction([self.config.classes[at] for at in probabilities.argmax(-1).tolist()], probabilities, domains)
 
     def augment(self, images: Any, batch_size: int = 32) -> torch.Tensor:
         """Return where each network moves images or embeddings to: unit rows (K, N, D), in the order of the targets."""
-        return augment(self.bank, self.embed(images, batch_size))
+        return augment(copy.deepcopy(self.bank).float(), self.embed(images, batch_size))
+
+    def _check_head(self, head: str, share: float) -> None:
+        if head not in HEADS:
+            raise InputError(f"head {head!r}: choose from {', '.join(HEADS)}")
+        if not 0 <= share <= 1:
+            raise InputError(f"share {share}: it is the probe's, from 0 to 1")
+        if head == "wise" and not (self.config.training or {}).get("options", {}).get("zero_shot_init"):
+            raise InputError(
+                "head 'wise': its probe did not start from class text, so the mean of the two is neither; "
+                "train with --zero_shot_init, or take 'ensemble'"
+            )
 
 
 def calibration(probe: Probe, text: DomainText, val: Embedded, run: int) -> tuple[float, float]:

@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from diffusers_ext import lads_baselines as base
+from diffusers_ext.cards.lads import lads_card
 from diffusers_ext.errors import InputError
-from diffusers_ext.lads import LADSClassifier
+from diffusers_ext.lads import HEADS, LADSClassifier
 from diffusers_ext.lads_bank import AugmentationBank, augment, keeps_meaning, new_bank, part_way
 from diffusers_ext.lads_data import Embedded, Splits
 from diffusers_ext.lads_domains import Domains, DomainText, embed_domains
@@ -474,12 +475,24 @@ def test_mistakes_in_the_embeddings(toy):
         train_bank(splits.train, splits.val, text, AugmentationOptions(learning_rate=1e30, num_train_epochs=3))
 
 
-def test_a_classifier_of_embeddings_alone(toy, tmp_path):
+@pytest.fixture(scope="module")
+def trained(toy):
+    """A probe and a bank."""
     splits, text = toy
     bank, _ = train_bank(splits.train, splits.val, text, OPTIONS)
-    probe, _ = train_probe(*augmented_set(splits.train, bank, text, OPTIONS), splits.val, ProbeOptions(probe_epochs=3))
+    rows = augmented_set(splits.train, bank, text, OPTIONS)
+    return train_probe(*rows, splits.val, ProbeOptions(probe_epochs=3))[0], bank
+
+
+def classifier(toy, trained, **options) -> LADSClassifier:
+    splits, text = toy
     domains = Domains.read({"source": ["a {}"], "targets": {"there": ["a {} there"]}})
-    made = LADSClassifier.assemble(probe, bank, text, domains, splits.train, val=splits.val)
+    about = {"training": {"options": options}, "val": splits.val}
+    return LADSClassifier.assemble(*trained, text, domains, splits.train, **about)
+
+
+def test_a_classifier_of_embeddings_alone(toy, trained, tmp_path):
+    (splits, text), (probe, _), made = toy, trained, classifier(toy, trained)
     made.save_pretrained(tmp_path / "model")
     loaded, x = LADSClassifier.from_pretrained(tmp_path / "model"), splits.out_of_domain["there"].x
     assert torch.equal(loaded.predict(x.numpy()).probabilities, made.predict(x).probabilities)
@@ -490,6 +503,44 @@ def test_a_classifier_of_embeddings_alone(toy, tmp_path):
     assert told[0] > 0.9 and told[1] < 0.2
     with pytest.raises(InputError, match="names no backbone"):
         loaded.predict(["a.png"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_classifier_in_half_precision(toy, trained, tmp_path, dtype):
+    made, x = classifier(toy, trained, zero_shot_init=True), toy[0].out_of_domain["there"].x
+    made.save_pretrained(tmp_path / "model")
+    halves = [LADSClassifier.from_pretrained(tmp_path / "model", torch_dtype=dtype)]
+    halves += [LADSClassifier.from_pretrained(tmp_path / "model").to(dtype)]
+    for half in halves:
+        assert half.dtype == dtype
+        for head in HEADS:
+            found, wanted = (model.predict(x, head=head) for model in (half, made))
+            assert found.probabilities.dtype == torch.float32
+            close(found.probabilities, wanted.probabilities, 0.1)
+        close(half.augment(x), made.augment(x), 0.02)
+
+
+def test_mistakes_in_the_head(toy, trained):
+    x = toy[0].val.x
+    with pytest.raises(InputError, match="did not start from class text"):
+        classifier(toy, trained, zero_shot_init=False).predict(x, head="wise")
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(InputError, match="from 0 to 1"):
+            classifier(toy, trained).predict(x, head="ensemble", share=share)
+    probe, text = trained[0], toy[1]
+    found = classifier(toy, trained, zero_shot_init=True).predict(x, head="wise", share=0.25).probabilities
+    close(found, base.wise(probe, text.adaptive, 0.25)(x)[0], 1e-6)
+
+
+def test_the_card_says_which_images_were_used(toy, trained):
+    config = dict(classifier(toy, trained).config)
+    assert "No image of a target domain was used" in str(lads_card(config, "x"))
+    swap = str(lads_card({**config, "domains": {"swap": {"a": ["a {}"], "b": ["b {}"]}}}, "x"))
+    assert "No image of a target" not in swap and "Images of both domains were trained on" in swap
+    assert '"wise"' not in swap
+    config["training"] = {"options": {"zero_shot_init": True, "image_directions": True}}
+    card = str(lads_card(config, "x"))
+    assert '"wise"' in card and "mean images" in card and "No image of a target" not in card
 
 
 def test_paired_differences():

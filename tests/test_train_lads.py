@@ -120,7 +120,19 @@ def test_the_classifier_loads_in_a_fresh_process(run, pictures, fresh):
     by_text = model.predict(files, head="zero_shot").probabilities
     mixed = model.predict(files, head="ensemble", share=0.25).probabilities
     np.testing.assert_allclose(mixed, 0.25 * probabilities + 0.75 * by_text, atol=1e-6)
-    assert torch.equal(model.predict(files, head="wise", share=1.0).probabilities, probabilities)
+
+
+def test_one_picture_in_any_form(run, pictures):
+    model = diffusers_ext.LADSClassifier.from_pretrained(run)
+    file = sorted(pictures.glob("dark/*/0.png"))[0]
+    pixels = np.array(Image.open(file))
+    tensor, batch = torch.from_numpy(pixels).permute(2, 0, 1), np.stack([pixels, pixels])
+    expected = model.predict(file).probabilities
+    for form in (Image.open(file), tensor, tensor / 255, [tensor], pixels, pixels / np.float32(255), [pixels]):
+        torch.testing.assert_close(model.predict(form).probabilities, expected)
+    torch.testing.assert_close(model.predict(batch).probabilities, expected.expand(2, -1))
+    with pytest.raises(InputError, match="no picture"):
+        model.predict(pixels.transpose(2, 0, 1))
 
 
 def test_mistakes_at_predict(run, pictures, tmp_path):
@@ -145,8 +157,10 @@ def test_another_backbone_is_refused(run, backbone, tmp_path):
     weights = load_file(other / "open_clip_model.safetensors")
     save_file({name: value + 0.01 for name, value in weights.items()}, other / "open_clip_model.safetensors")
     model = diffusers_ext.LADSClassifier.from_pretrained(run)
-    with pytest.raises(InputError, match="not those that this classifier was trained on"):
-        model.backbone = load_backbone(str(other))
+    for dtype in (torch.float32, torch.float16):
+        model.backbone = load_backbone(str(backbone), dtype=dtype)  # the same, in any precision
+        with pytest.raises(InputError, match="not those that this classifier was trained on"):
+            model.backbone = load_backbone(str(other), dtype=dtype)
 
 
 def test_saving_again(run, tmp_path):

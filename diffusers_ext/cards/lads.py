@@ -22,6 +22,7 @@ def lads_card(config: Mapping[str, Any], name: str) -> ModelCard:
         license="other",
         license_name="that-of-the-backbone",
     )
+    wise = ', `"wise"`' if training.get("options", {}).get("zero_shot_init") else ""
     classes = ", ".join(map(escape, config["classes"][:50])) + (" …" if len(config["classes"]) > 50 else "")
     domains = json.dumps(config["domains"], ensure_ascii=False)
     text = f"""# {escape(name)}: a classifier extended to unseen domains by words
@@ -38,12 +39,12 @@ labels, probabilities, domains = classifier.predict(["picture.png"])
 ```
 
 Pictures are embedded by {shown(backbone)}{_digest(config)}, which is not part of this folder. `predict` also takes embeddings of
-{config["dim"]} dimensions. `head="zero_shot"`, `"ensemble"`, `"calibrated"` and `"wise"` use text too.
+{config["dim"]} dimensions. `head="zero_shot"`, `"ensemble"`, `"calibrated"`{wise} use text too.
 
 ## Training
 
 LADS (Dunlap et al., ICLR 2023): {config["networks"]} network(s) move image embeddings where these words point; a linear
-probe is trained on images and moved images together, and alone classifies. {_seen(training)}
+probe is trained on images and moved images together, and alone classifies. {_seen(config)}
 
 {fenced(domains, "json")}
 
@@ -67,11 +68,13 @@ def _digest(config: Mapping[str, Any]) -> str:
     return f" (weights {config['weights_digest'][:12]})" if config["weights_digest"] else ""
 
 
-def _seen(training: Mapping[str, Any]) -> str:
-    """Say whether target images were used."""
-    if training.get("options", {}).get("image_directions"):
-        return "The moves are those of mean images, without labels, not of the words."
-    return "No image of a target domain was used."
+def _seen(config: Mapping[str, Any]) -> str:
+    """Say whether images of the other domains were used."""
+    by_images = (config["training"] or {}).get("options", {}).get("image_directions")
+    moves = "The moves are those of mean images, without labels, not of the words." if by_images else ""
+    if "swap" in config["domains"]:
+        return f"Images of both domains were trained on; in them class and domain go together. {moves}".strip()
+    return moves or "No image of a target domain was used."
 
 
 def _training(training: Mapping[str, Any]) -> str:
