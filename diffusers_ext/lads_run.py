@@ -45,17 +45,21 @@ def read_table(options: Any) -> LabelledImages:
 
 def check_domains(table: LabelledImages, domains: Domains, options: Any) -> None:
     """Raise InputError where data and declaration do not fit, before anything is embedded."""
+    others = {name: sum(each.domain == name for each in table.samples) for name in table.domains}
+    others.pop(options.source_domain, None)
     if domains.swap:
-        if options.source_domain:
-            raise InputError("--source_domain: in the bias setting both domains are trained on; leave it out")
-        strange = [name for name in domains.targets if name not in table.domains]
-        if strange and options.true_domains:
+        if options.true_domains and set(others) != set(domains.targets):
             raise InputError(
-                f"--true_domains: the data have no domain {strange[0]!r}, only {', '.join(table.domains)}; declare those"
+                f"--true_domains: the data have {', '.join(others)}, --domains {', '.join(domains.targets)}; name the same"
             )
     elif options.source_domain not in table.domains:
         raise InputError(
             f"--source_domain {options.source_domain}: the data have {', '.join(table.domains)}; name the one to train on"
+        )
+    elif options.few_images >= min(others.values(), default=options.few_images + 1):
+        least = min(others, key=lambda name: others[name])
+        raise InputError(
+            f"--few_images {options.few_images}: domain {least!r} has {others[least]} images, and some must be left to test on"
         )
     elif options.image_directions:
         missing = [name for name in domains.targets if name not in table.domains]

@@ -12,7 +12,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,6 +153,26 @@ def parse(cls: type[T], argv: list[str] | None = None, description: str | None =
         parser.error(str(error))
 
 
+def check_used(options: Any, used_by: Mapping[str, Mapping[str, tuple | bool]], **found: str) -> None:
+    """Raise InputError for an option that was given though nothing would read it; one that is its default counts as not given.
+
+    used_by: of such an option, the other options that it depends on, each with the values under which it is read, or
+    True for any but None, False and 0. found: values to compare instead of an option's own, such as the kind of a file.
+    """
+    defaults = {field.name: _default(field) for field in dataclasses.fields(options)}
+    for name, needed in used_by.items():
+        if getattr(options, name) == defaults[name]:
+            continue
+        for other, wanted in needed.items():
+            value = found.get(other, getattr(options, other))
+            if isinstance(wanted, tuple) and value not in wanted:
+                raise InputError(
+                    f"--{name} is for --{other} {' or '.join(wanted)}; {value} would ignore it: leave it out"
+                )
+            if wanted is True and not value:
+                raise InputError(f"--{name} is for --{other}, without which nothing reads it: give both, or neither")
+
+
 def as_dict(options: Any) -> dict:
     """The options as JSON-ready values; secrets are left out."""
     return {name: value for name, value in dataclasses.asdict(options).items() if name != "hub_token"}
@@ -171,9 +191,13 @@ def command_line() -> str:
     return shlex.join(["accelerate", "launch", *masked])
 
 
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _add_argument(parser: Any, field: dataclasses.Field, hint: Any) -> None:
     kind, _, many = _unpack(hint)
-    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    default = _default(field)
     shown = "" if default is None or default == [] else f" (default: {default})"
     names = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
     # argparse.SUPPRESS: only what the user typed is returned, so that a config file can sit between it and the defaults.

@@ -1,24 +1,27 @@
 """What training/train_reward_tuning.py asks for, what each method uses of it, and what cannot be combined."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .options import group, option
+from .options import check_used, group, option
 
 METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
-# Options that belong to some methods: given with another, they would be ignored, so they are refused.
-USED_BY = {
-    "grad_window": ("refl",),
-    "unit_gain": ("refl",),
-    "grad_steps": ("draft", "alignprop"),
-    "lv_repeats": ("draft_lv",),
-    "rankings": ("dpo",),
-    "image_root": ("dpo",),
-    "dpo_beta": ("dpo",),
-    **dict.fromkeys(("drift_weight", "reward_weight", "reward_margin", "use_margin"), METHODS[:-1]),
-    **dict.fromkeys(("pretrain_data_dir", "pretrain_weight"), METHODS[:-1]),
+_REWARDED = {"method": METHODS[:-1]}
+USED_BY = {  # see `check_used`
+    "grad_window": {"method": ("refl",)},
+    "unit_gain": {"method": ("refl",)},
+    "grad_steps": {"method": ("draft", "alignprop")},
+    "lv_repeats": {"method": ("draft_lv",)},
+    "rankings": {"method": ("dpo",)},
+    "image_root": {"method": ("dpo",)},
+    "dpo_beta": {"method": ("dpo",)},
+    **dict.fromkeys(
+        ("drift_weight", "reward_weight", "use_margin", "decode_batch_size", "pretrain_data_dir"), _REWARDED
+    ),
+    "reward_margin": {**_REWARDED, "use_margin": True},
+    "pretrain_weight": {**_REWARDED, "pretrain_data_dir": True},
 }
 
 
@@ -137,10 +140,7 @@ def check_options(options: Any) -> None:
     """Raise InputError for what is missing or excludes each other, before any data are read."""
     from .encoders import check_stable_diffusion, check_vae
 
-    defaults = {field.name: field.default for field in fields(options)}
-    for name, methods in USED_BY.items():
-        if getattr(options, name) != defaults[name] and options.method not in methods:
-            raise InputError(f"--{name} is for --method {' or '.join(methods)}; {options.method} would ignore it")
+    check_used(options, USED_BY)
     if options.method == "dpo" and options.rankings is None:
         raise InputError("--rankings is missing: --method dpo learns from rankings; docs/annotation.md collects them")
     if options.method != "dpo" and options.prompts is None:

@@ -1,6 +1,7 @@
 """Dataclasses as command lines."""
 
 import ast
+import contextlib
 import dataclasses
 import json
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import OptimizerOptions, RunOptions, as_dict, command_line, option, parse, run
+from diffusers_ext.options import OptimizerOptions, RunOptions, as_dict, check_used, command_line, option, parse, run
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "training").glob("train_*.py"))
@@ -83,6 +84,29 @@ def test_input_errors_need_no_traceback(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         run(main, Options)
     assert stopped.value.code == 2 and capsys.readouterr().err == "error: data.jsonl:3: no caption; add one\n"
+
+
+@pytest.mark.parametrize(
+    "given, found, message",
+    [
+        ({"mode": "slow", "ema_decay": 0.9}, {}, "--ema_decay is for --use_ema, without which nothing reads it"),
+        (
+            {"mode": "slow", "names": ["a"]},
+            {},
+            "--names is for --mode fast or steady; slow would ignore it: leave it out",
+        ),
+        ({"names": ["a"]}, {"mode": "slow"}, "slow would ignore it"),
+        ({"mode": "slow", "use_ema": True, "ema_decay": 0.9}, {}, None),
+        ({"mode": "slow", "ema_decay": 0.9999, "names": None}, {}, None),  # their defaults
+        ({"names": ["a"]}, {}, None),
+        ({"mode": "slow", "names": ["a"]}, {"mode": "steady"}, None),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(given, found, message):
+    used_by = {"ema_decay": {"use_ema": True}, "names": {"mode": ("fast", "steady")}}
+    refused = pytest.raises(InputError, match=message) if message else contextlib.nullcontext()
+    with refused:
+        check_used(Options(**given), used_by, **found)
 
 
 def test_secrets_are_not_recorded(monkeypatch):

@@ -80,6 +80,12 @@ def arguments(pictures: Path, backbone: Path, output: Path, *more) -> list[str]:
     return [*(str(word) for pair in settings.items() for word in pair), *map(str, more)]
 
 
+def between_two(words: list[str]) -> list[str]:
+    """The same in the bias setting."""
+    at = words.index("--source_domain")
+    return [*words[:at], *words[at + 2 :], "--domains", json.dumps(SWAP)]
+
+
 def call(*words: str) -> None:
     script = runpy.run_path(str(SCRIPT))
     script["main"](parse(script["Options"], list(words)))
@@ -241,10 +247,7 @@ def test_the_bias_setting(backbone, tmp_path):
                 Image.fromarray(pixels.astype(np.uint8)).save(root / name)
                 rows.append({"file_name": name, "label": label, "domain": domain, "split": split})
     (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = arguments(root, backbone, tmp_path / "run", "--true_domains", "--neighbour_weight", 0.1)
-    words[words.index("--domains") + 1] = json.dumps(SWAP)
-    del words[words.index("--source_domain") : words.index("--source_domain") + 2]
-    call(*words)
+    call(*between_two(arguments(root, backbone, tmp_path / "run", "--true_domains", "--neighbour_weight", 0.1)))
     accuracy = json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"]
     assert "conflicting" in accuracy["LADS"] and "worst_group" in accuracy["LADS"]
     model = diffusers_ext.LADSClassifier.from_pretrained(tmp_path / "run")
@@ -277,11 +280,31 @@ def test_classify(run, pictures, tmp_path, capsys):
         (["--original_share", "0"], "--original_share must lie above 0"),
         (["--few_images", "-1"], "--few_images must be at least 0"),
         (["--image_directions"], "none of 'drawing'"),
+        (["--few_images", "60"], "domain 'dark' has 60 images"),
+        (["--true_domains"], "targets would ignore it"),
+        (["--mnist_cut", "3", "2", "1"], "labelled would ignore it"),
+        (["--domains", json.dumps(SWAP)], "--source_domain is for --domains targets; swap would ignore it"),
     ],
 )
 def test_mistakes_surface_before_anything_is_written(pictures, backbone, tmp_path, more, message):
     with pytest.raises(InputError, match=message):
         call(*arguments(pictures, backbone, tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--few_images", "5"], "--few_images is for --domains targets; swap would ignore it"),
+        (["--domain_class_text"], "--domain_class_text is for --domains targets"),
+        (["--true_domains"], "the data have dark, noon, plain, --domains plain, dark; name the same"),
+    ],
+)
+def test_mistakes_in_the_bias_setting(pictures, backbone, tmp_path, more, message):
+    shutil.copytree(pictures, tmp_path / "data")
+    shutil.copytree(pictures / "dark", tmp_path / "data" / "noon")
+    with pytest.raises(InputError, match=message):
+        call(*between_two(arguments(tmp_path / "data", backbone, tmp_path / "run", *more)))
     assert not (tmp_path / "run").exists()
 
 

@@ -211,10 +211,25 @@ def test_an_option_that_a_method_would_ignore_is_refused(name):
     """The official script parses --resolution, --snr_gamma and others, and reads none of them."""
     options = parse(OPTIONS, ["--prompts", "prompts.txt", "--reward", "fill50k:soft"])
     setattr(options, name, 3)
-    for method in set(METHODS) - set(USED_BY[name]):
+    for method in set(METHODS) - set(USED_BY[name]["method"]):
         options.method = method
         with pytest.raises(InputError, match=f"--{name} is for --method"):
             check_options(options)
+
+
+@pytest.mark.parametrize(
+    "method, more",
+    [
+        ("cpo", ["--snr_gamma", 5]),
+        ("cpo", ["--loss_type", "huber"]),
+        ("cpo", ["--decode_batch_size", 2]),
+        ("cpo", ["--consistency", "colours"]),
+        ("consistency", ["--cpo_beta", 1]),
+    ],
+)
+def test_a_controlnets_tuning_refuses_options_of_the_other_method(tmp_path, method, more):
+    with pytest.raises(InputError, match=f"{more[0]} is for --method .*; {method} would ignore it"):
+        call("train_control_reward.py", "--method", method, "--output_dir", tmp_path / "run", *more)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +239,8 @@ def test_an_option_that_a_method_would_ignore_is_refused(name):
         (["--reward", "test_train_tuning:nothing"], "nothing"),
         (["--reward_margin", -5], "--no-use_margin"),
         (["--lv_repeats", 3], "refl would ignore it"),
+        (["--reward_margin", 3, "--no-use_margin"], "--reward_margin is for --use_margin"),
+        (["--pretrain_weight", 3], "--pretrain_weight is for --pretrain_data_dir"),
         (["--grad_window", 2, 7], "--grad_window"),
         (["--method", "dpo"], "--rankings"),
         (["--resolution", 60], "multiple"),

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from diffusers_ext.control_options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, group, option, run
+from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, check_used, group, option, run
+
+_REWARDED, _PREFERRED = {"method": ("consistency",)}, {"method": ("cpo",)}
+USED_BY = {  # see `check_used`; the last three are of the denoising loss, in whose place cpo has its own
+    **dict.fromkeys(("consistency", "consistency_weight", "decode_batch_size"), _REWARDED),
+    **dict.fromkeys(("cpo_beta", "cpo_margin", "cpo_diffusion_weight"), _PREFERRED),
+    **dict.fromkeys(("snr_gamma", "loss_type", "huber_delta"), _REWARDED),
+}
 
 
 @group("method")
@@ -75,6 +82,7 @@ def main(options: Options) -> None:
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)
+    check_used(options, USED_BY)
     check_options(options)
     if options.controlnet_model_name_or_path is None:
         raise InputError("--controlnet_model_name_or_path is missing: name the trained ControlNet to tune")

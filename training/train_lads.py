@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.lads_options import LADSDataOptions, LADSOptions, LADSRunOptions
-from diffusers_ext.options import run
+from diffusers_ext.lads_options import USED_BY, LADSDataOptions, LADSOptions, LADSRunOptions
+from diffusers_ext.options import check_used, run
 
 
 @dataclass
@@ -43,6 +43,7 @@ def main(options: Options) -> None:
     check_options(options)
     check_run_folder(options)
     domains = Domains.read(options.domains)
+    check_used(options, USED_BY, domains="swap" if domains.swap else "targets")
     table = lads_run.read_table(options)
     lads_run.check_domains(table, domains, options)
 
