@@ -22,10 +22,10 @@ from .lads_baselines import Row, baselines, markdown, measure, of_lads, take_few
 from .lads_data import Embedded, Splits, split_by_domain, split_by_rule
 from .lads_domains import Domains, DomainText
 from .lads_fit import Checkpoint
+from .lads_options import LADSOptions
 from .lads_training import augmented_set, predicted_domains, text_by_images, train_bank, train_probe
 from .metrics.domain_extension import diagnostics, nearest
 from .objectives.latent_augmentation import Probe
-from .options import as_dict
 from .run_folder import METRICS, save_sample
 
 FITS = "checkpoint-fits"  # folder of the state of each fit
@@ -149,10 +149,14 @@ def joined(parts: list, dim: int, options: Any, device: torch.device) -> Augment
 
 
 def fingerprint(splits: Splits, text: DomainText, options: Any) -> str:
-    """Return a digest of what a fit depends on: the options of training, the words and the embeddings."""
-    names = [name for name in as_dict(options) if name not in ("output_dir", "resume_from_checkpoint")]
-    sums = [f"{value.double().sum():.12g}" for value in (splits.train.x, splits.val.x, text.source, text.targets)]
-    return digest_of(json.dumps([{name: getattr(options, name) for name in names}, sums], sort_keys=True))[:16]
+    """Return a digest of what a fit depends on: the options of training, the words, the embeddings, their classes and domains."""
+    names = [*LADSOptions.__dataclass_fields__, "seed", "runs", "few_images"]
+    found: list[Any] = [{name: getattr(options, name) for name in names}]
+    for value in (splits.train.x, splits.val.x, text.source, text.targets, text.classes, text.adaptive):
+        found.append(f"{value.double().sum():.12g}")
+    for part in (splits.train, splits.val):
+        found.append([part.labels.tolist(), part.domains.tolist()])
+    return digest_of(json.dumps(found, sort_keys=True))[:16]
 
 
 def set_aside(splits: Splits, text: DomainText, targets: Sequence[str], options: Any) -> tuple:

@@ -9,7 +9,7 @@ from .options import check_used, group, option
 
 METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
 _REWARDED = {"method": METHODS[:-1]}
-USED_BY = {  # see `check_used`
+USED_BY: dict[str, dict] = {  # see `check_used`
     "grad_window": {"method": ("refl",)},
     "unit_gain": {"method": ("refl",)},
     "grad_steps": {"method": ("draft", "alignprop")},

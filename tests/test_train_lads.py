@@ -217,11 +217,14 @@ def test_resuming_is_exact(pictures, backbone, tmp_path):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             stop_at(patch, name, epoch)
             call(*arguments(pictures, backbone, cut, *common, "--resume_from_checkpoint", "latest"))
-    call(*arguments(pictures, backbone, cut, *common, "--resume_from_checkpoint", "latest"))
+    harmless = ["--checkpointing_epochs", 3, "--encoder_cache_dir", tmp_path / "cache", "--hub_model_id", "me/lads"]
+    call(*arguments(pictures, backbone, cut, *common, "--resume_from_checkpoint", "latest", *harmless))
     for name in ("diffusion_pytorch_model.safetensors", "metrics.jsonl", "results.json"):
         assert (cut / name).read_bytes() == (straight / name).read_bytes(), name
-    with pytest.raises(InputError, match="of other data or options"):
-        call(*arguments(pictures, backbone, cut, *common, "--resume_from_checkpoint", "latest", "--alpha", 0.4))
+    words = json.dumps({**DOMAINS, "class_text": "{} alone"})
+    for other in (["--alpha", 0.4], ["--seed", 1], ["--runs", 3], ["--domains", words]):
+        with pytest.raises(InputError, match="of other data or options"):
+            call(*arguments(pictures, backbone, cut, *common, "--resume_from_checkpoint", "latest", *other))
 
 
 def test_two_processes_make_what_one_makes(launch, run, pictures, backbone, tmp_path):

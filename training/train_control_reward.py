@@ -20,7 +20,9 @@ from diffusers_ext.errors import InputError
 from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, check_used, group, option, run
 
 _REWARDED, _PREFERRED = {"method": ("consistency",)}, {"method": ("cpo",)}
-USED_BY = {  # see `check_used`; the last three are of the denoising loss, in whose place cpo has its own
+USED_BY: dict[
+    str, dict
+] = {  # see `check_used`; the last three are of the denoising loss, in whose place cpo has its own
     **dict.fromkeys(("consistency", "consistency_weight", "decode_batch_size"), _REWARDED),
     **dict.fromkeys(("cpo_beta", "cpo_margin", "cpo_diffusion_weight"), _PREFERRED),
     **dict.fromkeys(("snr_gamma", "loss_type", "huber_delta"), _REWARDED),
