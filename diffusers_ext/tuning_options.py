@@ -149,6 +149,11 @@ def check_options(options: Any) -> None:
         raise InputError("--prompts: --method dpo has the prompts of its rankings; name others as --validation_prompts")
     if options.method != "dpo" and options.reward is None:
         raise InputError("--reward is missing: name one of docs/rewards.md that has a gradient, such as fill50k:soft")
+    if options.held_out_reward and options.held_out_reward == options.reward:
+        raise InputError(
+            f"--held_out_reward {options.reward}: that is what is optimised, so it cannot show whether it is being fooled; "
+            "name another, or leave it out"
+        )
     if (
         options.tiny_decoder
         and not Path(options.tiny_decoder, "config.json").exists()

@@ -44,6 +44,16 @@ class Source:
     rows: list[Row]
     validation: list[str]
 
+    @property
+    def seen(self) -> int:
+        """How many of the prompts to measure on are learnt from too."""
+        return len(set(self.validation) & {getattr(prompt, "prompt", prompt) for prompt in self.prompts})
+
+    @property
+    def measured_on(self) -> str:
+        """What the prompts to measure on are."""
+        return f"prompts, {self.seen} of {len(self.validation)} learnt from too" if self.seen else "held-out prompts"
+
 
 def read_source(options: Any) -> Source:
     """Read and check the prompts, rankings and pictures that options name; InputError lists what is wrong."""

@@ -19,6 +19,7 @@ from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 from diffusers_ext.run_folder import read_metrics
 from diffusers_ext.tuning_options import METHODS, USED_BY, check_options
+from diffusers_ext.tuning_start import read_source
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train_reward_tuning.py"
@@ -168,10 +169,14 @@ def test_dpo_learns_from_rankings_and_a_whole_unet_is_a_pipeline(untrained, tmp_
     assert not torch.equal(pipe.unet.conv_out.weight, before)
 
 
-def test_the_pretraining_term_and_sdxl(untrained_xl, prompts, circles, tmp_path):
-    more = ["--pretrain_data_dir", circles, "--guidance_scale", 2, "--max_train_steps", 1, "--no-strength_sweep"]
+def test_the_pretraining_term_and_sdxl(untrained_xl, prompts, circles, tmp_path, capsys):
+    """And what is measured on the prompt that is learnt from is not called held out."""
+    more = ["--prompts", prompts.with_name("one.txt")]
+    more += ["--pretrain_data_dir", circles, "--guidance_scale", 2, "--max_train_steps", 1, "--no-strength_sweep"]
     call(SCRIPT.name, *arguments(untrained_xl, prompts, tmp_path / "run", *more))
     (row,) = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
+    assert "warning: measures on prompts, 1 of 1 learnt from too" in capsys.readouterr().out
+    assert "held-out prompts" not in (tmp_path / "run" / "README.md").read_text()
     assert row["loss"] == pytest.approx(2 - row["reward"] + row["pretraining"], rel=1e-4)
     pipe = DiffusionPipeline.from_pretrained(untrained_xl)
     pipe.load_lora_weights(tmp_path / "run")
@@ -192,6 +197,20 @@ def test_a_run_stops_when_the_held_out_reward_falls_and_stays_stopped(untrained,
     call(SCRIPT.name, *arguments(untrained, prompts, run, *more, "--resume_from_checkpoint", "latest"))
     assert "stopped early at step 2" in capsys.readouterr().out
     assert [row["step"] for row in read_metrics(run) if "loss" in row] == [1, 2]
+
+
+def test_prompts_that_are_learnt_from_are_not_called_held_out(prompts, tmp_path):
+    def source(*more):
+        return read_source(parse(OPTIONS, ["--prompts", str(prompts), *map(str, more)]))
+
+    assert source().measured_on == "prompts, 4 of 4 learnt from too", "too few to keep any"
+    assert source("--validation_prompts", prompts.with_name("one.txt")).measured_on == "held-out prompts"
+    both = tmp_path / "both.txt"
+    both.write_text(prompts.read_text().splitlines()[2] + "\n" + prompts.with_name("one.txt").read_text())
+    assert source("--validation_prompts", both).measured_on == "prompts, 1 of 2 learnt from too"
+    many = tmp_path / "many.txt"
+    many.write_text("".join(f"{number} circles\n" for number in range(40)))
+    assert source("--prompts", many).seen == 0
 
 
 def test_signs_of_a_fooled_reward():
@@ -239,6 +258,7 @@ def test_a_controlnets_tuning_refuses_options_of_the_other_method(tmp_path, meth
         (["--reward", "test_train_tuning:nothing"], "nothing"),
         (["--reward_margin", -5], "--no-use_margin"),
         (["--lv_repeats", 3], "refl would ignore it"),
+        (["--held_out_reward", "test_train_tuning:smooth"], "that is what is optimised"),
         (["--reward_margin", 3, "--no-use_margin"], "--reward_margin is for --use_margin"),
         (["--pretrain_weight", 3], "--pretrain_weight is for --pretrain_data_dir"),
         (["--grad_window", 2, 7], "--grad_window"),

@@ -66,6 +66,8 @@ def main(options: Options) -> None:
     held_out = load_reward(options.held_out_reward) if options.held_out_reward else None
 
     accelerator = loop.start(options)
+    if source.seen:
+        accelerator.print(f"warning: measures on {source.measured_on}; give others as --validation_prompts")
     forward = loop.frozen_dtype(accelerator)
     dtype = torch.float32 if options.full_unet else forward
     hub = {"revision": options.revision, "variant": options.variant}
@@ -101,7 +103,7 @@ def main(options: Options) -> None:
         save(objective, base, run_folder)
         with accelerator.autocast():
             preview.sweep()
-        write_tuning_card(run_folder, base_of(options), len(dataset), xl)
+        write_tuning_card(run_folder, base_of(options), len(dataset), xl, source.measured_on)
         publish(run_folder, options)
     accelerator.end_training()
 

@@ -28,8 +28,8 @@ EQUATIONS = {
 HEADING = "## Training\n\n"
 
 
-def write_tuning_card(run: Path, base: str, samples: int, sdxl: bool) -> Path:
-    """Write README.md of a run folder of train_reward_tuning.py; samples: prompts, or preferred pairs."""
+def write_tuning_card(run: Path, base: str, samples: int, sdxl: bool, measured_on: str = "held-out prompts") -> Path:
+    """Write README.md of a run folder of train_reward_tuning.py; samples: prompts, or preferred pairs; measured_on: in words."""
     options = record(run)["options"]
     lora = not options["full_unet"]
     data = ModelCardData(
@@ -64,7 +64,7 @@ The base, and what it became, from the same noise.
 
 ## Measured
 
-{_measured(run)}
+{_measured(run, measured_on)}
 
 {_strengths(run)}## When it fails
 
@@ -109,7 +109,7 @@ def _use(run: Path, base: str, lora: bool, options: dict) -> str:
     return f"{example}\n\n{STRENGTH}" if lora else example
 
 
-def _measured(run: Path) -> str:
+def _measured(run: Path, measured_on: str) -> str:
     rows = [row for row in read_metrics(run) if "distance_from_base" in row]
     if not rows:
         return "Nothing was measured."
@@ -127,7 +127,7 @@ def _measured(run: Path) -> str:
     }
     if curves:
         plot_curves(run / "rewards.png", curves, "step", "reward")
-    found = table(("held-out prompts, fixed noise", "base", f"step {last['step']:,}"), lines)
+    found = table((f"{measured_on}, fixed noise", "base", f"step {last['step']:,}"), lines)
     return f"{found}\n\n![rewards along the run](rewards.png)" if curves else found
 
 
