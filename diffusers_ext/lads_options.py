@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from .options import group, option
 
 _TARGETS, _LABELLED = {"domains": ("targets",)}, {"dataset_format": ("labelled",)}
-USED_BY: dict[
-    str, dict
-] = {  # see `options.check_used`; of --domains it is the kind: targets, or swap, the bias setting
+USED_BY: dict[str, dict] = {  # see `options.check_used`; of --domains it is the kind: targets, or swap
     **dict.fromkeys(("source_domain", "few_images", "domain_class_text"), _TARGETS),
     **dict.fromkeys(("label_column", "domain_column", "split_column"), _LABELLED),
     "true_domains": {"domains": ("swap",)},

@@ -151,8 +151,8 @@ def check_options(options: Any) -> None:
         raise InputError("--reward is missing: name one of docs/rewards.md that has a gradient, such as fill50k:soft")
     if options.held_out_reward and options.held_out_reward == options.reward:
         raise InputError(
-            f"--held_out_reward {options.reward}: that is what is optimised, so it cannot show whether it is being fooled; "
-            "name another, or leave it out"
+            f"--held_out_reward {options.reward}: is --reward itself, so it cannot show whether that is being fooled; name "
+            "another, or leave it out"
         )
     if (
         options.tiny_decoder

@@ -258,7 +258,7 @@ def test_a_controlnets_tuning_refuses_options_of_the_other_method(tmp_path, meth
         (["--reward", "test_train_tuning:nothing"], "nothing"),
         (["--reward_margin", -5], "--no-use_margin"),
         (["--lv_repeats", 3], "refl would ignore it"),
-        (["--held_out_reward", "test_train_tuning:smooth"], "that is what is optimised"),
+        (["--held_out_reward", "test_train_tuning:smooth"], "is --reward itself"),
         (["--reward_margin", 3, "--no-use_margin"], "--reward_margin is for --use_margin"),
         (["--pretrain_weight", 3], "--pretrain_weight is for --pretrain_data_dir"),
         (["--grad_window", 2, 7], "--grad_window"),

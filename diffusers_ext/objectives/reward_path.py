@@ -12,13 +12,7 @@ from torch import nn
 from ..encoders import StableDiffusionEncoders
 from ..errors import InputError
 
-SCALES = (
-    2.0**16,
-    2.0**12,
-    2.0**8,
-    2.0**4,
-    1.0,
-)  # of a reward, so that its gradient is not too small for half precision
+SCALES = [2.0**power for power in (16, 12, 8, 4, 0)]  # of a reward, the first whose gradient is finite
 
 
 class RewardPath(nn.Module):
