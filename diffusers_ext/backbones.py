@@ -172,7 +172,7 @@ def load_backbone(name: str, device: str | torch.device = "cpu", dtype: torch.dt
     """Load a model with its trained weights; InputError, saying what a reference may be, where it cannot be had."""
     backbone = _load_timm(name) if name.startswith("timm:") else _load_open_clip(name)
     if dtype != torch.float32:
-        assert backbone.weights  # taken before they are rounded
+        _ = backbone.weights  # taken before they are rounded
     backbone.model.to(device, dtype, memory_format=torch.channels_last)  # convolutions on a CPU: two thirds of the time
     return backbone
 

@@ -234,6 +234,9 @@ def test_mistakes_are_named(data, tmp_path):
         (("--regime", "trainable", "--head", "lda"), "the trainable regime has mixture, linear"),
         (("--head", "linear"), "the frozen regime has mixture, lda"),
         (("--data_format", "digits"), "takes --domains"),
+        (("--lora_rank", "4"), "--lora_rank is for --regime trainable; frozen would ignore it"),
+        (("--adam_beta1", "0.8"), "--adam_beta1 is for --regime trainable"),
+        (("--regime", "trainable", "--jury", "20"), "--jury is for --regime frozen"),
     ):
         with pytest.raises(InputError, match=message):
             main(parse(Options, [*arguments(data, tmp_path / "run"), *wrong]))

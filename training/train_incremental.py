@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import OptimizerOptions, RunOptions, group, option, run
+from diffusers_ext.options import OptimizerOptions, RunOptions, check_used, group, option, run
 
 
 @group("data")
@@ -117,12 +117,21 @@ class Options(DataOptions, ClassifierOptions, TrainableOptions, RunOptions, Opti
     dry_run: bool = option(False, "print the options, the data and the sessions, then stop")
 
 
+_FROZEN, _TRAINABLE = {"regime": ("frozen",)}, {"regime": ("trainable",)}
+USED_BY: dict[str, dict] = {  # see `options.check_used`
+    **dict.fromkeys(OptimizerOptions.__dataclass_fields__, _TRAINABLE),
+    **dict.fromkeys(TrainableOptions.__dataclass_fields__.keys() - {"regime"}, _TRAINABLE),
+    **dict.fromkeys(("transform", "jury"), _FROZEN),
+}
+
+
 def main(options: Options) -> None:
     from diffusers_ext.hub import publish
     from diffusers_ext.incremental_run import Run
     from diffusers_ext.loop import check, start
 
     check(options)
+    check_used(options, USED_BY)
     check_regime(options)
     table, test = read_data(options)
     sessions = make_sessions(options, table, test)
