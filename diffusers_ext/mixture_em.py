@@ -214,7 +214,7 @@ def _seed(block: _Block, known, recipe: Recipe, key: tuple[int, int]) -> tuple[t
     seed, session = key
     keys = [(session, int(each)) for each in block.classes]
     draws = torch.from_numpy(uniforms(seed, "mixture seeds", keys, recipe.k_new))
-    quota = (inside.sum(1) // recipe.n_min).clamp(1, recipe.k_new)
+    quota = (-(-inside.sum(1) // recipe.n_min)).clamp(1, recipe.k_new)
     centres, live = [], []
     for step in range(recipe.k_new):
         weights = ((1 - closest).clamp_min(0) * inside).double().cumsum(1)

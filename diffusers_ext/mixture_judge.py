@@ -1,8 +1,9 @@
-"""Which space, shrinkage, ridge, head and temperature? Samples that were never learnt judge, after every session, by their log-loss.
+"""Which space, density, shrinkage, ridge, head and temperature? Samples never learnt judge after every session, by log-loss.
 
 They are of all sessions so far, so that a choice is good for old domains too; those of the last session alone preferred what
-sharpens the newest components. Each class weighs equally, and in a class each session: large domains would drown small ones. Densities of two spaces are not comparable; and exemplars of a memory are no judges, for they were
-learnt, and herding picks the easy ones.
+sharpens the newest components. Each class weighs equally, and in a class each session: large domains would drown small ones.
+Densities of two spaces are not comparable; and exemplars of a memory are no judges, for they were learnt, and herding picks the
+easy ones.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from .mixture_em import Statistics
 from .vmf import log_normalizer, mean_resultant_length
 
+SCORES = {"auto": ("plugin", "predictive"), "plugin": ("plugin",), "predictive": ("predictive",)}
+
 
 class ComponentScores:
     """A mixture laid out for prediction: s(z) = directions z + offsets, for all components at once.

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from .mixture_em import Recipe
 from .mixture_judge import SHRINKAGES, Choice, Jury, verdict
 from .mixture_memory import Exemplars
 from .mixture_prediction import Predictor
+from .mixture_scores import SCORES
 from .mixture_spaces import MixtureSpace, Whitener
 from .mixture_sums import Sums
 
@@ -31,6 +33,7 @@ class MixtureState(nn.Module):
         self.jury = Jury(dim, grown.get("jury", 0))
         self.exemplars = Exemplars(dim, grown.get("memory", 0))
         self.shrinkages = SHRINKAGES if settings["shrinkage"] is None else (settings["shrinkage"],)
+        self.ways = list(itertools.product(self.sums.spaces, SCORES[settings["score"]]))
         self.choice = Choice(self.shrinkages[0])
         self.recipe = Recipe(**{field.name: settings[field.name] for field in dataclasses.fields(Recipe)})
         self._whole: list[Sums] = []  # at most one; in a list, for it is not part of the state
@@ -53,7 +56,12 @@ class MixtureState(nn.Module):
     @property
     def chosen(self) -> str:
         """The name of the space that predicts."""
-        return list(self.sums.spaces)[int(self.choice.of)]
+        return self.ways[int(self.choice.of)][0]
+
+    @property
+    def score(self) -> str:
+        """The density of its components, "plugin" or "predictive"."""
+        return self.ways[int(self.choice.of)][1]
 
     @property
     def space(self) -> MixtureSpace:
@@ -114,7 +122,7 @@ class MixtureState(nn.Module):
 
     def predictor(self, count: int) -> Predictor:
         """Lay out the mixture that predicts."""
-        return self.whole.predictor(self.space, count, float(self.choice.setting))
+        return self.whole.predictor(self.space, count, self.score, float(self.choice.setting))
 
     def _settle(self, count: int) -> dict[str, float]:
         """Count jurors that are too many, and let the others choose."""
@@ -122,17 +130,19 @@ class MixtureState(nn.Module):
         return self._judge(count) if len(self.jury.classes) else {}
 
     def _judge(self, count: int) -> dict[str, float]:
-        """Choose space, shrinkage, temperature and head; return balanced accuracies."""
+        """Choose space, density, shrinkage, temperature and head; return balanced accuracies."""
         sums, found, scores = self.sums, {}, {}
-        for name, space in sums.spaces.items():
+        for way in self.ways:
+            space = sums.spaces[way[0]]
             embedded = space.embed(self.jury.features, sums.whitener())
-            views = [sums.scores(space, count, each) for each in self.shrinkages]
-            scores[name] = [view.of_classes(view.logits(embedded)) for view in views]
-            found[name] = verdict(scores[name], self.jury.classes, self.jury.weights())
-        best = min(found, key=lambda name: found[name].loss)
+            views = [sums.scores(space, count, way[1], each) for each in self.shrinkages]
+            scores[way] = [view.of_classes(view.logits(embedded)) for view in views]
+            found[way] = verdict(scores[way], self.jury.classes, self.jury.weights())
+        best = min(found, key=lambda way: found[way].loss)
         view, temperature = found[best].view, found[best].temperature
-        self.choice.take(list(found).index(best), self.shrinkages[view], temperature)
-        accuracies = {name: each.accuracy for name, each in found.items()}
+        self.choice.take(self.ways.index(best), self.shrinkages[view], temperature)
+        ranked = sorted(found.items(), key=lambda item: -item[1].loss)
+        accuracies = {space: each.accuracy for (space, _), each in ranked}  # the better density's
         if sums.heads is not None:
             accuracies |= sums.heads.hear(self.jury, scores[best][view], temperature)
         return accuracies

@@ -60,15 +60,15 @@ class Sums(nn.Module):
             share = float(theirs.counts.sum() / (space.counts.sum() + theirs.counts.sum()).clamp_min(1))
             space.absorb(theirs, places, share, self.whitener(), recipe)
 
-    def scores(self, space: MixtureSpace, count: int, shrinkage: float) -> ComponentScores:
+    def scores(self, space: MixtureSpace, count: int, score: str, shrinkage: float) -> ComponentScores:
         """Lay out a space's mixture for the scores of `count` classes."""
-        statistics, weights, score = space.statistics(self.whitener()), self.settings["weights"], self.settings["score"]
+        statistics, weights = space.statistics(self.whitener()), self.settings["weights"]
         return ComponentScores(statistics, float(space.kappa), count, weights, score, shrinkage)
 
-    def predictor(self, space: MixtureSpace, count: int, shrinkage: float) -> Predictor:
+    def predictor(self, space: MixtureSpace, count: int, score: str, shrinkage: float) -> Predictor:
         """Lay out what predicts with a space's mixture."""
         whitener = self.whitener()
-        return Predictor(self.scores(space, count, shrinkage), lambda features: space.embed(features, whitener))
+        return Predictor(self.scores(space, count, score, shrinkage), lambda features: space.embed(features, whitener))
 
     def _add(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         for part in (self.covariance, self.heads):

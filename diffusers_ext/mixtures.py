@@ -37,6 +37,7 @@ from .mixture_inputs import (
 from .mixture_memory import Exemplars
 from .mixture_prediction import Predictor
 from .mixture_report import component_rows
+from .mixture_scores import SCORES
 from .mixture_spaces import MixtureSpace
 from .mixture_state import MixtureState
 from .mixture_sums import SPACES
@@ -53,13 +54,14 @@ class VMFMixtureClassifier(CardedModel):
     to choose what is not given: they are never learnt, but count when predicting, see mixture_judge. transform: "none" clusters
     the features' directions, "whiten" those after whitening by the covariance within classes, "auto" keeps both mixtures and
     lets the jury choose. seed: of the seeding of components and of the jury; nothing else is random.
-    k_new: components proposed per class and session, at most one for n_min samples. estep: "soft" or "hard". reduction:
-    "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture_reduction. max_components: of a class. weights:
-    of a class's components, "uniform" or by "counts". score: "plugin" or "predictive", see mixture_scores. shrinkage: of
-    components' means towards their class's when predicting, as many pseudo-samples; 0 is the paper's rule, None lets the
-    jury choose. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac", "pooled" of
-    mixture and ranpac, or "auto", which of them the jury finds best, see mixture_heads; components, densities and the report are
-    the mixture's in any case. encoder: what the features are of, a backbone's name, for the card and whoever loads the model.
+    k_new: components proposed per class and session, at most one for n_min samples or part of them. estep: "soft" or "hard".
+    reduction: "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture_reduction. max_components: of a class.
+    weights: of a class's components, "uniform" or by "counts". score: a component's density, "plugin" or "predictive", see
+    mixture_scores, or "auto", which of them the jury finds better. shrinkage: of components' means towards their class's when
+    predicting, as many pseudo-samples; 0 is the paper's rule, None lets the jury choose. Without a jury score "auto" is
+    "plugin", and None is 0. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac",
+    "pooled" of mixture and ranpac, or "auto", which of them the jury finds best, see mixture_heads; components, densities and the
+    report are the mixture's in any case. encoder: what the features are of, a backbone's name, for the card and the loader.
     labels, log and grown are what growth left in the configuration: leave them out.
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
@@ -82,7 +84,7 @@ class VMFMixtureClassifier(CardedModel):
         threshold: float | None = None,
         max_components: int = 32,
         weights: str = "uniform",
-        score: str = "plugin",
+        score: str = "auto",
         shrinkage: float | None = None,
         head: str = "mixture",
         projections: int = 2000,
@@ -96,7 +98,7 @@ class VMFMixtureClassifier(CardedModel):
         check_choice("estep", estep, ("soft", "hard"))
         check_choice("reduction", reduction, ("evidence", "icl", "kl", "cosine"))
         check_choice("weights", weights, ("uniform", "counts"))
-        check_choice("score", score, ("plugin", "predictive"))
+        check_choice("score", score, tuple(SCORES))
         check_choice("head", head, tuple(HEADS))
         if head != "mixture" and transform == "none":
             raise InputError(f'head "{head}" needs the covariance of transform "auto" or "whiten", and "none" has none')
@@ -310,6 +312,7 @@ class VMFMixtureClassifier(CardedModel):
                 "classes": len(self._labels),
                 "components": len(self.space.counts),
                 "space": self.learnt.chosen,
+                "score": self.learnt.score,
                 "kappa": self.kappa_,
                 "head": self.head_,
                 "shrinkage": float(self.learnt.choice.setting),

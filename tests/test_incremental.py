@@ -187,6 +187,24 @@ def test_a_head_is_chosen_where_another_is_better():
         VMFMixtureClassifier(24, head="lda", transform="none")
 
 
+def test_the_jury_chooses_the_density():
+    """Components of few samples: integrating over their means is better, and auto predicts as if that had been asked for."""
+    halves = planted("sub400", 10)
+    made = {each: VMFMixtureClassifier(128, transform="none", score=each) for each in ("auto", "plugin", "predictive")}
+    right = {each: on_planted(learner, halves, "ND", 10)["final_accuracy"] for each, learner in made.items()}
+    scores = {each: learner.decision_function(halves[1].features) for each, learner in made.items()}
+    assert made["auto"].session_log_[-1]["score"] == "predictive" and right["auto"] > right["plugin"]
+    assert torch.equal(scores["auto"], scores["predictive"]) and not torch.equal(scores["auto"], scores["plugin"])
+
+
+def test_a_mode_of_few_samples_is_proposed():
+    """One component for each n_min samples or part of them: a sample held out must not leave two modes one seed."""
+    means = F.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
+    features = means[[0, 0, 0, 0, 1, 1, 1]] + 0.05 * torch.randn(7, 16, generator=torch.Generator().manual_seed(1))
+    learner = VMFMixtureClassifier(16, transform="none", jury=0).partial_fit(features, np.zeros(7, int))
+    assert learner.n_components_ == {0: 2}
+
+
 def test_the_pooled_head_multiplies_probabilities(stream):
     """q τ_m s_m + (1 − q) τ_r s_r, of the mixture's and RanPAC's scores, with what the jury chose for each."""
     features, sessions, test = stream

@@ -82,9 +82,9 @@ class ClassifierOptions:
     threshold: float | None = option(None, "of reduction by kl or cosine; default: 1 nat and 0.8")
     weights: str = option("uniform", "of a class's components", ("uniform", "counts"))
     score: str = option(
-        "plugin",
-        "a component's density: at its mean, or over the means that its count allows",
-        ("plugin", "predictive"),
+        "auto",
+        "a component's density: at its mean, or over the means that its count allows; frozen, auto lets the jury choose",
+        ("auto", "plugin", "predictive"),
     )
     shrinkage: float | None = option(None, "of components to their class, in pseudo-samples; default: the jury chooses")
 
