@@ -37,7 +37,9 @@ class Options:
     output: str = option("incremental.jsonl", "real: a row per learner, stream and order")
     orders: int = option(5, "real: orders of classes, domains and blocks, seeds 0 ..")
     learners: list[str] | None = option(None, "real, planted: only these learners; default: all")
-    projections: list[int] = option([2000], "of RanPAC; each number is a learner, the paper's is 10000")
+    projections: list[int] = option(
+        [2000], "of RanPAC, and of what is pooled with it; each number is a learner, the paper's is 10000"
+    )
     streams: list[str] | None = option(None, "planted: only these streams; default: all of data/planted.py")
     threads: int = option(1, "threads of torch")
 
@@ -100,7 +102,12 @@ def learners(dim: int, seed: int, projections: tuple[int, ...] = (2000,), texts:
         made["zero-shot"] = lambda: ZeroShot(dim, texts=texts)
     return {
         OURS: lambda: VMFMixtureClassifier(dim, seed=seed),
-        f"{OURS}, head pooled": lambda: VMFMixtureClassifier(dim, seed=seed, head="pooled"),
+        **{
+            f"{OURS}, head pooled {each}": lambda each=each: VMFMixtureClassifier(
+                dim, seed=seed, head="pooled", projections=each
+            )
+            for each in projections
+        },
         f"{OURS}, head auto": lambda: VMFMixtureClassifier(dim, seed=seed, head="auto"),
         **made,
     }
