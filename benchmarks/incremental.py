@@ -283,9 +283,9 @@ def growth():
     """Yield microseconds a prediction, by components of which a class has ten; 512 dimensions, clear winners."""
     import torch
 
-    from diffusers_ext.mixture_em import Statistics
-    from diffusers_ext.mixture_prediction import CHUNK, Predictor
-    from diffusers_ext.mixture_scores import ComponentScores
+    from diffusers_ext.mixture.em import Statistics
+    from diffusers_ext.mixture.prediction import CHUNK, Predictor
+    from diffusers_ext.mixture.scores import ComponentScores
 
     torch.manual_seed(0)
     for components in (1000, 3000, 10_000, 30_000, 100_000):

@@ -10,9 +10,10 @@ import math
 import torch
 from torch.nn import functional as F
 
-from .mixture_em import k_means
-from .mixture_memory import select
-from .mixture_spaces import TiedCovariance
+from .mixture.em import k_means
+from .mixture.heads import discriminants
+from .mixture.memory import select
+from .mixture.spaces import TiedCovariance
 from .randomness import generator, normal
 
 CHUNK = 4096  # rows of a prediction
@@ -93,12 +94,10 @@ class StreamingLDA(Learner):
 
     def _learn(self, features, places):
         self.covariance.add(features, places)
-        means = self.covariance.sums / self.covariance.counts[:, None]
-        self.weights = torch.cholesky_solve(means.T, self.covariance.factor())
-        self.bias = -0.5 * (means.T * self.weights).sum(0)
+        self.weights, self.bias = discriminants(self.covariance)
 
     def scores(self, features):
-        return features @ self.weights.float() + self.bias.float()
+        return features @ self.weights + self.bias
 
     @property
     def stored_floats(self) -> int:

@@ -34,8 +34,8 @@ from .data.labelled import LabelledImages
 from .errors import InputError
 from .incremental_learners import shared_settings
 from .loop import claim, start, train
-from .mixture_em import Recipe, Statistics, reduced
-from .mixture_memory import select
+from .mixture.em import Recipe, Statistics, reduced
+from .mixture.memory import select
 from .mixtures import VMFMixtureClassifier
 from .objectives.mixture import LinearHead, MixtureHead, MixtureObjective, assign
 from .randomness import generator

@@ -8,7 +8,7 @@
 After General Incremental Learning with Domain-aware Categorical Representations (Xie, Yan & He, CVPR 2022): a class is a mixture
 on the unit sphere whose components stand for domains that nobody labelled; a session first expands the mixtures of its classes,
 then learns, then reduces them, and rewrites a memory that is balanced across classes and across components. What the paper leaves
-open is decided, and said, in mixture_em.py, mixture_reduction.py and mixture_memory.py; mixture_state.py is the session.
+open is decided, and said, in mixture/em.py, mixture/reduction.py and mixture/memory.py; mixture/state.py is the session.
 """
 
 from collections import Counter
@@ -23,8 +23,8 @@ from huggingface_hub import ModelCard
 from .carded import CardedModel
 from .cards.incremental import mixture_card
 from .errors import InputError
-from .mixture_heads import HEADS, Scores
-from .mixture_inputs import (
+from .mixture.heads import HEADS, Scores
+from .mixture.inputs import (
     Label,
     as_features,
     check_choice,
@@ -34,13 +34,13 @@ from .mixture_inputs import (
     pack,
     rows_of_batches,
 )
-from .mixture_memory import Exemplars
-from .mixture_prediction import Predictor
-from .mixture_report import component_rows
-from .mixture_scores import SCORES
-from .mixture_spaces import MixtureSpace
-from .mixture_state import MixtureState
-from .mixture_sums import SPACES
+from .mixture.memory import Exemplars
+from .mixture.prediction import Predictor
+from .mixture.report import component_rows
+from .mixture.scores import SCORES
+from .mixture.spaces import MixtureSpace
+from .mixture.state import MixtureState
+from .mixture.sums import SPACES
 from .randomness import generator
 from .vmf import log_normalizer
 
@@ -51,16 +51,16 @@ class VMFMixtureClassifier(CardedModel):
     """Mixtures of von Mises-Fisher distributions on features (N, dim), for labels of any one JSON type.
 
     memory: exemplars kept in all, as features. jury: samples, of a session and class at most a tenth, that are kept as features
-    to choose what is not given: they are never learnt, but count when predicting, see mixture_judge. transform: "none" clusters
+    to choose what is not given: they are never learnt, but count when predicting, see mixture.judge. transform: "none" clusters
     the features' directions, "whiten" those after whitening by the covariance within classes, "auto" keeps both mixtures and
     lets the jury choose. seed: of the seeding of components and of the jury; nothing else is random.
     k_new: components proposed per class and session, at most one for n_min samples or part of them. estep: "soft" or "hard".
-    reduction: "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture_reduction. max_components: of a class.
+    reduction: "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture.reduction. max_components: of a class.
     weights: of a class's components, "uniform" or by "counts". score: a component's density, "plugin" or "predictive", see
-    mixture_scores, or "auto", which of them the jury finds better. shrinkage: of components' means towards their class's when
+    mixture.scores, or "auto", which of them the jury finds better. shrinkage: of components' means towards their class's when
     predicting, as many pseudo-samples; 0 is the paper's rule, None lets the jury choose. Without a jury score "auto" is
     "plugin", and None is 0. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac",
-    "pooled" of mixture and ranpac, or "auto", which of them the jury finds best, see mixture_heads; components, densities and the
+    "pooled" of mixture and ranpac, or "auto", which of them the jury finds best, see mixture.heads; components, densities and the
     report are the mixture's in any case. encoder: what the features are of, a backbone's name, for the card and the loader.
     labels, log and grown are what growth left in the configuration: leave them out.
 

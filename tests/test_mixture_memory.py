@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from diffusers_ext.mixture_memory import equal_shares, select
+from diffusers_ext.mixture.memory import equal_shares, select
 
 
 def check_invariants(

@@ -17,9 +17,9 @@ from diffusers_ext.data.sessions import build_sessions
 from diffusers_ext.errors import InputError
 from diffusers_ext.incremental_baselines import MeanPerSession, NearestMean, StreamingLDA
 from diffusers_ext.metrics.planted import adjusted_rand_index, on_planted
-from diffusers_ext.mixture_em import Statistics
-from diffusers_ext.mixture_prediction import Predictor, integer_products
-from diffusers_ext.mixture_scores import ComponentScores, predictive
+from diffusers_ext.mixture.em import Statistics
+from diffusers_ext.mixture.prediction import Predictor, integer_products
+from diffusers_ext.mixture.scores import ComponentScores, predictive
 from diffusers_ext.vmf import log_normalizer, mean_resultant_length
 
 DIM = 128
@@ -370,7 +370,7 @@ def test_fast_winners_are_the_exact_ones(spread):
 def test_predictions_do_without_integer_products(monkeypatch):
     """On machines that round sums of integers, all rows are scored exactly."""
     features, labels, _ = small()
-    monkeypatch.setattr("diffusers_ext.mixture_prediction.integer_products", lambda: False)
+    monkeypatch.setattr("diffusers_ext.mixture.prediction.integer_products", lambda: False)
     learner = VMFMixtureClassifier(16).partial_fit(features, labels)
     assert learner._predictor().screen is None and (learner.predict(features) == labels.numpy()).all()
     assert learner.predict(features[:0]).shape == (0,)

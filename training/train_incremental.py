@@ -152,7 +152,7 @@ def main(options: Options) -> None:
 
 def check_regime(options: Options) -> None:
     """Raise InputError where a regime lacks what it needs."""
-    from diffusers_ext.mixture_heads import HEADS
+    from diffusers_ext.mixture.heads import HEADS
 
     if not options.backbone:
         raise InputError("--backbone is missing: name a backbone, such as timm:resnet50.a1_in1k; see backbones.py")

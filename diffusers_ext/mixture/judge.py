@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .mixture_memory import equal_shares
-from .randomness import generator
+from ..randomness import generator
+from .memory import equal_shares
 
 TEMPERATURES = torch.logspace(-3, 1, 41)
 SHRINKAGES = (0.0, 3.0, 10.0, 30.0, 100.0)

@@ -8,8 +8,8 @@ all second ones: a logsumexp is then taken over slices, and neither padding nor 
 import torch
 from torch.nn import functional as F
 
-from .mixture_em import Statistics
-from .vmf import log_normalizer, mean_resultant_length
+from ..vmf import log_normalizer, mean_resultant_length
+from .em import Statistics
 
 SCORES = {"auto": ("plugin", "predictive"), "plugin": ("plugin",), "predictive": ("predictive",)}
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .mixture_em import Recipe
-from .mixture_judge import SHRINKAGES, Choice, Jury, verdict
-from .mixture_memory import Exemplars
-from .mixture_prediction import Predictor
-from .mixture_scores import SCORES
-from .mixture_spaces import MixtureSpace, Whitener
-from .mixture_sums import Sums
+from .em import Recipe
+from .judge import SHRINKAGES, Choice, Jury, verdict
+from .memory import Exemplars
+from .prediction import Predictor
+from .scores import SCORES
+from .spaces import MixtureSpace, Whitener
+from .sums import Sums
 
 
 class MixtureState(nn.Module):

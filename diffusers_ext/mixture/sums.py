@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .mixture_em import Recipe
-from .mixture_heads import Heads
-from .mixture_prediction import Predictor
-from .mixture_scores import ComponentScores
-from .mixture_spaces import MixtureSpace, TiedCovariance, Whitener
+from .em import Recipe
+from .heads import Heads
+from .prediction import Predictor
+from .scores import ComponentScores
+from .spaces import MixtureSpace, TiedCovariance, Whitener
 
 SPACES = {"auto": ("plain", "whitened"), "none": ("plain",), "whiten": ("whitened",)}
 

@@ -9,8 +9,8 @@ a class ran out; so do component sizes inside a class; every class keeps one whi
 import torch
 from torch import nn
 
-from .mixture_blocks import blocks, gather, rows_of
-from .mixture_spaces import MixtureSpace, Whitener
+from .blocks import blocks, gather, rows_of
+from .spaces import MixtureSpace, Whitener
 
 TABLE = 2048  # samples of a component whose inner products are computed at once
 

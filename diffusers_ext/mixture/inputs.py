@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .errors import InputError
+from ..errors import InputError
 
 Label = str | int | float | bool
 

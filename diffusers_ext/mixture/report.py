@@ -2,9 +2,9 @@
 
 import torch
 
-from .mixture_inputs import Label
-from .mixture_memory import Exemplars
-from .mixture_spaces import MixtureSpace
+from .inputs import Label
+from .memory import Exemplars
+from .spaces import MixtureSpace
 
 
 def component_rows(space: MixtureSpace, labels: list[Label], exemplars: Exemplars, places: torch.Tensor) -> list[dict]:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .mixture_judge import Choice, Jury, verdict
-from .mixture_spaces import TiedCovariance
-from .randomness import normal
+from ..randomness import normal
+from .judge import Choice, Jury, verdict
+from .spaces import TiedCovariance
 
 LINEAR = ("lda", "ridge", "ranpac")
 HEADS = {each: (each,) for each in ("mixture", *LINEAR, "pooled")}

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from .mixture_scores import ComponentScores
+from .scores import ComponentScores
 
 CHUNK = 1024  # rows scored at once: the last bits of a row depend on the product it is computed in
 SLACK = 1e-5  # of the longest direction, for what single precision rounds

@@ -14,8 +14,8 @@ prior of partitions; it has no threshold to tune. The paper (Xie, Yan & He 2022)
 
 import torch
 
-from .mixture_blocks import blocks, gather
-from .vmf import log_normalizer, mean_resultant_length
+from ..vmf import log_normalizer, mean_resultant_length
+from .blocks import blocks, gather
 
 THRESHOLDS = {"kl": 1.0, "cosine": 0.8}  # where none is given
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .mixture_blocks import blocks, gather, rows_of
-from .mixture_em import Fit, Recipe, Statistics, add_rows, fit, reduced
-from .vmf import pooled_concentration
+from ..vmf import pooled_concentration
+from .blocks import blocks, gather, rows_of
+from .em import Fit, Recipe, Statistics, add_rows, fit, reduced
 
 Whitener = tuple[torch.Tensor, torch.Tensor]
 

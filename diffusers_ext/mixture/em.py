@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .mixture_blocks import blocks, gather, rows_of
-from .mixture_reduction import log_evidence, reduce
-from .randomness import uniforms
-from .vmf import pooled_concentration
+from ..randomness import uniforms
+from ..vmf import pooled_concentration
+from .blocks import blocks, gather, rows_of
+from .reduction import log_evidence, reduce
 
 ITERATIONS = 20  # of EM at most; it stops when no sample changes its component
 ROUNDS = 3  # of EM and reduction; most classes settle in the second
