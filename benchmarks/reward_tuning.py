@@ -2,8 +2,8 @@
 
     python benchmarks/reward_tuning.py --parts tunes --seeds 0 --methods refl    # two CPU minutes; all: half an hour
 
-tunes: training/train_reward_tuning.py by every method with the soft colour reward (dpo: with rankings of the base's own
-pictures by the exact one). Measured on colour pairs that occur in no training prompt: the exact reward, which is never
+tunes: training/train_reward_tuning.py by every method with the soft colour reward (dpo: with the best and the worst of eight
+of the base's own pictures by the exact one, for each of 200 prompts). Measured on colour pairs that occur in no training prompt: the exact reward, which is never
 optimised; how much of a circle the pictures show; the distance from the base; all of it at several strengths of the
 adapters, plotted as trade_off.png. Prints a table of means and standard deviations over the seeds that have been run.
 
@@ -27,7 +27,10 @@ METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
 EACH = {
     "draft": ["--grad_steps", "2", "--gradient_checkpointing"],
     "alignprop": ["--grad_steps", "5", "--gradient_checkpointing"],
-    "dpo": ["--dpo_beta", "500", "--max_train_steps", "80", "--validation_steps", "80"],  # they draw no pictures
+    "dpo": [  # its updates draw no pictures
+        *("--dpo_beta", "500", "--train_batch_size", "16", "--learning_rate", "3e-4"),
+        *("--max_train_steps", "500", "--validation_steps", "500"),
+    ],
 }
 COMMON = [
     *("--resolution", "64", "--num_inference_steps", "10", "--train_batch_size", "4", "--num_validation_images", "2"),
@@ -41,8 +44,8 @@ class Options:
     output_dir: str = option("runs/reward-tuning-benchmark", "runs, rows and plots")
     methods: list[str] = option(list(METHODS), "tunes: which methods")
     seeds: list[int] = option([0, 1, 2], "tunes: seeds")
-    steps: int = option(40, "tunes: optimiser steps of four prompts; dpo takes 80 of four pairs")
-    learning_rate: float = option(1e-3, "tunes: of all methods")
+    steps: int = option(40, "tunes: optimiser steps of four prompts; dpo takes 500 of 16 pairs")
+    learning_rate: float = option(1e-3, "tunes: of all methods; dpo takes 3e-4")
     prompts: int = option(16, "prompts to measure on, with two pictures each")
     hackable_steps: int = option(40, "hackable: optimiser steps at most")
 
@@ -145,8 +148,11 @@ def circles(folder: Path, output: Path, count: int) -> dict:
     return drawn
 
 
-def ranked_by_colour(folder: Path, count: int = 60, each: int = 4) -> Path:
-    """Pictures of the base, ranked by the exact colour reward as one careful annotator would: for dpo."""
+def ranked_by_colour(folder: Path, count: int = 200, each: int = 8) -> Path:
+    """The best and the worst of `each` pictures of the base by the exact colour reward, for `count` prompts: for dpo.
+
+    Of neighbours in a ranking, one is hardly better, and which of their many differences is meant is hard to tell.
+    """
     from diffusers import DiffusionPipeline
 
     from diffusers_ext import embedded_model, load_reward
@@ -162,11 +168,12 @@ def ranked_by_colour(folder: Path, count: int = 60, each: int = 4) -> Path:
     for number, prompt in enumerate(prompts):
         seeds = [1000 + number * each + at for at in range(each)]
         pictures = draw(pipe, [prompt] * each, seeds, num_inference_steps=10, guidance_scale=1.0)
-        files = [path.parent / f"{number}-{at}.png" for at in range(each)]
-        for picture, file in zip(pictures, files):
-            picture.save(file)
-        order = (-reward.score(prompt, pictures)).argsort().argsort() + 1
-        ranked.append(RankedPrompt(str(number), prompt, tuple(files), (Ranking("exact", tuple(order.tolist())),)))
+        scores = reward.score(prompt, pictures)
+        files = []
+        for name, at in (("best", int(scores.argmax())), ("worst", int(scores.argmin()))):
+            files.append(path.parent / f"{number}-{name}.png")
+            pictures[at].save(files[-1])
+        ranked.append(RankedPrompt(str(number), prompt, tuple(files), (Ranking("exact", (1, 2)),)))
     return write(path, ranked)
 
 
