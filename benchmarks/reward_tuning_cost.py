@@ -26,6 +26,7 @@ from typing import Any
 from diffusers_ext.options import option, run
 
 SIDES = ("official", "same steps", "ours")
+WARM_COMPILED = 6  # steps until no batch of a new size is compiled any more
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Options:
     model: str = option("embedded", "the embedded model, or SD 1.5's architecture, random and narrow", tuple(SETTINGS))
     rounds: int = option(3, "turns of each side")
     decode_batch_size: int = option(1, "ours: pictures in the decoder at a time")
+    torch_compile: bool = option(False, "ours: compile the U-Net, as --torch_compile of the training does")
     side: str | None = option(None, "run one side in this process, which is what the turns call", SIDES)
 
 
@@ -57,7 +59,8 @@ def main(options: Options) -> None:
         turn = {}
         for side in SIDES if number % 2 == 0 else SIDES[::-1]:
             words = ["--model", options.model, "--decode_batch_size", str(options.decode_batch_size), "--side", side]
-            done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
+            words += ["--torch_compile"] if options.torch_compile else []
+            done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
             turn[side] = json.loads(done.stdout.splitlines()[-1])
         print(json.dumps(turn), file=sys.stderr, flush=True)
         rounds.append(turn)
@@ -94,9 +97,13 @@ def measure(options: Options) -> dict[str, float]:
     step = (
         official_step(pipe, reward, setting) if options.side == "official" else our_step(pipe, reward, setting, options)
     )
-    step(0)
     began = time.process_time()
-    for number in range(1, 1 + setting.timed):
+    warm = WARM_COMPILED if options.torch_compile and options.side != "official" else 1
+    for number in range(warm):
+        step(number)
+    print(f"{options.side}: {time.process_time() - began:.0f} CPU s before what is timed", file=sys.stderr)
+    began = time.process_time()
+    for number in range(warm, warm + setting.timed):
         step(number)
     spent = (time.process_time() - began) / setting.timed
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported
@@ -158,6 +165,8 @@ def our_step(pipe, reward, setting: Setting, options: Options):
     for part in (pipe.unet, pipe.vae):
         part.to(memory_format=torch.channels_last)
     add_lora(pipe.unet, 16)
+    if options.torch_compile:
+        pipe.unet.compile()
     steps, eta, window = (40, 1.0, (30, 39)) if options.side == "same steps" else (20, 0.0, (15, 18))
     if setting.batch_size == 1:  # a single draw from the window would be luck
         window = (steps * 17 // 20, steps * 17 // 20)

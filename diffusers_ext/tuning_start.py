@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from diffusers import AutoencoderTiny, DDPMScheduler
 from torch.utils.data import Dataset
 
@@ -151,6 +152,16 @@ def make_policy(options: Any, base: BaseModel, texts: Mapping[str, torch.Tensor]
         empty = torch.zeros_like(empty)
     keep_base = options.method == "dpo" or bool(options.drift_weight)
     return Policy(pipe.unet, base.encoders(pipe), empty, options.guidance_scale, keep_base), pipe
+
+
+def compile_unet(unet: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Compile the U-Net, in place, where the run compiles: once for rollouts, once for gradients, whatever the number of steps.
+
+    Objectives are loops around it and are not compiled: the loops would be unrolled, step by step.
+    """
+    plugin = accelerator.state.dynamo_plugin
+    if plugin.backend != DynamoBackend.NO:
+        unet.compile(**plugin.to_kwargs())
 
 
 def make_decoder(options: Any, pipe: Any) -> torch.nn.Module:

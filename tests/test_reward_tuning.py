@@ -524,6 +524,27 @@ def test_merged_adapters_predict_the_same_and_leave_the_base_as_it_was(tuned):
         assert torch.equal(tuned.unet(z, t, text).sample, expected)
 
 
+def test_a_compiled_unet_learns_the_same_from_few_graphs(tuned):
+    """What --torch_compile compiles: the U-Net for rollouts and for gradients, once for all steps, not the loop around it."""
+    objective, batch = make(ReFL, tuned, window=(2, 5)), batch_of(tuned, 1)
+    expected = gradients(tuned, objective(batch)["loss"])
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    tuned.unet.compile(backend=backend)
+    whole = torch.compile(objective, backend=backend)  # as accelerate does
+    same(gradients(tuned, whole(batch)["loss"]), expected)
+    for epoch in (1, 2, 3):  # which stop at other steps
+        whole(batch_of(tuned, 1, epoch))
+    assert len(graphs) == 2
+    del tuned.unet._compiled_call_impl
+    torch._dynamo.reset()
+
+
 def test_half_precision_is_not_merged(tuned):
     """W + ΔW of bfloat16 is W again where ΔW is small: what rolls out would be the base."""
     tuned.unet.to(torch.bfloat16)

@@ -49,6 +49,7 @@ def main(options: Options) -> None:
     from diffusers_ext.tuning_previews import TuningPreview
     from diffusers_ext.tuning_start import (
         check_reward,
+        compile_unet,
         drawn_ids,
         latent_size,
         make_decoder,
@@ -83,6 +84,7 @@ def main(options: Options) -> None:
 
     for part in (objective, path, *([held_out] if held_out is not None else [])):
         part.to(accelerator.device)
+    compile_unet(pipe.unet, accelerator)
     if options.method != "dpo":
         with accelerator.autocast():
             warning = check_reward(objective, dataset)

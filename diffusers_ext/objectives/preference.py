@@ -29,6 +29,7 @@ class DPO(TunedObjective):
         super().__init__(policy, diffusion)
         self.beta = beta
 
+    @torch.compiler.disable  # the U-Net is compiled, by `compile_unet`
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """batch: "key", "text_embeddings", of SDXL "winner_time_ids" and "loser_time_ids" (B, 6); and "winner_…" and
         "loser_…", each "pixel_values" (B, 3, H, W) in [-1, 1] or "moments"."""

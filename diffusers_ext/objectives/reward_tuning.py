@@ -95,6 +95,7 @@ class RewardObjective(TunedObjective):
         """Return ẑ_0, (B or a multiple, c, h, w), in the batch's order once or several times, and the drift, a scalar."""
         raise NotImplementedError
 
+    @torch.compiler.disable  # else the sampler's loop would be compiled step by step; the U-Net is, by `compile_unet`
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """batch: "key", "prompt", "text_embeddings" (B, tokens, width), of SDXL "time_ids" (B, 6); and for the
         pre-training term the entries of `pretraining_loss`."""
