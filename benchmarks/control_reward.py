@@ -45,6 +45,7 @@ class Options:
     cpo_margin: float = option(0.1, "cpo: by how much the wrong condition's error should be larger")
     cpo_diffusion_weight: float = option(1.0, "cpo: weight of the denoising loss")
     pictures: int = option(48, "pictures to measure on")
+    first_picture: int = option(0, "index of the first of them: others than a setting was chosen on")
 
 
 def main(options: Options) -> None:
@@ -97,10 +98,11 @@ def measure(model: Path, options: Options) -> dict[str, list[float]]:
     pipe = StableDiffusionControlNetPipeline.from_pretrained(
         embedded_model(), controlnet=ControlNetModel.from_pretrained(model), safety_checker=None
     )
-    data = [Fill50k(options.pictures, 64, split="test")[0, at] for at in range(options.pictures)]
+    end = options.first_picture + options.pictures
+    data = [Fill50k(end, 64, split="test")[0, at] for at in range(options.first_picture, end)]
     prompts, conditions = [each["text"] for each in data], [each["conditioning_pixel_values"] for each in data]
     drawing = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "height": 64, "width": 64}
-    pictures = draw(pipe, prompts, image=conditions, **drawing)
+    pictures = draw(pipe, prompts, options.first_picture, image=conditions, **drawing)
     found = condition_following(pictures, torch.stack(conditions), prompts)
     return {name: getattr(found, name).tolist() for name in MEASURES}
 
