@@ -1,6 +1,6 @@
 """Reward tuning on the embedded model: what each method gains, what it pays, what a fooled reward looks like.
 
-    python benchmarks/reward_tuning.py --parts tunes --seeds 0 --methods refl    # two CPU minutes; all: half an hour
+    python benchmarks/reward_tuning.py --parts tunes --seeds 0 --methods refl    # a CPU minute; all: some 25
 
 tunes: training/train_reward_tuning.py by every method with the soft colour reward (dpo: with the best and the worst of eight
 of the base's own pictures by the exact one, for each of 200 prompts). Measured on colour pairs that occur in no training prompt: the exact reward, which is never
