@@ -149,10 +149,7 @@ def circles(folder: Path, output: Path, count: int) -> dict:
 
 
 def ranked_by_colour(folder: Path, count: int = 200, each: int = 8) -> Path:
-    """The best and the worst of `each` pictures of the base by the exact colour reward, for `count` prompts: for dpo.
-
-    Of neighbours in a ranking, one is hardly better, and which of their many differences is meant is hard to tell.
-    """
+    """The best and the worst of `each` pictures of the base by the exact colour reward, for `count` prompts: for dpo."""
     from diffusers import DiffusionPipeline
 
     from diffusers_ext import embedded_model, load_reward
