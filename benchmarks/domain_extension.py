@@ -8,7 +8,7 @@ pacs: each of the four domains in turn as the source, the other three as targets
 emoji: nine groups of emoji; from Noto, from line art and from Fluent 3D to the six other styles each.
 mnist: ColoredMNIST of 5,000 digits of MNIST's test file, whose training digits are red if even and blue if odd; the groups
 are digit and colour. Text predicts the colours; in mnist-true the data tell them.
-ablation: PACS from photographs, each option of LADS alone: accuracy, and how far the classes collapse.
+ablation: PACS, by default from photographs, each option of LADS alone: accuracy, and how far the classes collapse.
 
 Pictures are zips or folders that `data/labelled.py` reads. Of the source domain a part is held out, half to choose epochs
 by and half to measure on. Prints markdown tables: mean ± standard deviation over the seeds, and p of a paired t-test.
@@ -77,7 +77,9 @@ class Options:
     emoji: str | None = option(None, "emoji in several styles with group and domain, a zip or a folder")
     mnist: str | None = option(None, "folder of MNIST's idx files")
     parts: list[str] | None = option(None, "which to run; default: all", PARTS)
-    sources: list[str] | None = option(None, "source domains of pacs or emoji; default: all four, and three styles")
+    sources: list[str] | None = option(
+        None, "source domains of pacs, emoji or ablation; default: all four, three styles, photo"
+    )
     variants: list[str] | None = option(None, "rows of the ablation; default: all", tuple(ALONE))
     seeds: int = option(5, "runs of everything that is drawn")
     cache_dir: str = option("runs/feature-cache", "where embeddings are kept")
@@ -101,7 +103,8 @@ def main(options: Options) -> None:
         if "mnist-true" in parts:
             bench.show("ColoredMNIST, true colours", bench.colours(True), COLOURED)
         if "ablation" in parts:
-            bench.show_ablation(bench.extension(options.pacs, PACS, "photo"))
+            for source in options.sources or ("photo",):
+                bench.show_ablation(f"PACS from {source}", bench.extension(options.pacs, PACS, source))
 
 
 @dataclass
@@ -185,7 +188,7 @@ class Bench:
                 picture = neighbour_grid(case.splits, each.bank, case.names)
                 picture.save(Path(self.options.grid) / f"{title}, {name}.png")
 
-    def show_ablation(self, case: Case) -> None:
+    def show_ablation(self, title: str, case: Case) -> None:
         shown = ("within_class", "drift", "own_neighbour", "class_consistency", "domain_consistency")
         heads = [
             "in domain",
@@ -194,7 +197,9 @@ class Bench:
             "extended",
             *(name.replace("_", " ") for name in shown),
         ]
-        print("\n| LADS | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|")
+        print(
+            f"\n{title}, each option alone\n\n| LADS | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|"
+        )
         for name in self.options.variants or ALONE:
             fits = self.fit(case, ALONE[name])
             row = measure({"LADS": linear(fits.probe)}, case.splits, self.seeds)[0]

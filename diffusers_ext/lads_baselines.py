@@ -7,7 +7,7 @@ Every entry is a function of unit rows: (N, D) -> probabilities (R, N, C), R the
     linear probe            on the source images; "from zero-shot" starts at the adaptive text's weights
     WiSE                    the mean of those weights and that text (Wortsman et al. 2022)
     ensemble                the mean of zero-shot and probe probabilities
-    calibrated ensemble     the same, each with the temperature that fits the validation images (Guo et al. 2017)
+    calibrated ensemble     the same, each with the temperature that fits the validation images (Guo et al. 2017); of SLERP too
     text delta              a probe on images and images moved by the plain difference of texts (TextManiA, 2023)
     addition, SLERP         the same, by a unit move towards the target, and half of the way on the sphere
     debiased                text, or images of a probe, without what tells the domains apart (Chuang et al. 2023)
@@ -138,6 +138,7 @@ def baselines(
     train, common = splits.train, (splits, options, seeds)
     adaptive, projection = zero_shot(text.adaptive), debiasing(text)
     plain, started = probe_with([], *common), probe_with([], *common, text.adaptive)
+    moved = {how: probe_with(moved_by_text(train, text, how), *common) for how in MOVES}
     found = {
         "zero-shot, generic": zero_shot(text.generic),
         "zero-shot, adaptive": adaptive,
@@ -148,7 +149,8 @@ def baselines(
         "ensemble of zero-shot and probe": ensemble(adaptive, linear(plain)),
         "calibrated ensemble of zero-shot and probe": calibrated(plain, text.adaptive, splits.val),
         "probe, debiased": probe_debiased(projection, *common),
-        **{f"probe + {how}": linear(probe_with(moved_by_text(train, text, how), *common)) for how in MOVES},
+        **{f"probe + {how}": linear(probe) for how, probe in moved.items()},
+        "calibrated ensemble of zero-shot and probe + SLERP": calibrated(moved["SLERP"], text.adaptive, splits.val),
     }
     if text.swap:
         found["probe + mean images"] = linear(probe_with(swapped_by_images(train), *common))
