@@ -23,6 +23,7 @@ VARIANTS = {  # what each changes in the options of training/train_incremental.p
     "vMF mixture, trained": {},
     "one component a class": {"max_components": 1},
     "linear layer with replay": {"head": "linear"},
+    "memory balanced over classes alone": {"memory_balance": "classes"},
     "without component term": {"component_weight": 0.0},
     "without distillation": {"distillation": 0.0},
     "without regulariser": {"regulariser": 0.0},

@@ -227,7 +227,8 @@ class TrainedLearner:
         component = place[places]
         self.scale = float(head.log_kappa.detach().exp().clamp(1, 200))
         self.classifier = self._rebuilt(grown, found, ids, kappa)
-        kept = select(features, classes, component, found.counts[component], self.options.memory)
+        shared_by = component if self.options.memory_balance == "components" else classes
+        kept = select(features, classes, shared_by, found.counts[component], self.options.memory)
         self.memory, self.stood_for = seen[kept.numpy()], ids[component[kept]]
 
     def _sums(self, features, places, weights, size: int) -> tuple[torch.Tensor, torch.Tensor]:

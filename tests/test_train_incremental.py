@@ -151,6 +151,14 @@ def test_a_backbone_learns_with_its_mixture(data, trained):
     assert "which learnt with them" in (trained / "README.md").read_text()
 
 
+def test_a_memory_may_be_balanced_over_classes_alone(data, trained, tmp_path):
+    main(parse(Options, trainable(data, tmp_path / "run", "--memory_balance", "classes")))
+    alone, both = (
+        json.loads((folder / "session-2/memory.json").read_text())["files"] for folder in (tmp_path / "run", trained)
+    )
+    assert Counter(Path(file).parent.name for file in alone) == dict.fromkeys(COLOURS, 3) and set(alone) != set(both)
+
+
 def test_training_goes_on_inside_a_session(data, trained, tmp_path):
     """Killed after a checkpoint in the middle of session 2: the same weights and statistics, bit for bit."""
     whole = trainable(data, tmp_path / "whole", "--checkpointing_steps", "3")

@@ -99,6 +99,11 @@ class TrainableOptions:
         1.0, "trainable: weight of the old components' posterior on what the teacher says; 0: none"
     )
     regulariser: float = option(0.1, "trainable: weight of the mixture regulariser; 0: none")
+    memory_balance: str = option(
+        "components",
+        "trainable: whether the components of a class share its memory evenly; classes: they do not, for comparison",
+        ("components", "classes"),
+    )
     num_train_epochs: int = option(10, "trainable: passes over each session and its memory")
     train_batch_size: int = option(32, "trainable: pictures per process and forward pass")
     learning_rate: float = option(1e-4, "trainable: after warm-up, before decay")
