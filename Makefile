@@ -27,9 +27,11 @@ style: $(VENV)/.ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 # torch and torchvision are resolved in one command, so that they come from one build.
+# PYTHONWARNINGS: setuptools prints a page of advice on editable installs, which pip would pass on.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "installing this package and what it needs into $(VENV); the first time this takes some minutes"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
