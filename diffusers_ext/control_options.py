@@ -2,10 +2,11 @@
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .options import COUNT, NATURAL, POSITIVE, SHARE, WEIGHT, group, option
+from .options import COUNT, NATURAL, POSITIVE, SHARE, WEIGHT, check_used, group, option
 
 INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -156,7 +157,6 @@ class VariantOptions:
         None,
         "learn low-rank adapters of this rank on the copied encoder, which stays the base's own: small files",
         COUNT,
-        requires={"controlnet_model_name_or_path": False, "controlnet_blocks": False},
         instead="leave it out to train all weights",
     )
     lora_alpha: float | None = option(
@@ -203,13 +203,14 @@ def check_options(options: Any) -> None:
     check_variants(options)
     check_attention(options)
     check_stable_diffusion(base_of(options))
+    check_revision(options)
     extractor_of(options)
+    if options.condition and not options.label_maps:
+        check_used(options, {"conditioning_image_column": {"condition": False}})
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
     if options.transfer_from:
         check_stable_diffusion(options.transfer_from)
-        if not options.controlnet_model_name_or_path:
-            raise InputError("--transfer_from needs --controlnet_model_name_or_path: the trained ControlNet to move")
     if options.encoder_cache_dir:
         check_fixed(
             random_crop=options.random_crop,
@@ -225,14 +226,18 @@ def check_options(options: Any) -> None:
         raise InputError("--condition inpaint draws masks of its own; with --mask_column give --condition identity")
 
 
+def check_revision(options: Any) -> None:
+    """Raise InputError for a revision of a base that is a folder here, not a repository. options: `ModelOptions`."""
+    if options.revision and Path(base_of(options)).is_dir():
+        raise InputError(f"--revision {options.revision}: {base_of(options)} is a folder, which has one; leave it out")
+
+
 def check_variants(options: Any) -> None:
     """Raise InputError for combinations that cannot be, before anything is loaded.
 
     options: `VariantOptions`, and controlnet_model_name_or_path.
     """
     if options.lora_rank is not None:
-        if options.lora_rank < 1:
-            raise InputError(f"--lora_rank must be at least 1, got {options.lora_rank}")
         if options.controlnet_model_name_or_path:
             raise InputError(
                 "--lora_rank adapts a copy of the base's encoder, so that its small file can be put on any base; "
@@ -242,9 +247,6 @@ def check_variants(options: Any) -> None:
             raise InputError(
                 "--lora_rank adapts the whole encoder; leave out --controlnet_blocks, or train those fully"
             )
-    for name in ("lora_alpha", "lora_target_modules"):
-        if getattr(options, name) is not None and options.lora_rank is None:
-            raise InputError(f"--{name} needs --lora_rank")
     if options.controlnet_blocks and options.only_mid_control:
         raise InputError("--only_mid_control trains the middle, --controlnet_blocks leaves it out; choose one")
 

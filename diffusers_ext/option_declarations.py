@@ -105,7 +105,7 @@ def depends(names: Iterable[str], **needed: tuple | bool) -> Callable[[type], ty
     names = tuple(names)
 
     def mark(cls: type) -> type:
-        cls._requires = dict.fromkeys(names, needed)  # type: ignore[attr-defined]
+        cls._requires = {**cls.__dict__.get("_requires", {}), **dict.fromkeys(names, needed)}  # type: ignore[attr-defined]
         return cls
 
     return mark

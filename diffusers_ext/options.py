@@ -54,6 +54,7 @@ __all__ = [
     "declared",
     "depends",
     "group",
+    "late_warmup",
     "option",
     "parse",
     "run",
@@ -201,6 +202,18 @@ class DiffusionOptions:
     loss_type: str = option("l2", "squared error, or Huber's, which large errors dominate less", ("l2", "huber"))
     huber_delta: float = option(
         0.1, "error beyond which Huber's loss is linear", POSITIVE, requires={"loss_type": ("huber",)}
+    )
+
+
+def late_warmup(options: OptimizerOptions, steps: int) -> str | None:
+    """Warn of a warm-up that a run of so many steps does not finish; None where it does, or the schedule has none."""
+    warmup = options.lr_warmup_steps
+    if options.lr_scheduler not in WARMED or warmup < steps:
+        return None
+    reached = options.learning_rate * max(0, steps - 1) / warmup
+    return (
+        f"warning: --lr_warmup_steps {warmup} is not below the run's {steps} steps: the learning rate gets to {reached:.3g} "
+        f"instead of {options.learning_rate:.3g}; give fewer warm-up steps"
     )
 
 

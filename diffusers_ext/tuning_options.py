@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .control_options import check_revision
 from .errors import InputError
-from .options import ANY, COUNT, NATURAL, POSITIVE, SHARE, WEIGHT, Range, check_declared, group, option
+from .options import ANY, COUNT, NATURAL, POSITIVE, SHARE, WEIGHT, Range, check_declared, check_used, group, option
 
 METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
 _REWARDED, _RANKED, _ADAPTED = {"method": METHODS[:-1]}, {"method": ("dpo",)}, {"full_unet": False}
@@ -47,7 +48,6 @@ class ModelOptions:
         None,
         "decode pictures for the reward by this AutoencoderTiny, such as madebyollin/taesd: faster and smaller",
         path="read",
-        requires=_REWARDED,
     )
     gradient_checkpointing: bool = option(
         False, "recompute the U-Net's and the decoder's activations in the backward pass: less memory, slower"
@@ -159,7 +159,6 @@ class DataOptions:
         8,
         "prompts drawn by the seed and kept to measure on, a tenth of all at most",
         NATURAL,
-        requires={"validation_prompts": False},
     )
     validation_prompts: str | None = option(None, "a file of prompts to measure on, instead", path="read")
     encoder_cache_dir: str | None = option(
@@ -185,7 +184,7 @@ class ValidationOptions:
         instead="leave it out to never stop early",
     )
     strength_sweep: bool = option(
-        True, "when done, measure the adapters at strengths from 0 to 1.25 and plot what they trade", requires=_ADAPTED
+        True, "when done, measure the adapters at strengths from 0 to 1.25 and plot what they trade"
     )
 
 
@@ -208,6 +207,10 @@ def check_options(options: Any) -> None:
         raise InputError("--prompts: --method dpo has the prompts of its rankings; name others as --validation_prompts")
     if options.method != "dpo" and options.reward is None:
         raise InputError("--reward is missing: name one of docs/rewards.md that has a gradient, such as fill50k:soft")
+    if options.method != "dpo":
+        check_used(options, {"held_out_samples": {"validation_prompts": False}})
+    if options.early_stopping_patience and not (options.reward or options.held_out_reward):
+        raise InputError("--early_stopping_patience needs a reward to measure: give --held_out_reward, or leave it out")
     if options.held_out_reward and options.held_out_reward == options.reward:
         raise InputError(
             f"--held_out_reward {options.reward}: is --reward itself, so it cannot show whether that is being fooled; name "
@@ -221,14 +224,15 @@ def check_options(options: Any) -> None:
         raise InputError(
             f"--tiny_decoder {options.tiny_decoder}: no folder of an AutoencoderTiny, nor a name on the Hub"
         )
-    check_ranges(options)
+    check_steps(options)
     check_stable_diffusion(base_of(options))
+    check_revision(options)
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
 
 
-def check_ranges(options: Any) -> None:
-    """Raise InputError for numbers that make no sense."""
+def check_steps(options: Any) -> None:
+    """Raise InputError for steps that the sampler does not have."""
     steps = options.num_inference_steps
     if (options.grad_steps or 1) > steps:
         raise InputError(f"--grad_steps {options.grad_steps}: the sampler has {steps} steps")

@@ -71,6 +71,9 @@ class Options(OptimizerOptions, RunOptions, DataOptions, ModelOptions):
     lr_warmup_steps: int = option(20, "steps of linear warm-up")
     adam_weight_decay: float = option(0.1, "decoupled weight decay; biases and the logit scale are never decayed")
     train_batch_size: int = option(512, "pairs per process and step, all of them each other's negatives")
+    hub_model_id: str | None = option(
+        None, "owner/name of the repository to push to, now or later: the model's configuration names it", requires={}
+    )
     num_train_epochs: int = option(30, "passes over the pictures, where max_train_steps is not given")
 
 

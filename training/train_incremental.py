@@ -40,6 +40,10 @@ from diffusers_ext.options import (
 )
 
 _FROZEN, _TRAINABLE = {"regime": ("frozen",)}, ("trainable",)
+_OF_STEPS = (  # of `RunOptions`, what only `loop.train` reads
+    *("max_train_steps", "gradient_accumulation_steps", "dataloader_num_workers", "torch_compile", "allow_tf32"),
+    *("logging_steps", "checkpointing_steps", "report_to", "logging_dir", "tracker_project_name"),
+)
 
 
 @group("data")
@@ -145,6 +149,7 @@ class TrainableOptions:
 @depends(
     {*OptimizerOptions.__dataclass_fields__, *TrainableOptions.__dataclass_fields__} - {"regime"}, regime=_TRAINABLE
 )
+@depends(_OF_STEPS, regime=_TRAINABLE)
 @dataclass
 class Options(DataOptions, ClassifierOptions, TrainableOptions, RunOptions, OptimizerOptions):
     output_dir: str = option("runs/incremental", "the run folder: classifier, card, metrics, protocol, plots, sessions")
@@ -194,6 +199,8 @@ def check_regime(options: Options) -> None:
     heads = ["mixture", "linear"] if options.regime == "trainable" else list(HEADS)
     if options.head not in heads:
         raise InputError(f"--head {options.head}: the {options.regime} regime has {', '.join(heads)}")
+    if options.validation_steps != Options.validation_steps:
+        raise InputError("--validation_steps: a session is measured when it ends; leave it out")
     if options.regime == "trainable" and options.memory < 1:
         raise InputError("--memory 0: a backbone that learns needs pictures to replay; give 1 or more")
 
