@@ -16,9 +16,9 @@ from diffusers_ext.cards.tuning import suspicions
 from diffusers_ext.data import fill50k
 from diffusers_ext.data.rankings import RankedPrompt, Ranking, write
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import parse
+from diffusers_ext.options import declared, parse
 from diffusers_ext.run_folder import read_metrics
-from diffusers_ext.tuning_options import METHODS, USED_BY, check_options
+from diffusers_ext.tuning_options import METHODS, check_options
 from diffusers_ext.tuning_start import read_source
 
 ROOT = Path(__file__).parents[1]
@@ -223,6 +223,9 @@ def test_signs_of_a_fooled_reward():
     )
     assert "best/" in suspicions([{**rows[0], "held_out_reward": 1.9}, {**rows[0], "held_out_reward": 1.0}])[0]
     assert "No held-out" in suspicions([{"step": 1, "reward": 1.0}])[0]
+
+
+USED_BY = {name: option.requires for name, option in declared(OPTIONS).items() if "method" in option.requires}
 
 
 @pytest.mark.parametrize("name", USED_BY)

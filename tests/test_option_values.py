@@ -1,0 +1,411 @@
+"""What options of every script and command may be, what reads them, and where they may write."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from option_programs import programs
+
+from diffusers_ext.errors import InputError
+from diffusers_ext.option_checks import fault_of
+from diffusers_ext.option_declarations import LARGEST, Declared, Range, declared
+from diffusers_ext.options import (
+    ANY,
+    COUNT,
+    DECAY,
+    POSITIVE,
+    SHARE,
+    WARMED,
+    OptimizerOptions,
+    RunOptions,
+    check_declared,
+    depends,
+    late_warmup,
+    option,
+    parse,
+)
+
+EACH = sorted(programs())
+
+
+def numbers(program: str) -> list[Declared]:
+    return [each for each in declared(programs()[program]).values() if each.kind in (int, float)]
+
+
+def texts(program: str) -> list[Declared]:
+    return [each for each in declared(programs()[program]).values() if each.kind is str]
+
+
+def inside(limits: Range, kind: type) -> Iterator[float]:
+    """The bounds themselves, or what is just within an open one."""
+    step = 1 if kind is int else 1e-6
+    if limits.low is not None:
+        yield kind(limits.low + step) if limits.above else kind(limits.low)
+    if limits.high is not None:
+        yield kind(limits.high - step) if limits.below else kind(limits.high)
+
+
+def outside(limits: Range, kind: type) -> Iterator[float]:
+    """What is just outside the bounds."""
+    step = 1 if kind is int else 1e-6
+    if limits.low is not None:
+        yield kind(limits.low) if limits.above else kind(limits.low - step)
+    if limits.high is not None:
+        yield kind(limits.high) if limits.below else kind(limits.high + step)
+
+
+def refused(program: str, *words: str, capsys: pytest.CaptureFixture) -> str:
+    """Return the one line with which a command line is refused."""
+    with pytest.raises((SystemExit, InputError)) as raised:
+        parse(programs()[program], list(words))
+    if isinstance(raised.value, InputError):
+        line = str(raised.value)
+    else:
+        assert raised.value.code == 2
+        line = capsys.readouterr().err.strip()
+    assert line and "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("program", EACH)
+def test_every_number_declares_a_range_whose_bounds_are_taken_and_no_more(program, capsys):
+    for each in numbers(program):
+        assert each.range is not None, f"{each.name} states no range"
+        defaults = each.default if isinstance(each.default, list) else [each.default]
+        assert all(value is None or value in each.range for value in defaults), each.name
+        for value in inside(each.range, each.kind):
+            assert fault_of(each, value) is None, (each.name, value)
+        for value in (*outside(each.range, each.kind), LARGEST + 1, -(10**400)):
+            assert fault_of(each, value), (each.name, value)
+        if each.positional or not list(outside(each.range, each.kind)):
+            continue
+        line = refused(program, f"--{each.name}={next(outside(each.range, each.kind))}", capsys=capsys)
+        assert f"--{each.name} must" in line and str(each.range) in line
+
+
+@pytest.mark.parametrize("program", EACH)
+def test_no_option_takes_what_is_no_number(program, capsys):
+    for each in numbers(program):
+        for word in ("nan", "inf", "-inf", "1e999", "", "1_000", "１２", "ten", "0x10"):
+            line = refused(program, f"--{each.name}={word}", capsys=capsys)
+            assert f"--{each.name}" in line, (each.name, word)
+
+
+@pytest.mark.parametrize("program", EACH)
+def test_help_shows_each_range_once(program, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(programs()[program], ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    for each in numbers(program):
+        help = " ".join(each.help.split())
+        place = shown.index(help) + len(help)
+        assert shown[place:].startswith(f" ({each.range}"), each.name
+
+
+@pytest.mark.parametrize(
+    "limits, rule",
+    [
+        (COUNT, "be at least 1"),
+        (POSITIVE, "be above 0"),
+        (SHARE, "lie in 0 to 1"),
+        (DECAY, "lie at least 0 and below 1"),
+        (Range(0, 1, above=True), "lie above 0 and up to 1"),
+        (Range(high=3), "be up to 3"),
+        (ANY, "be any number"),
+    ],
+)
+def test_a_range_says_what_it_is(limits, rule):
+    assert limits.rule == rule
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--max_train_steps", "0"], "at least 1, got 0; leave it out to train for --num_train_epochs"),
+        (["--max_train_steps", "-1"], "at least 1, got -1; leave it out"),
+        (["--max_train_samples", "-1"], "leave it out for all rows"),
+        (["--proportion_empty_prompts", "1.5"], "must lie in 0 to 1, got 1.5"),
+        (["--use_ema", "--ema_decay", "1.5"], "below 1, got 1.5"),
+        (["--seed", "-1"], "at least 0, got -1; for a random one draw it yourself"),
+        (["--num_train_epochs", "0.5"], "a whole number, at least 1, got '0.5'; give --max_train_steps"),
+        (["--dataloader_num_workers", "-1"], "at least 0"),
+        (["--learning_rate", "-1e-3"], "above 0, got -0.001"),
+        (["--learning_rate", "-inf"], "finite number, above 0"),
+        (["--num_validation_images", "0"], "at least 1"),
+        (["--max_grad_norm", "-1"], "0 is without clipping"),
+        (["--seed", "9" * 30], "too large"),
+        (["--timestep_min", "500", "--timestep_max", "500"], "--timestep_min 500 must be below --timestep_max 500"),
+    ],
+)
+def test_what_other_programs_take_is_refused_with_what_to_write(words, said, capsys):
+    assert said in refused("training/train_controlnet.py", *words, capsys=capsys)
+
+
+def test_the_same_holds_for_a_file_and_for_a_dataclass(tmp_path, capsys):
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps({"ema_decay": 1.5, "use_ema": True}))
+    line = refused("training/train_controlnet.py", "--config", str(config), capsys=capsys)
+    assert str(config) in line and "ema_decay must lie at least 0 and below 1, got 1.5" in line
+    built = programs()["training/train_controlnet.py"](use_ema=True, ema_decay=math.nan)
+    with pytest.raises(InputError, match="--ema_decay must be a finite number"):
+        check_declared(built)
+
+
+def test_a_warm_up_that_a_run_does_not_finish_is_refused_or_said(capsys):
+    script, warmed = "training/train_controlnet.py", ["--lr_scheduler", "cosine", "--max_train_steps", "10"]
+    assert "below --max_train_steps 10" in refused(script, *warmed, "--lr_warmup_steps", "10", capsys=capsys)
+    given = parse(programs()[script], [*warmed, "--lr_warmup_steps", "9"])
+    assert late_warmup(given, 10) is None
+    short = parse(programs()[script], warmed)  # the default of 500 is nobody's mistake, but is said
+    assert "gets to 9e-08 instead of 5e-06" in late_warmup(short, 10)
+    assert late_warmup(parse(programs()[script], ["--max_train_steps", "10"]), 10) is None  # constant
+
+
+# What nothing reads.
+
+
+@dataclass
+class Small(OptimizerOptions, RunOptions):
+    mode: str = option("a", "how", ("a", "b"))
+    share: float = option(0.5, "of b", SHARE, requires={"mode": ("b",)})
+
+
+@depends(("learning_rate", "share"), use_ema=True)
+@dataclass
+class Smaller(Small):
+    share: float = option(0.25, "declared anew")
+
+
+def test_a_field_that_is_declared_anew_keeps_its_range_and_its_dependencies():
+    share = declared(Smaller)["share"]
+    assert share.range == SHARE and share.default == 0.25
+    assert share.requires == {"mode": ("b",), "use_ema": True}
+    assert declared(Small)["share"].requires == {"mode": ("b",)} and not declared(Small)["learning_rate"].requires
+    assert declared(Smaller)["lr_warmup_steps"].requires == {"lr_scheduler": WARMED}
+
+
+READ_WITH = {  # of every program, what an option needs to be read: a value that is given, and one that is not enough
+    True: lambda each: (None, False),
+    False: lambda each: ("given", True),
+}
+
+
+@pytest.mark.parametrize("program", EACH)
+def test_every_dependency_is_enforced_in_one_line(program):
+    cls = programs()[program]
+    known = declared(cls)
+    for name, each in known.items():
+        for other, wanted in each.requires.items():
+            assert other in known, f"{name} requires {other}, which there is not"
+            options = cls(**{name: another(each), **satisfied(known, each, besides=other)})
+            setattr(options, other, unfit(known[other], wanted))
+            with pytest.raises(InputError, match=f"^--{name} (is for|is ignored beside) --{other}"):
+                check_declared(options)
+
+
+def another(each: Declared):
+    """A value that the declaration takes, other than the default."""
+    if each.kind is bool:
+        return not each.default
+    if each.choices:
+        return next(choice for choice in each.choices if choice != each.default)
+    value = "other" if each.kind is str else next(v for v in (3, 0.75, 2) if v in each.limits and v != each.default)
+    return [value] if each.many else value
+
+
+def satisfied(known: dict[str, Declared], each: Declared, besides: str) -> dict:
+    """Values of the other options that an option requires."""
+    needed = {other: wanted for other, wanted in each.requires.items() if other != besides}
+    return {other: fit(known[other], wanted) for other, wanted in needed.items()}
+
+
+def fit(other: Declared, wanted: tuple | bool):
+    if isinstance(wanted, tuple):
+        return wanted[0]
+    return (
+        (another(other) if not other.default else other.default) if wanted else (False if other.kind is bool else None)
+    )
+
+
+def unfit(other: Declared, wanted: tuple | bool):
+    if isinstance(wanted, tuple):
+        return next(choice for choice in other.choices or () if choice not in wanted)
+    return (False if other.kind is bool else None) if wanted else fit(other, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lr_warmup_steps", "20"],
+        ["--lr_power", "2"],
+        ["--lr_num_cycles", "3", "--lr_scheduler", "cosine"],
+        ["--huber_delta", "0.5"],
+        ["--ema_decay", "0.99"],
+        ["--shuffle_buffer", "10"],
+        ["--hub_model_id", "me/x"],
+        ["--hub_token", "hf_x"],
+        ["--dataset_config_name", "main"],
+        ["--dataset_name", "fusing/fill50k", "--train_data_dir", "data"],
+        ["--num_train_epochs", "3", "--max_train_steps", "5"],
+        ["--logging_dir", "other"],
+        ["--transfer_from", "base"],
+        ["--hint_init", "default", "--controlnet_model_name_or_path", "net"],
+        ["--decay_to_initial", "--adam_weight_decay", "0"],
+    ],
+)
+def test_a_controlnets_training_refuses_what_it_would_not_read(words, capsys):
+    line = refused("training/train_controlnet.py", *words, capsys=capsys)
+    assert line.startswith(words[0]) and ("leave" in line or "neither" in line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lr_scheduler", "constant", "--lr_warmup_steps", "0"],  # diffusers' own commands; 0 is what happens
+        ["--lr_warmup_steps", "500"],  # the default
+        ["--lr_scheduler", "polynomial", "--lr_power", "2", "--lr_warmup_steps", "20"],
+        ["--report_to", "tensorboard", "--logging_dir", "other"],
+        ["--push_to_hub", "--hub_model_id", "me/x"],
+        ["--max_grad_norm", "0"],
+    ],
+)
+def test_what_is_read_is_taken(words):
+    parse(programs()["training/train_controlnet.py"], words)
+
+
+# Switches and names.
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--use_ema", "True"], True),
+        (["--use_ema=true"], True),
+        (["--use-ema", "false", "--seed", "3"], False),
+        (["--use_ema=False"], False),
+        (["--use_ema=0"], False),
+        (["--use_ema", "--no-use_ema"], False),
+        (["--use_ema=yes"], True),
+    ],
+)
+def test_a_switch_with_a_value_is_what_it_says(words, expected):
+    assert parse(Small, words).use_ema is expected
+
+
+def test_a_switch_takes_no_word_that_is_not_its_value(capsys):
+    given = parse(programs()["diffusers-ext rankings"], ["--check_images", "data.jsonl"])
+    assert given.check_images is True and given.rankings == "data.jsonl"
+    for words in (["--use_ema=maybe"], ["--use_ema="], ["--use_ema=2"]):
+        with pytest.raises(SystemExit):
+            parse(Small, words)
+        assert "--use_ema is a switch: write --use_ema or --no-use_ema" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(Small, ["--no-use_ema=true"])
+
+
+@pytest.mark.parametrize(
+    "word, near",
+    [("--learning_rte", "--learning_rate"), ("--max-train-step", "--max_train_steps"), ("--no_use_em", "--no_use_ema")],
+)
+def test_the_nearest_name_is_suggested(word, near, tmp_path, capsys):
+    assert f"did you mean {near}?" in refused("training/train_controlnet.py", word, "1", capsys=capsys)
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps({word[2:]: 1}))
+    line = refused("training/train_controlnet.py", "--config", str(config), capsys=capsys)
+    assert f"unknown option {word[2:]}; did you mean {near}?" in line
+
+
+# Paths.
+
+
+@pytest.mark.parametrize("program", EACH)
+def test_home_is_put_in_place_of_its_sign_in_every_path(program, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    known = declared(programs()[program])
+    for each in texts(program):
+        if each.path and not each.choices:
+            flag = [] if each.positional else [f"--{each.name}"]
+            options = programs()[program]
+            needed = [word for other, wanted in each.requires.items() for word in words_for(known[other], wanted)]
+            if each.positional and list(known).index(each.name):
+                needed = ["check", *needed] if "card" in program else needed
+            value = getattr(parse(options, [*flag, "~/here/x", *needed] if flag else [*needed, "~/here/x"]), each.name)
+            assert (value[0] if each.many else value) == f"{tmp_path}/here/x", each.name
+
+
+def words_for(other: Declared, wanted: tuple | bool) -> list[str]:
+    value = fit(other, wanted)
+    if value is None or value is False or value == other.default:
+        return []
+    return [f"--{other.name}"] if value is True else [f"--{other.name}", *(value if other.many else [str(value)])]
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ("timm:net@~/w.safetensors", "timm:net@{}/w.safetensors"),
+        ("photo=~/data", "photo={}/data"),
+        ("a~b/c~", "a~b/c~"),
+    ],
+)
+def test_home_is_put_inside_references_too(given, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = parse(programs()["training/train_incremental.py"], ["--backbone", given])
+    assert given.backbone == expected.format(tmp_path)
+
+
+@pytest.mark.parametrize("program", EACH)
+def test_every_output_that_cannot_be_written_is_refused_at_once(program, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    known = declared(programs()[program])
+    for each in texts(program):
+        if each.path not in ("folder", "file") or each.positional:
+            continue
+        needed = [word for other, wanted in each.requires.items() for word in words_for(known[other], wanted)]
+        for place in (tmp_path / ("x" * 300), tmp_path / "file" / "run", tmp_path / ("é" * 130), "/" + "y/" * 2500):
+            line = refused(program, f"--{each.name}", str(place), *needed, capsys=capsys)
+            assert line.startswith(f"--{each.name} ") and "name another" in line and len(line) < 500
+        wrong = tmp_path / "file" if each.path == "folder" else tmp_path
+        assert "not a f" in refused(program, f"--{each.name}", str(wrong), *needed, capsys=capsys)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path, capsys):
+    (tmp_path / "kept").mkdir(mode=0o500)
+    line = refused("training/train_lads.py", "--output_dir", str(tmp_path / "kept" / "run"), capsys=capsys)
+    assert "cannot be written, for want of permission" in line
+
+
+def test_permission_is_asked_of_the_nearest_folder_that_exists(tmp_path, monkeypatch, capsys):
+    asked: list[Path] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(Path(path)) or False)
+    line = refused("training/train_lads.py", "--output_dir", str(tmp_path / "a" / "b"), capsys=capsys)
+    assert f"{tmp_path} cannot be written" in line and asked == [tmp_path]
+
+
+def test_what_is_written_nowhere_is_not_checked(tmp_path):
+    parse(programs()["training/train_lads.py"], ["--output_dir", str(tmp_path / ("x" * 300)), "--dry_run"])
+
+
+def test_a_self_test_goes_alone():
+    from diffusers_ext.options import check_alone
+
+    cls = programs()["training/train_controlnet.py"]
+    check_alone(cls(self_test=True), "self_test")
+    with pytest.raises(InputError, match="--seed is ignored beside --self_test"):
+        check_alone(cls(self_test=True, seed=3), "self_test")
+
+
+def test_every_default_is_its_own_value():
+    """Declared options and fields name the same defaults, so that what is not given is never refused."""
+    for cls in programs().values():
+        made = cls()
+        assert {each.name: each.default for each in declared(cls).values()} == {
+            field.name: getattr(made, field.name) for field in dataclasses.fields(cls)
+        }
