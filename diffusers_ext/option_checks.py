@@ -1,6 +1,5 @@
 """What is checked of options before anything is loaded: values, what would be ignored, and folders to write."""
 
-import dataclasses
 import errno
 import math
 import os
@@ -181,6 +180,6 @@ def expanded(declaration: Declared, value: Any) -> Any:
 
 def check_alone(options: Any, name: str) -> None:
     """Raise InputError for any option given beside one that reads no other."""
-    for field in dataclasses.fields(options):
-        if field.name != name and getattr(options, field.name) != declared(type(options))[field.name].default:
-            raise InputError(f"--{field.name} is ignored beside --{name}, which goes alone: leave one of them out")
+    for other, declaration in declared(type(options)).items():
+        if other != name and getattr(options, other) != declaration.default:
+            raise InputError(f"--{other} is ignored beside --{name}, which goes alone: leave one of them out")

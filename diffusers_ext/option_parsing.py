@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.splitlines()).encode("utf-8", "backslashreplace").decode()
-        self.exit(2, f"error: {text} (see --help)\n")
+        self.exit(2, f"error: {text if len(text) < 800 else text[:800] + '...'} (see --help)\n")
 
 
 def parse(cls: type[T], argv: list[str] | None = None, description: str | None = None, program: str | None = None) -> T:

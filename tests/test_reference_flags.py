@@ -48,19 +48,19 @@ VALUES = {
 }
 LISTS = {"validation_image": ["a.png", "b.png"], "validation_prompt": ["red circle", "cyan circle"]}
 NEEDED = {  # flags without which nothing reads another
-    **dict.fromkeys(("revision", "variant"), ["--pretrained_model_name_or_path", "base"]),
-    **dict.fromkeys(("cache_dir", "dataset_config_name"), ["--dataset_name", "fusing/fill50k"]),
-    **dict.fromkeys(("hub_token", "hub_model_id"), ["--push_to_hub"]),
-    **dict.fromkeys(("logging_dir", "tracker_project_name"), ["--report_to", "tensorboard"]),
-    "validation_image": ["--validation_prompt", "red circle"],
-    "validation_prompt": ["--validation_image", "a.png"],
+    **dict.fromkeys(("revision", "variant"), ("--pretrained_model_name_or_path", "base")),
+    **dict.fromkeys(("cache_dir", "dataset_config_name"), ("--dataset_name", "fusing/fill50k")),
+    **dict.fromkeys(("hub_token", "hub_model_id"), ("--push_to_hub",)),
+    **dict.fromkeys(("logging_dir", "tracker_project_name"), ("--report_to", "tensorboard")),
+    "validation_image": ("--validation_prompt", "red circle"),
+    "validation_prompt": ("--validation_image", "a.png"),
 }
 Options = runpy.run_path(str(SCRIPT))["Options"]
 
 
 @pytest.mark.parametrize("name", [*SWITCHES, *VALUES, *LISTS])
 def test_every_flag_of_the_reference_parses(name):
-    needed = NEEDED.get(name, [])
+    needed = NEEDED.get(name, ())
     if name in SWITCHES:
         assert getattr(parse(Options, [f"--{name}"]), name) is True
     elif name in VALUES:
