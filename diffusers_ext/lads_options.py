@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 from .options import COUNT, NATURAL, POSITIVE, SEED, SHARE, WEIGHT, Range, group, option
 
-_TARGETS, _LABELLED = {"domains": ("targets",)}, {"dataset_format": ("labelled",)}
-USED_BY: dict[str, dict] = {  # see `options.check_used`; of --domains it is the kind: targets, or swap
-    **dict.fromkeys(("source_domain", "few_images", "domain_class_text"), _TARGETS),
-    **dict.fromkeys(("label_column", "domain_column", "split_column"), _LABELLED),
+_LABELLED = {"dataset_format": ("labelled",)}
+USED_BY: dict[str, dict] = {  # see `options.check_used`; it is the kind of --domains, known when they are read
+    **{name: {"domains": ("targets",)} for name in ("source_domain", "few_images", "domain_class_text")},
     "true_domains": {"domains": ("swap",)},
-    "mnist_cut": {"dataset_format": ("colored_mnist",)},
 }
 
 
@@ -79,16 +77,19 @@ class LADSDataOptions:
         "or a folder of Waterbirds, or of MNIST to make ColoredMNIST of",
         ("labelled", "waterbirds", "colored_mnist"),
     )
-    label_column: str = option("label", "column of the classes, in a table")
-    domain_column: str = option("domain", "column of the domains, in a table")
-    split_column: str = option("split", "column of the splits, in a table")
+    label_column: str = option("label", "column of the classes, in a table", requires=_LABELLED)
+    domain_column: str = option("domain", "column of the domains, in a table", requires=_LABELLED)
+    split_column: str = option("split", "column of the splits, in a table", requires=_LABELLED)
     mnist_cut: list[int] | None = option(
-        None, "train, validation and test digits to take from MNIST's test file, where there is no training file", COUNT
+        None,
+        "train, validation and test digits to take from MNIST's test file, where there is no training file",
+        COUNT,
+        requires={"dataset_format": ("colored_mnist",)},
     )
     domains: str | None = option(
         None,
         'JSON or a file of it: {"source": ["a photo of a {}"], "targets": {"painting": ["a painting of a {}"]}}',
-        path="read",
+        path="text",
     )
     source_domain: str | None = option(None, "the domain to train on; not in the bias setting")
     backbone: str | None = option(None, "what embeds images and words; see diffusers_ext/backbones.py", path="read")

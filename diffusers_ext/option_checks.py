@@ -82,9 +82,19 @@ def _text_fault(declaration: Declared, value: str) -> str | None:
         return f"must be text without zero bytes, got {shown(value)}"
     if not value.strip() and not declaration.blank:
         return "is empty: give a value, or leave it out"
+    if declaration.path == "read" and _too_long(value):
+        return f"must be the name of a file or a folder, which this is too long for: {shown(value)}"
     if declaration.choices and value not in declaration.choices:
         return f"must be one of {', '.join(map(str, declaration.choices))}, got {shown(value)}"
     return None
+
+
+def _too_long(value: str) -> bool:
+    try:
+        os.stat(value)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def check_used(options: Any, used_by: Mapping[str, Needed], **found: str) -> None:

@@ -79,7 +79,8 @@ def option(
     requires: options without which nothing reads this one: each with a tuple of the values under which it is read, True
     for any but None, False and 0, or False for these alone.
     below: an option that this one must be smaller than, where both are given.
-    path: "read" for a file, a folder or a name that may be one; "folder" or "file" for what is written.
+    path: "read" for a file, a folder or a name that may be one; "text" for a file, or a text in its place; "folder" or
+    "file" for what is written.
     blank: whether the empty text means something.
     """
     kind = {"range": allowed} if isinstance(allowed, Range) else {"choices": allowed}

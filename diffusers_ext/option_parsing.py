@@ -154,7 +154,7 @@ def _number(declaration: Declared, word: str) -> int | float:
     pattern = WHOLE if declaration.kind is int else NUMBER
     if not pattern.fullmatch(word.strip()):
         raise ValueError(f"--{declaration.name} {not_a_number(declaration, word)}")
-    return declaration.kind(word)
+    return int(word) if declaration.kind is int else float(word)
 
 
 def _read_config(path: str, known: dict[str, Declared]) -> dict[str, Any]:
@@ -202,9 +202,10 @@ def _from_json(path: str, declaration: Declared, value: Any, item: bool = False)
         if not isinstance(value, list) or not value:
             raise ValueError(f"--config {path}: {name} must be a list, of one value at least")
         return [_from_json(path, declaration, part, item=True) for part in value]
-    if type(value) is not kind and not (kind is float and type(value) is int):
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if not fits:
         raise ValueError(f"--config {path}: {name} must be {kind.__name__}, got {shown(value)}")
     fault = fault_of(declaration, value)
     if fault:
         raise ValueError(f"--config {path}: {name} {fault}")
-    return kind(value)
+    return float(value) if kind is float else value

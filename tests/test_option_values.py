@@ -1,15 +1,17 @@
 """What options of every script and command may be, what reads them, and where they may write."""
 
+import ast
 import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from option_programs import programs
+from option_programs import ROOT, programs
 
 from diffusers_ext.errors import InputError
 from diffusers_ext.option_checks import fault_of
@@ -32,6 +34,7 @@ from diffusers_ext.options import (
 )
 
 PROGRAMS = sorted(programs())
+INHERITED = {*RunOptions.__dataclass_fields__, *OptimizerOptions.__dataclass_fields__}
 
 
 def numbers(program: str) -> list[Declared]:
@@ -87,6 +90,17 @@ def test_every_number_declares_a_range_whose_bounds_are_taken_and_no_more(progra
             continue
         line = refused(program, f"--{stated.name}={next(outside(stated.range, stated.kind))}", capsys=capsys)
         assert f"--{stated.name} must" in line and str(stated.range) in line
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "training", "diffusers_ext"])
+def test_no_declaration_of_a_number_is_without_a_range(folder):
+    """Of programs too that cannot be imported here; a field declared anew has its first declaration's."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            call = getattr(node, "value", None)
+            if isinstance(node, ast.AnnAssign) and getattr(getattr(call, "func", None), "id", "") == "option":
+                number = re.search(r"\b(int|float)\b", ast.unparse(node.annotation))
+                assert not number or len(call.args) > 2 or node.target.id in INHERITED, f"{path}: {node.target.id}"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
