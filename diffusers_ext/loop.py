@@ -301,9 +301,10 @@ def plan(options: Any, samples: int, parts: dict[str, Any]) -> str:
     each = (10 if options.use_8bit_adam else 16) + 4 * options.use_ema + 4 * options.decay_to_initial
     memory = each * sum(trained.values()) + frozen
     batch = options.train_batch_size * options.gradient_accumulation_steps * ranks
+    steps = total_steps(options, samples, ranks)
     lines = ["options", *(f"  {name}: {value}" for name, value in as_dict(options).items()), "models"]
     lines += [f"  {name}: {count[name]:,} parameters, {trained[name]:,} trained" for name in models]
     lines += ["run", f"  samples: {samples:,}"]
-    lines += [f"  steps: {total_steps(options, samples, ranks):,} of {batch} samples on {ranks} process(es)"]
+    lines += [f"  steps: {steps:,} of {batch} samples on {ranks} process(es)"]
     lines += [f"  memory: {memory / 2**20:,.0f} MiB for weights, gradients and optimiser, plus activations"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [late_warmup(options, steps)])])

@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from .option_declarations import LARGEST, Declared, Needed, declared
 HOME = re.compile(r"(?<=[:=@])~(?=/)")  # inside a reference, such as timm:~/model
 
 
-def check_declared(options: Any) -> None:
-    """Raise InputError for the first option whose declaration refuses its value; options: a dataclass of `option`s."""
+def check_declared(options: Any, given: Container[str] = ()) -> None:
+    """Raise InputError for the first option whose declaration refuses its value.
+
+    options: a dataclass of `option`s. given: names that were given even if their values are the defaults.
+    """
     known = declared(type(options))
     for name, declaration in known.items():
         fault = fault_of(declaration, getattr(options, name))
@@ -23,7 +26,8 @@ def check_declared(options: Any) -> None:
             raise InputError(f"--{name} {fault}")
     check_used(options, {name: declaration.requires for name, declaration in known.items() if declaration.requires})
     for declaration in known.values():
-        _check_below(options, declaration)
+        if getattr(options, declaration.name) != declaration.default or declaration.name in given:
+            _check_below(options, declaration)
     if not getattr(options, "dry_run", False):
         for name, declaration in known.items():
             if declaration.path in ("folder", "file") and getattr(options, name) is not None:
@@ -122,9 +126,9 @@ def _check_needed(name: str, other: str, wanted: tuple | bool, value: Any) -> No
 
 
 def _check_below(options: Any, declaration: Declared) -> None:
-    """Compare two numbers; one that is its default counts as not given."""
+    """Compare two numbers, where there are both and the first is read."""
     value, limit = getattr(options, declaration.name), getattr(options, declaration.below or "", None)
-    if None in (value, limit) or value == declaration.default or value < limit:
+    if None in (value, limit) or value < limit:
         return
     used = not any(
         isinstance(wanted, tuple) and getattr(options, other) not in wanted

@@ -49,7 +49,7 @@ def parse(cls: type[T], argv: list[str] | None = None, description: str | None =
     except ValueError as error:
         parser.error(str(error))
     options = cls(**{name: expanded(known[name], value) for name, value in values.items()})
-    check_declared(options)
+    check_declared(options, given)
     return options
 
 

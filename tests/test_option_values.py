@@ -176,6 +176,7 @@ def test_a_warm_up_that_a_run_does_not_finish_is_refused_or_said(capsys):
     assert "below --max_train_steps 10" in refused(script, *warmed, "--lr_warmup_steps", "10", capsys=capsys)
     given = parse(programs()[script], [*warmed, "--lr_warmup_steps", "9"])
     assert late_warmup(given, 10) is None
+    assert "below --max_train_steps 10" in refused(script, *warmed, "--lr_warmup_steps", "500", capsys=capsys)
     short = parse(programs()[script], warmed)  # the default of 500 is nobody's mistake, but is said
     assert "gets to 9e-08 instead of 5e-06" in late_warmup(short, 10)
     assert late_warmup(parse(programs()[script], ["--max_train_steps", "10"]), 10) is None  # constant

@@ -161,6 +161,7 @@ def test_dpo_learns_from_rankings_and_a_whole_unet_is_a_pipeline(untrained, tmp_
         ranked.append(RankedPrompt(str(number), prompt, tuple(files), (Ranking("ada", (1, 2, 2)),)))
     path = write(tmp_path / "rankings.jsonl", ranked)
     more = ["--method", "dpo", "--rankings", path, "--full_unet", "--max_train_steps", 2]
+    more += ["--lora_rank", 16]  # the default: no adapters are asked for
     call(SCRIPT.name, *arguments(untrained, None, tmp_path / "run", *more, "--encoder_cache_dir", tmp_path / "cache"))
     found = losses(tmp_path / "run")
     assert found[1] == pytest.approx(np.log(2)) and found[2] != found[1]
@@ -283,6 +284,7 @@ def test_a_dry_run_and_the_preset(untrained, prompts, tmp_path, capsys):
     found = arguments(
         untrained, prompts, tmp_path / "run", "--dry_run", "--config", preset, "--num_inference_steps", 40
     )
+    found += ["--lora_rank", "16"]  # the default: no adapters are asked for
     call(SCRIPT.name, *found)
     printed = capsys.readouterr().out
     assert "grad_window: [30, 39]" in printed and "eta: 1.0" in printed and not (tmp_path / "run").exists()

@@ -47,7 +47,7 @@ class Options(Drawing):
     held_out: str | None = option(None, "another reward, reported but not used to choose", path="read")
     candidates: int = option(16, "pictures drawn of each prompt", COUNT)
     keep: int = option(4, "pictures kept of each prompt", COUNT)
-    chunk_size: int = option(4, "pictures drawn at a time", COUNT, requires={"prune": False})
+    chunk_size: int = option(4, "pictures drawn at a time", COUNT)
     prune: bool = option(False, "draw in a quarter of the steps, and only the better ones in all: about half the work")
     output_dir: str = option("runs/rerank", "the folder to write; an unfinished one is continued", path="folder")
 
