@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import runpy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,6 +285,36 @@ def test_a_controlnets_training_refuses_what_it_would_not_read(words, capsys):
 )
 def test_what_is_read_is_taken(words):
     parse(programs()["training/train_controlnet.py"], words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--projections", "100", "--no-baselines"],
+        ["--regime", "trainable", "--encoder_cache_dir", "cache", "--no-baselines"],
+        ["--validation_steps", "7"],
+        ["--label_column", "kind", "--data_format", "digits"],
+        ["--max_train_steps", "7"],
+        ["--threshold", "0.5"],
+        ["--groups", "2", "--setting", "ND"],
+    ],
+)
+def test_an_incremental_training_refuses_what_it_would_not_read(words):
+    script = runpy.run_path(str(ROOT / "training" / "train_incremental.py"))
+    with pytest.raises(InputError, match=f"^{words[0]}|^--encoder_cache_dir"):
+        script["check_regime"](parse(script["Options"], [*words, "--backbone", "timm:net"]))
+    script["check_regime"](parse(script["Options"], ["--backbone", "timm:net"]))
+
+
+def test_columns_and_splits_that_a_file_does_not_have_are_refused(tmp_path):
+    from diffusers_ext.data.ranking_formats import read_rankings
+    from diffusers_ext.data.texts import read_prompts
+
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    with pytest.raises(InputError, match="--prompt_field text"):
+        read_prompts(tmp_path / "prompts.txt", "text")
+    with pytest.raises(InputError, match="--split test"):
+        read_rankings(tmp_path, split="test")
 
 
 # Switches and names.

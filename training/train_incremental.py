@@ -33,6 +33,7 @@ from diffusers_ext.options import (
     OptimizerOptions,
     Range,
     RunOptions,
+    check_used,
     depends,
     group,
     option,
@@ -40,6 +41,7 @@ from diffusers_ext.options import (
 )
 
 _FROZEN, _TRAINABLE = {"regime": ("frozen",)}, ("trainable",)
+_TABLE = {"data_format": ("labelled",)}
 _OF_STEPS = (  # of `RunOptions`, what only `loop.train` reads
     *("max_train_steps", "gradient_accumulation_steps", "dataloader_num_workers", "torch_compile", "allow_tf32"),
     *("logging_steps", "checkpointing_steps", "report_to", "logging_dir", "tracker_project_name"),
@@ -61,8 +63,8 @@ class DataOptions:
         "cifar20: CIFAR-100's binary version",
         ("labelled", "digits", "cifar20"),
     )
-    label_column: str = option("label", "column of the class, where the data are a table")
-    domain_column: str = option("domain", "column of the domain")
+    label_column: str = option("label", "column of the class, where the data are a table", requires=_TABLE)
+    domain_column: str = option("domain", "column of the domain", requires=_TABLE)
     setting: str = option(
         "NCD", "what a session brings: new classes, new domains, or a block of both", ("NC", "ND", "NCD")
     )
@@ -199,6 +201,9 @@ def check_regime(options: Options) -> None:
     heads = ["mixture", "linear"] if options.regime == "trainable" else list(HEADS)
     if options.head not in heads:
         raise InputError(f"--head {options.head}: the {options.regime} regime has {', '.join(heads)}")
+    if not options.baselines:
+        heads = {"head": ("ranpac", "pooled", "auto")}
+        check_used(options, {"projections": heads, "encoder_cache_dir": {"regime": ("frozen",)}})
     if options.validation_steps != Options.validation_steps:
         raise InputError("--validation_steps: a session is measured when it ends; leave it out")
     if options.regime == "trainable" and options.memory < 1:
