@@ -11,6 +11,7 @@ from typing import Any
 from .errors import InputError
 from .option_declarations import LARGEST, Declared, Needed, declared
 
+WRITE_NOTHING = ("dry_run", "self_test")  # options under which no output is written
 HOME = re.compile(r"(?<=[:=@])~(?=/)")  # inside a reference, such as timm:~/model
 
 
@@ -28,10 +29,8 @@ def check_declared(options: Any, given: Container[str] = ()) -> None:
     for declaration in known.values():
         if getattr(options, declaration.name) != declaration.default or declaration.name in given:
             _check_below(options, declaration)
-    if not getattr(options, "dry_run", False):
-        for name, declaration in known.items():
-            if declaration.path in ("folder", "file") and getattr(options, name) is not None:
-                check_writable(name, getattr(options, name), declaration.path == "folder")
+    if not any(getattr(options, name, False) for name in WRITE_NOTHING):
+        _check_outputs(options, known)
 
 
 def fault_of(declaration: Declared, value: Any) -> str | None:
@@ -130,12 +129,23 @@ def _check_below(options: Any, declaration: Declared) -> None:
     value, limit = getattr(options, declaration.name), getattr(options, declaration.below or "", None)
     if None in (value, limit) or value < limit:
         return
-    used = not any(
-        isinstance(wanted, tuple) and getattr(options, other) not in wanted
+    if _is_read(options, declaration):
+        raise InputError(f"--{declaration.name} {value} must be below --{declaration.below} {limit}")
+
+
+def _is_read(options: Any, declaration: Declared) -> bool:
+    """Whether anything reads an option beside the others."""
+    return all(
+        getattr(options, other) in wanted if isinstance(wanted, tuple) else bool(getattr(options, other)) is wanted
         for other, wanted in declaration.requires.items()
     )
-    if used:
-        raise InputError(f"--{declaration.name} {value} must be below --{declaration.below} {limit}")
+
+
+def _check_outputs(options: Any, known: Mapping[str, Declared]) -> None:
+    for name, declaration in known.items():
+        path = getattr(options, name)
+        if declaration.path in ("folder", "file") and path is not None and _is_read(options, declaration):
+            check_writable(name, path, declaration.path == "folder")
 
 
 def check_writable(name: str, path: str | Path, folder: bool) -> None:

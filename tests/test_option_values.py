@@ -433,6 +433,15 @@ def test_what_is_written_nowhere_is_not_checked(tmp_path):
     parse(programs()["training/train_lads.py"], ["--output_dir", str(tmp_path / ("x" * 300)), "--dry_run"])
 
 
+def test_outputs_that_are_not_written_are_not_checked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file in the way of the default folders")
+    parse(programs()["training/train_controlnet.py"], ["--self_test"])
+    parse(programs()["diffusers-ext select-prompts"], ["--embeddings", "x.npy"])
+    assert "--cache_dir" in refused("diffusers-ext select-prompts", "--encoder", "x", capsys=capsys)
+    assert "--output_dir" in refused("training/train_controlnet.py", capsys=capsys)
+
+
 def test_a_self_test_goes_alone():
     from diffusers_ext.options import check_alone
 
