@@ -45,7 +45,7 @@ class Range:
         """What a value must do: 'be at least 1', 'lie in 0 to 1'."""
         if self.low is None or self.high is None:
             return f"be {self}"
-        return f"lie {self}" if self.above or self.below else f"lie in {self}"
+        return f"lie {self}" if self.above else f"be {self}" if self.below else f"lie in {self}"
 
 
 ANY = Range()

@@ -129,7 +129,7 @@ def test_help_shows_each_range_once(program, capsys):
         (COUNT, "be at least 1"),
         (POSITIVE, "be above 0"),
         (SHARE, "lie in 0 to 1"),
-        (DECAY, "lie at least 0 and below 1"),
+        (DECAY, "be at least 0 and below 1"),
         (Range(0, 1, above=True), "lie above 0 and up to 1"),
         (Range(high=3), "be up to 3"),
         (ANY, "be any number"),
@@ -166,7 +166,7 @@ def test_the_same_holds_for_a_file_and_for_a_dataclass(tmp_path, capsys):
     config = tmp_path / "run.json"
     config.write_text(json.dumps({"ema_decay": 1.5, "use_ema": True}))
     line = refused("training/train_controlnet.py", "--config", str(config), capsys=capsys)
-    assert str(config) in line and "ema_decay must lie at least 0 and below 1, got 1.5" in line
+    assert str(config) in line and "ema_decay must be at least 0 and below 1, got 1.5" in line
     built = programs()["training/train_controlnet.py"](use_ema=True, ema_decay=math.nan)
     with pytest.raises(InputError, match="--ema_decay must be a finite number"):
         check_declared(built)
