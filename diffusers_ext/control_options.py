@@ -130,12 +130,9 @@ class ValidationOptions:
     validation_image: list[str] | None = option(
         None,
         "condition images to draw from; default: the first held-out rows",
-        requires={"validation_prompt": True},
         path="read",
     )
-    validation_prompt: list[str] | None = option(
-        None, "their prompts, one each or one for all", requires={"validation_image": True}, blank=True
-    )
+    validation_prompt: list[str] | None = option(None, "their prompts, one each or one for all", blank=True)
     validation_extractor: str | None = option(
         None,
         "what makes such a condition of a picture, to see whether drawn pictures obey: canny, ... or module:callable; default: --condition",

@@ -52,8 +52,6 @@ NEEDED = {  # flags without which nothing reads another
     **dict.fromkeys(("cache_dir", "dataset_config_name"), ("--dataset_name", "fusing/fill50k")),
     **dict.fromkeys(("hub_token", "hub_model_id"), ("--push_to_hub",)),
     **dict.fromkeys(("logging_dir", "tracker_project_name"), ("--report_to", "tensorboard")),
-    "validation_image": ("--validation_prompt", "red circle"),
-    "validation_prompt": ("--validation_image", "a.png"),
 }
 Options = runpy.run_path(str(SCRIPT))["Options"]
 
