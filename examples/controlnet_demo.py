@@ -55,7 +55,7 @@ def train(options: Options, folder: Path) -> None:
         "train_batch_size": options.train_batch_size,
         "learning_rate": options.learning_rate,
         "lr_scheduler": "cosine",
-        "lr_warmup_steps": 50,
+        "lr_warmup_steps": min(50, options.max_train_steps // 4),
         "validation_steps": 200,
         "checkpointing_steps": 200,
         "checkpoints_total_limit": 1,
