@@ -200,7 +200,7 @@ def check_options(options: Any) -> None:
     check_variants(options)
     check_attention(options)
     check_stable_diffusion(base_of(options))
-    check_revision(options)
+    check_revision(options.revision, base_of(options))
     extractor_of(options)
     if options.condition and not options.label_maps:
         check_used(options, {"conditioning_image_column": {"condition": False}})
@@ -223,10 +223,10 @@ def check_options(options: Any) -> None:
         raise InputError("--condition inpaint draws masks of its own; with --mask_column give --condition identity")
 
 
-def check_revision(options: Any) -> None:
-    """Raise InputError for a revision of a base that is a folder here, not a repository. options: `ModelOptions`."""
-    if options.revision and Path(base_of(options)).is_dir():
-        raise InputError(f"--revision {options.revision}: {base_of(options)} is a folder, which has one; leave it out")
+def check_revision(revision: str | None, base: str) -> None:
+    """Raise InputError for a revision of a base that is a folder here, not a repository on the Hub."""
+    if revision and Path(base).is_dir():
+        raise InputError(f"--revision {revision}: {base} is a folder, not a Hub repository; leave it out")
 
 
 def check_variants(options: Any) -> None:

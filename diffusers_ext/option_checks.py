@@ -6,16 +6,19 @@ import os
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .option_declarations import LARGEST, Declared, Needed, declared
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 WRITE_NOTHING = ("dry_run", "self_test")  # options under which no output is written
 HOME = re.compile(r"(?<=[:=@])~(?=/)")  # inside a reference, such as timm:~/model
 
 
-def check_declared(options: Any, given: Container[str] = ()) -> None:
+def check_declared(options: "DataclassInstance", given: Container[str] = ()) -> None:
     """Raise InputError for the first option whose declaration refuses its value.
 
     options: a dataclass of `option`s. given: names that were given even if their values are the defaults.
@@ -100,7 +103,7 @@ def _too_long(value: str) -> bool:
     return False
 
 
-def check_used(options: Any, used_by: Mapping[str, Needed], **found: str) -> None:
+def check_used(options: "DataclassInstance", used_by: Mapping[str, Needed], **found: str) -> None:
     """Raise InputError for an option that was given though nothing would read it.
 
     One that is its default counts as not given, and 0 asks for nothing. used_by: of such an option, the other options
@@ -124,7 +127,7 @@ def _check_needed(name: str, other: str, wanted: tuple | bool, value: Any) -> No
         raise InputError(f"--{name} is ignored beside {given}: leave one of them out")
 
 
-def _check_below(options: Any, declaration: Declared) -> None:
+def _check_below(options: "DataclassInstance", declaration: Declared) -> None:
     """Compare two numbers, where there are both and the first is read."""
     value, limit = getattr(options, declaration.name), getattr(options, declaration.below or "", None)
     if None in (value, limit) or value < limit:
@@ -133,7 +136,7 @@ def _check_below(options: Any, declaration: Declared) -> None:
         raise InputError(f"--{declaration.name} {value} must be below --{declaration.below} {limit}")
 
 
-def _is_read(options: Any, declaration: Declared) -> bool:
+def _is_read(options: "DataclassInstance", declaration: Declared) -> bool:
     """Whether anything reads an option beside the others."""
     return all(
         getattr(options, other) in wanted if isinstance(wanted, tuple) else bool(getattr(options, other)) is wanted
@@ -141,7 +144,7 @@ def _is_read(options: Any, declaration: Declared) -> bool:
     )
 
 
-def _check_outputs(options: Any, known: Mapping[str, Declared]) -> None:
+def _check_outputs(options: "DataclassInstance", known: Mapping[str, Declared]) -> None:
     for name, declaration in known.items():
         path = getattr(options, name)
         if declaration.path in ("folder", "file") and path is not None and _is_read(options, declaration):
@@ -202,7 +205,7 @@ def expanded(declaration: Declared, value: Any) -> Any:
     return HOME.sub(str(Path.home()), os.path.expanduser(value)) if isinstance(value, str) else value
 
 
-def check_alone(options: Any, name: str) -> None:
+def check_alone(options: "DataclassInstance", name: str) -> None:
     """Raise InputError for any option given beside one that reads no other."""
     for other, declaration in declared(type(options)).items():
         if other != name and getattr(options, other) != declaration.default:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .errors import InputError
 from .option_checks import check_alone, check_declared, check_used, check_writable
@@ -29,7 +29,7 @@ from .option_declarations import (
     group,
     option,
 )
-from .option_parsing import parse
+from .option_parsing import T, parse
 
 __all__ = [
     "ANY",
@@ -59,7 +59,6 @@ __all__ = [
     "parse",
     "run",
 ]
-T = TypeVar("T")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 WARMED = tuple(name for name in SCHEDULES if name != "constant")
 

@@ -226,7 +226,7 @@ def check_options(options: Any) -> None:
         )
     check_steps(options)
     check_stable_diffusion(base_of(options))
-    check_revision(options)
+    check_revision(options.revision, base_of(options))
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
 

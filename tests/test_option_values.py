@@ -458,3 +458,12 @@ def test_every_default_is_its_own_value():
         assert {stated.name: stated.default for stated in declared(cls).values()} == {
             field.name: getattr(made, field.name) for field in dataclasses.fields(cls)
         }
+
+
+def test_a_revision_is_of_the_hub(tmp_path):
+    from diffusers_ext.control_options import check_revision
+
+    with pytest.raises(InputError, match="--revision main: .* is a folder, not a Hub repository"):
+        check_revision("main", str(tmp_path))
+    check_revision(None, str(tmp_path))
+    check_revision("main", "owner/name")
