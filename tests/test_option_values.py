@@ -463,7 +463,7 @@ def test_every_default_is_its_own_value():
 def test_a_revision_is_of_the_hub(tmp_path):
     from diffusers_ext.control_options import check_revision
 
-    with pytest.raises(InputError, match="--revision main: .* is a folder, not a Hub repository"):
+    with pytest.raises(InputError, match=r"--revision main: .* is a folder, not a Hub repository"):
         check_revision("main", str(tmp_path))
     check_revision(None, str(tmp_path))
     check_revision("main", "owner/name")
