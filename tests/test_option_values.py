@@ -290,7 +290,7 @@ def test_what_is_read_is_taken(words):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--projections", "100", "--no-baselines"],
+        ["--learning_rate", "0.1"],
         ["--regime", "trainable", "--encoder_cache_dir", "cache", "--no-baselines"],
         ["--validation_steps", "7"],
         ["--label_column", "kind", "--data_format", "digits"],

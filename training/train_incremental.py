@@ -202,8 +202,7 @@ def check_regime(options: Options) -> None:
     if options.head not in heads:
         raise InputError(f"--head {options.head}: the {options.regime} regime has {', '.join(heads)}")
     if not options.baselines:
-        heads = {"head": ("ranpac", "pooled", "auto")}
-        check_used(options, {"projections": heads, "encoder_cache_dir": {"regime": ("frozen",)}})
+        check_used(options, {"encoder_cache_dir": {"regime": ("frozen",)}})
     if options.validation_steps != Options.validation_steps:
         raise InputError("--validation_steps: a session is measured when it ends; leave it out")
     if options.regime == "trainable" and options.memory < 1:
