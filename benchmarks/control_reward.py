@@ -23,7 +23,7 @@ from pathlib import Path
 
 from reward_tuning import once, read_rows, script
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, NATURAL, POSITIVE, SEED, option, run
 
 MEASURES = {"iou": "IoU", "circle_error": "colour error of the circle", "background_error": "of the background"}
 STEPS, GUIDANCE = 10, 2.0  # of the sampler that draws what is measured
@@ -32,20 +32,20 @@ STEPS, GUIDANCE = 10, 2.0  # of the sampler that draws what is measured
 @dataclass
 class Options:
     output_dir: str = option("runs/control-reward-benchmark", "runs and rows")
-    seeds: list[int] = option([0, 1, 2], "seeds")
+    seeds: list[int] = option([0, 1, 2], "seeds", SEED)
     arms: list[str] = option(["plain", "consistency", "cpo"], "what the steps after the first ones are")
-    start_steps: int = option(60, "plain steps before")
-    steps: int = option(60, "steps of each arm")
-    learning_rate: float = option(1e-3, "of all of them")
+    start_steps: int = option(60, "plain steps before", COUNT)
+    steps: int = option(60, "steps of each arm", COUNT)
+    learning_rate: float = option(1e-3, "of all of them", POSITIVE)
     consistency: str = option("control_reward:discs", "consistency: which agreement; edges is another")
-    consistency_weight: float = option(0.3, "consistency: its weight")
-    reward_timestep_max: int = option(1000, "consistency: highest timestep that is rewarded; 200 is published")
-    cpo_timestep_max: int = option(600, "cpo: highest timestep where preferred")
-    cpo_beta: float = option(5.0, "cpo: how soon a sample that is ahead of the start counts less")
-    cpo_margin: float = option(0.1, "cpo: by how much the wrong condition's error should be larger")
-    cpo_diffusion_weight: float = option(1.0, "cpo: weight of the denoising loss")
-    pictures: int = option(48, "pictures to measure on")
-    first_picture: int = option(0, "index of the first of them: others than a setting was chosen on")
+    consistency_weight: float = option(0.3, "consistency: its weight", POSITIVE)
+    reward_timestep_max: int = option(1000, "consistency: highest timestep that is rewarded; 200 is published", COUNT)
+    cpo_timestep_max: int = option(600, "cpo: highest timestep where preferred", COUNT)
+    cpo_beta: float = option(5.0, "cpo: how soon a sample that is ahead of the start counts less", POSITIVE)
+    cpo_margin: float = option(0.1, "cpo: by how much the wrong condition's error should be larger", POSITIVE)
+    cpo_diffusion_weight: float = option(1.0, "cpo: weight of the denoising loss", POSITIVE)
+    pictures: int = option(48, "pictures to measure on", COUNT)
+    first_picture: int = option(0, "index of the first of them: others than a setting was chosen on", NATURAL)
 
 
 def main(options: Options) -> None:

@@ -22,7 +22,7 @@ from diffusers_ext.control_lora import add_lora
 from diffusers_ext.objectives.control import ControlObjective
 from diffusers_ext.objectives.diffusion import Diffusion
 from diffusers_ext.optimizers import adamw
-from diffusers_ext.options import OptimizerOptions, RunOptions, option, run
+from diffusers_ext.options import COUNT, OptimizerOptions, RunOptions, option, run
 
 SD = {"sample_size": 64, "cross_attention_dim": 768}
 SDXL = {
@@ -48,8 +48,8 @@ VARIANTS = {
 
 @dataclass
 class Options(OptimizerOptions, RunOptions):
-    batch_size: int = option(4, "samples per timed step")
-    rounds: int = option(20, "timed steps of each variant; 0 only counts")
+    batch_size: int = option(4, "samples per timed step", COUNT)
+    rounds: int = option(20, "timed steps of each variant; 0 only counts", COUNT)
 
 
 def main(options: Options) -> None:

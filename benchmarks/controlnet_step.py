@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, option, run
 
 ROOT = Path(__file__).parents[1]
 OURS, CLOCK = ROOT / "training" / "train_controlnet.py", ROOT / "benchmarks" / "step_clock.py"
@@ -51,9 +51,9 @@ SETTINGS = {"embedded": Setting(64, 4, 200, 10, 10, True), "sd15": Setting(256, 
 class Options:
     reference: str | None = option(None, "path of diffusers' examples/controlnet/train_controlnet.py")
     model: str = option("embedded", "the base: the embedded model, or SD 1.5's architecture", tuple(SETTINGS))
-    steps: int | None = option(None, "optimiser steps timed in a round, after the first; default: 100, sd15 3")
-    repeats: int = option(3, "rounds; each starts all three scripts once")
-    train_batch_size: int | None = option(None, "samples per step; default: 4, sd15 1")
+    steps: int | None = option(None, "optimiser steps timed in a round, after the first; default: 100, sd15 3", COUNT)
+    repeats: int = option(3, "rounds; each starts all three scripts once", COUNT)
+    train_batch_size: int | None = option(None, "samples per step; default: 4, sd15 1", COUNT)
     scratch: str | None = option(None, "folder for data, models and runs; default: a temporary one, removed afterwards")
 
 

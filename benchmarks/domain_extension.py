@@ -31,7 +31,7 @@ from diffusers_ext.lads_domains import Domains, DomainText, embed_domains
 from diffusers_ext.lads_options import LADSDataOptions, LADSOptions, LADSRunOptions
 from diffusers_ext.lads_run import Fits, describe, diagnostics_table, embed_splits, neighbour_grid, read_table
 from diffusers_ext.lads_training import augmented_set, text_by_images, train_bank, train_probe
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, NATURAL, option, run
 
 PACS = {"photo": "a photo of a {}", "art_painting": "a painting of a {}", "cartoon": "a cartoon of a {}"}
 PACS |= {"sketch": "a sketch of a {}"}
@@ -81,9 +81,11 @@ class Options:
         None, "source domains of pacs, emoji or ablation; default: all four, three styles, photo"
     )
     variants: list[str] | None = option(None, "rows of the ablation; default: all", tuple(ALONE))
-    seeds: int = option(5, "runs of everything that is drawn")
+    seeds: int = option(5, "runs of everything that is drawn", COUNT)
     cache_dir: str = option("runs/feature-cache", "where embeddings are kept")
-    few_images: int = option(0, "images of each target domain for the few-image baseline; they leave all test sets")
+    few_images: int = option(
+        0, "images of each target domain for the few-image baseline; they leave all test sets", NATURAL
+    )
     grid: str | None = option(None, "folder for pictures of neighbours")
 
 

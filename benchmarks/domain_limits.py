@@ -28,7 +28,7 @@ from diffusers_ext.lads_data import Embedded
 from diffusers_ext.lads_domains import DomainText
 from diffusers_ext.metrics.domain_extension import nearest
 from diffusers_ext.objectives.latent_augmentation import modality_gap, without
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, option, run
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Options:
     backbone: str | None = option(None, "an open_clip model with a text tower; see diffusers_ext/backbones.py")
     pacs: str | None = option(None, "PACS, a zip or a folder")
     sources: list[str] | None = option(None, "source domains; default: all four", tuple(PACS))
-    seeds: int = option(3, "runs of everything that is drawn")
-    few: int = option(5, "pictures of each target for the move that needs no labels; they leave all test sets")
+    seeds: int = option(3, "runs of everything that is drawn", COUNT)
+    few: int = option(5, "pictures of each target for the move that needs no labels; they leave all test sets", COUNT)
     cache_dir: str = option("runs/feature-cache", "where embeddings are kept")
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, POSITIVE, option, run
 
 INITS, KINDS = ("default", "kaiming", "data"), ("outline", "canny", "softedge", "palette_grid")
 FOLLOWED, BLIND, HELD_OUT, SCENES = 0.5, 0.05, 24, 1000
@@ -51,12 +51,12 @@ class Options:
     bases: list[str] = option(list(BASES), "bases to train on")
     kinds: list[str] = option(list(KINDS), "kinds of condition")
     inits: list[str] = option(list(INITS), "initialisations")
-    seeds: int = option(5, "runs of each")
-    limit: int = option(1200, "steps after which a run is given up")
-    sweep_seeds: int = option(2, "seeds of the sweep of learning rate and batch for the default initialisation")
-    sweep_rates: list[float] = option([3e-4, 1e-3, 3e-3], "learning rates of the sweep")
-    sweep_batches: list[int] = option([8, 32], "batch sizes of the sweep")
-    base_steps: int = option(1500, "training steps of a small base")
+    seeds: int = option(5, "runs of each", COUNT)
+    limit: int = option(1200, "steps after which a run is given up", COUNT)
+    sweep_seeds: int = option(2, "seeds of the sweep of learning rate and batch for the default initialisation", COUNT)
+    sweep_rates: list[float] = option([3e-4, 1e-3, 3e-3], "learning rates of the sweep", POSITIVE)
+    sweep_batches: list[int] = option([8, 32], "batch sizes of the sweep", COUNT)
+    base_steps: int = option(1500, "training steps of a small base", COUNT)
 
 
 @dataclass(frozen=True)

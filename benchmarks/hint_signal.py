@@ -22,7 +22,7 @@ from diffusers_ext.conditions import CONDITIONS, as_tensor
 from diffusers_ext.control_init import HINT_CHANNELS, init_hint
 from diffusers_ext.data import fill50k
 from diffusers_ext.data.pairs import cover
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, SEED, option, run
 
 KINDS = ("canny", "softedge", "palette_grid")
 
@@ -32,9 +32,9 @@ class Options:
     pictures: str = option(
         "../shared/assets/data/imagenet_sample160.zip", "zip of photographs the conditions are taken from"
     )
-    count: int = option(16, "conditions per kind")
-    sizes: list[int] | None = option(None, "sides in pixels; default: 512 and 1024")
-    seed: int = option(0, "of the networks and the conditions")
+    count: int = option(16, "conditions per kind", COUNT)
+    sizes: list[int] | None = option(None, "sides in pixels; default: 512 and 1024", COUNT)
+    seed: int = option(0, "of the networks and the conditions", SEED)
 
 
 def main(options: Options) -> None:

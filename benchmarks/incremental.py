@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, NATURAL, option, run
 
 OURS = "vMF mixture"
 RECOVERED = ("modes_per_class", "kappa_ratio", "rand_index")
@@ -31,17 +31,17 @@ class Options:
     emoji: str | None = option(None, "real: folder of emoji in several styles with metadata.jsonl")
     backbones: list[str] | None = option(None, "real: references of frozen backbones, see backbones.py")
     stages: int = option(
-        5, "real: of the first backbone, if EfficientNet's, the pooled features of so many stages too; 0: not"
+        5, "real: of the first backbone, if EfficientNet's, the pooled features of so many stages too; 0: not", NATURAL
     )
     cache_dir: str | None = option(None, "real: where features are kept; default: a folder that is removed")
     output: str = option("incremental.jsonl", "real: a row per learner, stream and order")
-    orders: int = option(5, "real: orders of classes, domains and blocks, seeds 0 ..")
+    orders: int = option(5, "real: orders of classes, domains and blocks, seeds 0 ..", COUNT)
     learners: list[str] | None = option(None, "real, planted: only these learners; default: all")
     projections: list[int] = option(
-        [2000], "of RanPAC, and of what is pooled with it; each number is a learner, the paper's is 10000"
+        [2000], "of RanPAC, and of what is pooled with it; each number is a learner, the paper's is 10000", COUNT
     )
     streams: list[str] | None = option(None, "planted: only these streams; default: all of data/planted.py")
-    threads: int = option(1, "threads of torch")
+    threads: int = option(1, "threads of torch", COUNT)
 
 
 def main(options: Options) -> None:

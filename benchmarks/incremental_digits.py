@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, option, run
 
 DOMAINS = ("mnist", "blended", "printed", "outline")
 SIDE = 32
@@ -35,15 +35,15 @@ class Options:
     mnist: str = option("mnist", "folder of MNIST's t10k files")
     photos: str = option("photos", "folder of photographs, for the blended domain")
     output: str = option("digits.jsonl", "a row per variant, setting and seed")
-    train: int = option(40, "digits to learn of each class and domain")
-    test: int = option(20, "digits to test on, of each class and domain")
-    memory: int = option(200, "pictures remembered in all")
-    epochs: int = option(10, "passes over each session and its memory")
-    seeds: int = option(3, "seeds 0 .., of weights, order and draws")
+    train: int = option(40, "digits to learn of each class and domain", COUNT)
+    test: int = option(20, "digits to test on, of each class and domain", COUNT)
+    memory: int = option(200, "pictures remembered in all", COUNT)
+    epochs: int = option(10, "passes over each session and its memory", COUNT)
+    seeds: int = option(3, "seeds 0 .., of weights, order and draws", COUNT)
     settings: list[str] = option(["NC", "ND", "NCD"], "what sessions bring")
     variants: list[str] | None = option(None, "only these variants; default: all")
     frozen: bool = option(True, "also the mixture and every baseline on the features of the drawn weights, unlearnt")
-    threads: int = option(1, "threads of torch")
+    threads: int = option(1, "threads of torch", COUNT)
 
 
 def main(options: Options) -> None:

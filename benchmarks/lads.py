@@ -185,14 +185,14 @@ def terms(network: nn.Module, x: torch.Tensor, labels, text: DomainText) -> tupl
 
 
 if __name__ == "__main__":
-    from diffusers_ext.options import option, run
+    from diffusers_ext.options import COUNT, SEED, option, run
 
     @dataclass
     class Options:
         parts: list[str] | None = option(None, "which to run; default: all", PARTS)
-        timed_rows: int = option(20_000, "embeddings of the fraction that is timed")
-        repeats: int = option(3, "times each side runs, in turn; the median counts")
-        threads: int = option(1, "of torch, on both sides")
-        seed: int = option(0, "of the embeddings")
+        timed_rows: int = option(20_000, "embeddings of the fraction that is timed", COUNT)
+        repeats: int = option(3, "times each side runs, in turn; the median counts", COUNT)
+        threads: int = option(1, "of torch, on both sides", COUNT)
+        seed: int = option(0, "of the embeddings", SEED)
 
     run(main, Options)

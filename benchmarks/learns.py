@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, POSITIVE, SEED, option, run
 
 ROOT = Path(__file__).parents[1]
 SIDE = 64
@@ -27,11 +27,11 @@ HEAD = (
 @dataclass
 class Options:
     output_dir: str = option("runs/learns", "folder of the data and of a run folder per seed")
-    seeds: list[int] = option([0, 1, 2], "one run each")
-    steps: list[int] = option([200, 400, 800], "where to measure; the last one ends the run")
-    pictures: int = option(64, "outlines of the test split to draw at each measurement")
-    train_batch_size: int = option(8, "samples per step")
-    learning_rate: float = option(1e-3, "learning rate")
+    seeds: list[int] = option([0, 1, 2], "one run each", SEED)
+    steps: list[int] = option([200, 400, 800], "where to measure; the last one ends the run", COUNT)
+    pictures: int = option(64, "outlines of the test split to draw at each measurement", COUNT)
+    train_batch_size: int = option(8, "samples per step", COUNT)
+    learning_rate: float = option(1e-3, "learning rate", POSITIVE)
     hint_init: str = option("data", "initialisation of the hint network", ("data", "kaiming", "default"))
     shuffle: bool = option(False, "train on conditions that belong to other pictures")
 

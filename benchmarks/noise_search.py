@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, POSITIVE, option, run
 
 METHODS = {"best-of-N": {}, "local": {"method": "local"}, "gradient": {"method": "gradient"}}
 NOTHING = "gradient, a reward that knows nothing"
@@ -24,11 +24,11 @@ NOTHING = "gradient, a reward that knows nothing"
 @dataclass
 class Options:
     output_dir: str = option("runs/noise-search", "where curves, grid and results are written")
-    prompts: int = option(6, "held-out prompts, each with a seed of its own")
-    budget: int = option(48, "pictures of each search")
-    num_inference_steps: int = option(4, "DDIM steps of a picture")
-    radius: float = option(0.5, "of the local search")
-    learning_rate: float = option(5.0, "of the gradient search")
+    prompts: int = option(6, "held-out prompts, each with a seed of its own", COUNT)
+    budget: int = option(48, "pictures of each search", COUNT)
+    num_inference_steps: int = option(4, "DDIM steps of a picture", COUNT)
+    radius: float = option(0.5, "of the local search", POSITIVE)
+    learning_rate: float = option(5.0, "of the gradient search", POSITIVE)
 
 
 def main(options: Options) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from diffusers_ext import randomness
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, SEED, option, run
 from diffusers_ext.prompts import (
     LEVELS,
     approximate_neighbours,
@@ -42,10 +42,10 @@ CLUSTER = 997  # a prime, so that any stride visits all its members
 @dataclass
 class Options:
     parts: list[str] | None = option(None, "which to run; default: all", PARTS)
-    k: int = option(150, "neighbours in a graph")
-    repeats: int = option(3, "times each side of a comparison runs, in turn; the median counts")
-    growth: list[int] | None = option(None, "numbers of prompts; default: 112,500, 450,000 and 1,800,000")
-    seed: int = option(0, "of embeddings and graphs")
+    k: int = option(150, "neighbours in a graph", COUNT)
+    repeats: int = option(3, "times each side of a comparison runs, in turn; the median counts", COUNT)
+    growth: list[int] | None = option(None, "numbers of prompts; default: 112,500, 450,000 and 1,800,000", COUNT)
+    seed: int = option(0, "of embeddings and graphs", SEED)
 
 
 def main(options: Options) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusers_ext.options import option, parse, run
+from diffusers_ext.options import COUNT, option, parse, run
 
 SCRIPT = Path(__file__).parents[1] / "training" / "train_reward_model.py"
 LEARNS = [
@@ -46,12 +46,12 @@ class Options:
     output_dir: str = option(
         "runs/rerank-benchmark", "rows.jsonl, the trained reward; an unfinished one is gone on with"
     )
-    prompts: int = option(16, "best: prompts, colour pairs the model never saw")
-    pruned_prompts: int = option(16, "prune: the first so many of them")
-    steps: int = option(20, "of the sampler")
-    rankings: int = option(1000, "learnt: ranked prompts to train on")
-    train_steps: int = option(300, "learnt: optimiser steps")
-    rounds: int = option(3, "speed: turns of each side")
+    prompts: int = option(16, "best: prompts, colour pairs the model never saw", COUNT)
+    pruned_prompts: int = option(16, "prune: the first so many of them", COUNT)
+    steps: int = option(20, "of the sampler", COUNT)
+    rankings: int = option(1000, "learnt: ranked prompts to train on", COUNT)
+    train_steps: int = option(300, "learnt: optimiser steps", COUNT)
+    rounds: int = option(3, "speed: turns of each side", COUNT)
     image_dir: str = option("docs/images", "where the plot and the grid are written")
 
 

@@ -14,7 +14,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, option, run
 
 PROMPTS = [
     "a painting of an old lighthouse above a stormy sea at dusk, thick brush strokes, warm light in the windows",
@@ -26,8 +26,8 @@ PROMPTS = [
 
 @dataclass
 class Options:
-    images: int = option(8, "pictures of 512 x 512 per prompt")
-    rounds: int = option(3, "turns of each side; the medians count")
+    images: int = option(8, "pictures of 512 x 512 per prompt", COUNT)
+    rounds: int = option(3, "turns of each side; the medians count", COUNT)
     dtype: str = option("fp32", "our precision: float32, autocast to bfloat16, or weights in bfloat16",
                         ("fp32", "autocast", "bf16"))  # fmt: skip
 

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, parse, run
+from diffusers_ext.options import COUNT, POSITIVE, SEED, option, parse, run
 
 SCRIPT = Path(__file__).parents[1] / "training" / "train_reward_model.py"
 LEARNS = [
@@ -35,17 +35,17 @@ class Options:
     parts: list[str] = option(["learns", "cost"], "what to measure")
     output_dir: str | None = option(None, "where rankings and runs are written; default: a folder that is removed")
     prompts: int = option(
-        3000, "learns: ranked prompts to learn from, six pictures each; a tenth as many to measure on"
+        3000, "learns: ranked prompts to learn from, six pictures each; a tenth as many to measure on", COUNT
     )
     pictures: str = option(
         "drawn", "learns: circles drawn exactly, or made by the embedded model, then spoilt", ("drawn", "embedded")
     )
-    annotators: int = option(3, "learns: simulated people who rank each prompt")
-    steps: int = option(1000, "learns: optimiser steps")
-    temperature: float = option(0.5, "learns: the simulated people's noise")
-    seed: int = option(0, "learns: of rankings and training")
-    images: int = option(7, "cost: images of the prompt")
-    rounds: int = option(3, "cost: turns of each side; the medians count")
+    annotators: int = option(3, "learns: simulated people who rank each prompt", COUNT)
+    steps: int = option(1000, "learns: optimiser steps", COUNT)
+    temperature: float = option(0.5, "learns: the simulated people's noise", POSITIVE)
+    seed: int = option(0, "learns: of rankings and training", SEED)
+    images: int = option(7, "cost: images of the prompt", COUNT)
+    rounds: int = option(3, "cost: turns of each side; the medians count", COUNT)
 
 
 def main(options: Options) -> None:

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, parse, run
+from diffusers_ext.options import COUNT, POSITIVE, SEED, option, parse, run
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
@@ -43,11 +43,11 @@ class Options:
     parts: list[str] = option(["tunes", "hackable"], "what to measure")
     output_dir: str = option("runs/reward-tuning-benchmark", "runs, rows and plots")
     methods: list[str] = option(list(METHODS), "tunes: which methods")
-    seeds: list[int] = option([0, 1, 2], "tunes: seeds")
-    steps: int = option(40, "tunes: optimiser steps of four prompts; dpo takes 500 of 16 pairs")
-    learning_rate: float = option(1e-3, "tunes: of all methods; dpo takes 3e-4")
-    prompts: int = option(16, "prompts to measure on, with two pictures each")
-    hackable_steps: int = option(40, "hackable: optimiser steps at most")
+    seeds: list[int] = option([0, 1, 2], "tunes: seeds", SEED)
+    steps: int = option(40, "tunes: optimiser steps of four prompts; dpo takes 500 of 16 pairs", COUNT)
+    learning_rate: float = option(1e-3, "tunes: of all methods; dpo takes 3e-4", POSITIVE)
+    prompts: int = option(16, "prompts to measure on, with two pictures each", COUNT)
+    hackable_steps: int = option(40, "hackable: optimiser steps at most", COUNT)
 
 
 def main(options: Options) -> None:

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, option, run
 
 SIDES = ("official", "same steps", "ours")
 WARM_COMPILED = 6  # steps until no batch of a new size is compiled any more
@@ -44,8 +44,8 @@ SETTINGS = {"embedded": Setting(8, 64, 3), "sd15": Setting(1, 256, 1)}
 @dataclass
 class Options:
     model: str = option("embedded", "the embedded model, or SD 1.5's architecture, random and narrow", tuple(SETTINGS))
-    rounds: int = option(3, "turns of each side")
-    decode_batch_size: int = option(1, "ours: pictures in the decoder at a time")
+    rounds: int = option(3, "turns of each side", COUNT)
+    decode_batch_size: int = option(1, "ours: pictures in the decoder at a time", COUNT)
     torch_compile: bool = option(False, "ours: compile the U-Net, as --torch_compile of the training does")
     side: str | None = option(None, "run one side in this process, which is what the turns call", SIDES)
 

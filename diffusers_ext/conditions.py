@@ -45,7 +45,7 @@ from .condition_tools import (
 from .data.pairs import cover
 from .data.rows import load
 from .errors import InputError
-from .options import option
+from .options import COUNT, SEED, option, run
 
 Condition = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -273,10 +273,10 @@ def contact_sheet(picture: np.ndarray, seed: int) -> Image.Image:
 
 @dataclass
 class Options:
-    image: str = option("", "the picture; may stand first, without --image")
-    output: str = option("conditions.png", "the sheet to write")
-    resolution: int = option(512, "the picture is scaled and cut to a square of this side, as in training")
-    seed: int = option(0, "another seed draws other thresholds, widths and masks")
+    image: str = option("", "the picture; may stand first, without --image", path="read")
+    output: str = option("conditions.png", "the sheet to write", path="file")
+    resolution: int = option(512, "the picture is scaled and cut to a square of this side, as in training", COUNT)
+    seed: int = option(0, "another seed draws other thresholds, widths and masks", SEED)
 
 
 def main(options: Options) -> None:
@@ -291,8 +291,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    from .options import run
-
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         sys.argv.insert(1, "--image")
     run(main, Options)

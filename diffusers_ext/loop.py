@@ -40,11 +40,10 @@ from .errors import InputError
 from .guards import Sigterm, outlive_sigterm
 from .objectives import Objective
 from .optimizers import adamw, check_optimizer
-from .options import as_dict
+from .options import as_dict, check_declared, late_warmup
 from .randomness import MicroBatches, step_seed
 from .run_folder import Metrics, check_run_folder, write_options
 
-COUNTS = ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "validation_steps", "checkpointing_steps")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 Preview = Callable[[int], dict[str, Any]]  # draws the current weights' samples at a step; see Metrics.note
 
@@ -52,12 +51,10 @@ Preview = Callable[[int], dict[str, Any]]  # draws the current weights' samples 
 def check(options: Any) -> None:
     """Check what can be checked before anything is loaded; every rank calls this before `start`.
 
-    options has the fields of `options.RunOptions`. Raises InputError if a count is not positive, the tracker is not
-    installed, the run folder belongs to something else, or the checkpoint to resume from is damaged.
+    options has the fields of `options.RunOptions`. Raises InputError if an option's declaration refuses its value, the
+    tracker is not installed, the run folder belongs to something else, or the checkpoint to resume from is damaged.
     """
-    for name in COUNTS:
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    check_declared(options)
     tracker = options.report_to
     if tracker not in (None, "all", "none"):
         if tracker not in LOGGER_TYPE_TO_CLASS:
@@ -66,8 +63,6 @@ def check(options: Any) -> None:
             raise InputError(
                 f"--report_to {tracker}: {tracker} is not installed; pip install {tracker}, or leave --report_to out"
             )
-    if options.checkpoints_total_limit is not None and options.checkpoints_total_limit < 1:
-        raise InputError(f"--checkpoints_total_limit must be at least 1, got {options.checkpoints_total_limit}")
     check_optimizer(options)
     check_run_folder(options)
     if options.resume_from_checkpoint != "latest":
@@ -133,6 +128,8 @@ def train(
     output_dir = Path(options.output_dir)
     stop = total_steps(options, len(dataset), accelerator.num_processes)
     resumed = checkpoints.find(options.resume_from_checkpoint, output_dir)
+    if warning := late_warmup(options, stop):
+        accelerator.print(warning)
 
     # The state of a run: weights, optimiser, schedule, average, and the step.
     objective.to(accelerator.device)
@@ -165,7 +162,7 @@ def train(
                     parts = model(send_to_device(next(batches), accelerator.device))
                     accelerator.backward(parts["loss"])
                     if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
+                        norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=options.set_grads_to_none)
                 metrics.gather(parts)
@@ -304,9 +301,10 @@ def plan(options: Any, samples: int, parts: dict[str, Any]) -> str:
     each = (10 if options.use_8bit_adam else 16) + 4 * options.use_ema + 4 * options.decay_to_initial
     memory = each * sum(trained.values()) + frozen
     batch = options.train_batch_size * options.gradient_accumulation_steps * ranks
+    steps = total_steps(options, samples, ranks)
     lines = ["options", *(f"  {name}: {value}" for name, value in as_dict(options).items()), "models"]
     lines += [f"  {name}: {count[name]:,} parameters, {trained[name]:,} trained" for name in models]
     lines += ["run", f"  samples: {samples:,}"]
-    lines += [f"  steps: {total_steps(options, samples, ranks):,} of {batch} samples on {ranks} process(es)"]
+    lines += [f"  steps: {steps:,} of {batch} samples on {ranks} process(es)"]
     lines += [f"  memory: {memory / 2**20:,.0f} MiB for weights, gradients and optimiser, plus activations"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [late_warmup(options, steps)])])

@@ -24,7 +24,7 @@ from PIL import Image
 from .cache import write_atomically
 from .errors import InputError
 from .guards import LOCK, check_free, claim
-from .options import as_dict, command_line
+from .options import as_dict, check_writable, command_line
 
 OPTIONS, METRICS = "options.json", "metrics.jsonl"
 
@@ -34,13 +34,9 @@ def check_run_folder(options: Any) -> None:
     folder = Path(options.output_dir)
     if options.dry_run:
         return
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--output_dir {folder}: {there} cannot be written; name another, or change its permissions")
+    check_writable("output_dir", folder, folder=True)
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise InputError(f"--output_dir {folder} is a file; name a folder")
     if os.environ.get("RANK", "0") == "0":  # the main process writes, and may hold the lock itself from an earlier run
         check_free(folder)
     begun = (LOCK, f".{OPTIONS}.")  # all that a run which was killed at once has left

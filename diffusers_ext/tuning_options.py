@@ -4,47 +4,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .control_options import check_revision
 from .errors import InputError
-from .options import check_used, group, option
+from .options import ANY, COUNT, NATURAL, POSITIVE, SHARE, WEIGHT, Range, check_declared, check_used, group, option
 
 METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
-_REWARDED = {"method": METHODS[:-1]}
-USED_BY: dict[str, dict] = {  # see `check_used`
-    "grad_window": {"method": ("refl",)},
-    "unit_gain": {"method": ("refl",)},
-    "grad_steps": {"method": ("draft", "alignprop")},
-    "lv_repeats": {"method": ("draft_lv",)},
-    "rankings": {"method": ("dpo",)},
-    "image_root": {"method": ("dpo",)},
-    "dpo_beta": {"method": ("dpo",)},
-    **dict.fromkeys(
-        ("drift_weight", "reward_weight", "use_margin", "decode_batch_size", "pretrain_data_dir"), _REWARDED
-    ),
-    "reward_margin": {**_REWARDED, "use_margin": True},
-    "pretrain_weight": {**_REWARDED, "pretrain_data_dir": True},
-}
+_REWARDED, _RANKED, _ADAPTED = {"method": METHODS[:-1]}, {"method": ("dpo",)}, {"full_unet": False}
 
 
 @group("model")
 @dataclass
 class ModelOptions:
     pretrained_model_name_or_path: str | None = option(
-        None, "diffusers folder or Hub name of the base, Stable Diffusion 1.x, 2.x or XL; default: the embedded model"
+        None,
+        "diffusers folder or Hub name of the base, Stable Diffusion 1.x, 2.x or XL; default: the embedded model",
+        path="read",
     )
-    pretrained_vae_model_name_or_path: str | None = option(None, "another VAE than the base's: its folder or Hub name")
-    revision: str | None = option(None, "branch, tag or commit of the base on the Hub")
-    variant: str | None = option(None, "weight files of the base, such as fp16")
+    pretrained_vae_model_name_or_path: str | None = option(
+        None, "another VAE than the base's: its folder or Hub name", path="read"
+    )
+    revision: str | None = option(
+        None, "branch, tag or commit of the base on the Hub", requires={"pretrained_model_name_or_path": True}
+    )
+    variant: str | None = option(
+        None, "weight files of the base, such as fp16", requires={"pretrained_model_name_or_path": True}
+    )
     full_unet: bool = option(
         False,
         "train the whole U-Net instead of low-rank adapters: an ordinary model, with the optimiser's memory of all of it",
     )
-    lora_rank: int = option(16, "rank of the adapters")
-    lora_alpha: float | None = option(None, "adapters count alpha / rank; default: the rank, a factor of 1")
+    lora_rank: int = option(
+        16, "rank of the adapters", COUNT, requires=_ADAPTED, instead="--full_unet trains all weights"
+    )
+    lora_alpha: float | None = option(
+        None, "adapters count alpha / rank; default: the rank, a factor of 1", POSITIVE, requires=_ADAPTED
+    )
     lora_target_modules: list[str] | None = option(
-        None, "layers to adapt, by the ends of their names; default: the attention's to_q to_k to_v to_out.0"
+        None,
+        "layers to adapt, by the ends of their names; default: the attention's to_q to_k to_v to_out.0",
+        requires=_ADAPTED,
     )
     tiny_decoder: str | None = option(
-        None, "decode pictures for the reward by this AutoencoderTiny, such as madebyollin/taesd: faster and smaller"
+        None,
+        "decode pictures for the reward by this AutoencoderTiny, such as madebyollin/taesd: faster and smaller",
+        path="read",
     )
     gradient_checkpointing: bool = option(
         False, "recompute the U-Net's and the decoder's activations in the backward pass: less memory, slower"
@@ -57,73 +60,128 @@ class MethodOptions:
     method: str = option(
         "refl", "objective; objectives/reward_tuning.py and preference.py have each one's equation", METHODS
     )
-    num_inference_steps: int = option(20, "steps of the sampler, as you will sample")
+    num_inference_steps: int = option(20, "steps of the sampler, as you will sample", COUNT)
     guidance_scale: float = option(
-        1.0, "classifier-free guidance while learning, as you will sample; above 1 doubles the cost of the U-Net"
+        1.0,
+        "classifier-free guidance while learning, as you will sample; above 1 doubles the cost of the U-Net",
+        Range(1),
+        instead="1 is without guidance",
     )
-    eta: float = option(0.0, "noise that the sampler adds, 0 is DDIM, 1 ancestral DDPM as in the official ReFL")
+    eta: float = option(0.0, "noise that the sampler adds, 0 is DDIM, 1 ancestral DDPM as in the official ReFL", SHARE)
     grad_window: list[int] | None = option(
         None,
         "refl: first and last step, counted from noise, at one of which the reward is given; default: the last quarter without the very last step",
+        NATURAL,
+        requires={"method": ("refl",)},
     )
-    unit_gain: bool = option(False, "refl: divide out that noisier steps move the picture more")
+    unit_gain: bool = option(
+        False, "refl: divide out that noisier steps move the picture more", requires={"method": ("refl",)}
+    )
     grad_steps: int | None = option(
-        None, "draft: last steps that carry a gradient, default 1; alignprop: their largest number, default all"
+        None,
+        "draft: last steps that carry a gradient, default 1; alignprop: their largest number, default all",
+        COUNT,
+        requires={"method": ("draft", "alignprop")},
     )
-    lv_repeats: int | None = option(None, "draft_lv: draws of fresh noise beside the sampler's own; default 2")
-    dpo_beta: float | None = option(None, "dpo: how closely the model keeps to the base; default 5000")
+    lv_repeats: int | None = option(
+        None,
+        "draft_lv: draws of fresh noise beside the sampler's own; default 2",
+        COUNT,
+        requires={"method": ("draft_lv",)},
+    )
+    dpo_beta: float | None = option(
+        None, "dpo: how closely the model keeps to the base; default 5000", POSITIVE, requires=_RANKED
+    )
 
 
 @group("reward")
 @dataclass
 class RewardOptions:
-    reward: str | None = option(None, "what to optimise: any name of docs/rewards.md with a gradient")
+    reward: str | None = option(None, "what to optimise: any name of docs/rewards.md with a gradient", path="read")
     held_out_reward: str | None = option(
         None,
         "a reward that is never optimised, measured beside it: when only one of them rises, the reward is being fooled",
+        path="read",
     )
     reward_margin: float = option(
-        2.0, "pictures above it teach nothing any more; 2 is the published one, for ImageReward"
+        2.0,
+        "pictures above it teach nothing more; 2 is the published one, for ImageReward",
+        ANY,
+        requires={**_REWARDED, "use_margin": True},
     )
-    use_margin: bool = option(True, "--no-use_margin: the reward has no scale, every picture teaches")
-    reward_weight: float = option(1.0, "weight of the reward; only its ratio to the other terms matters to AdamW")
+    use_margin: bool = option(
+        True, "--no-use_margin: the reward has no scale, every picture teaches", requires=_REWARDED
+    )
+    reward_weight: float = option(
+        1.0, "weight of the reward; only its ratio to the other terms matters to AdamW", POSITIVE, requires=_REWARDED
+    )
     drift_weight: float = option(
-        0.0, "weight of the squared distance to the frozen base's prediction; free with adapters"
+        0.0,
+        "weight of the squared distance to the frozen base's prediction; free with adapters",
+        WEIGHT,
+        requires=_REWARDED,
     )
     pretrain_data_dir: str | None = option(
         None,
         "pictures with captions, in any form of data/rows.py, whose denoising loss is added: the published pre-training term",
+        requires=_REWARDED,
+        path="read",
     )
-    pretrain_weight: float = option(1.0, "weight of that term")
-    decode_batch_size: int = option(1, "pictures in the decoder and the reward at a time: memory against speed")
+    pretrain_weight: float = option(
+        1.0, "weight of that term", WEIGHT, requires={**_REWARDED, "pretrain_data_dir": True}
+    )
+    decode_batch_size: int = option(
+        1, "pictures in the decoder and the reward at a time: memory against speed", COUNT, requires=_REWARDED
+    )
 
 
 @group("data")
 @dataclass
 class DataOptions:
     prompts: str | None = option(
-        None, "prompts to draw and reward: a .txt, .json, .jsonl or .csv, or what diffusers-ext select-prompts wrote"
+        None,
+        "prompts to draw and reward: a .txt, .json, .jsonl or .csv, or what diffusers-ext select-prompts wrote",
+        path="read",
     )
     prompt_field: str = option("prompt", "field of the prompt, where rows have several")
-    rankings: str | None = option(None, "dpo: rankings to learn from, in any form that data/ranking_formats.py reads")
-    image_root: str | None = option(None, "dpo: folder that paths of ImageReward's and HPDv2's rankings start from")
+    rankings: str | None = option(
+        None,
+        "dpo: rankings to learn from, in any form that data/ranking_formats.py reads",
+        requires=_RANKED,
+        path="read",
+    )
+    image_root: str | None = option(
+        None, "dpo: folder that paths of ImageReward's and HPDv2's rankings start from", requires=_RANKED, path="read"
+    )
     on_bad_sample: str = option("error", "what to do with pictures that cannot be used", ("error", "skip"))
-    resolution: int = option(512, "side of the pictures in pixels; 1024 is usual for SDXL")
-    held_out_samples: int = option(8, "prompts drawn by the seed and kept to measure on, a tenth of all at most")
-    validation_prompts: str | None = option(None, "a file of prompts to measure on, instead")
+    resolution: int = option(512, "side of the pictures in pixels; 1024 is usual for SDXL", COUNT)
+    held_out_samples: int = option(
+        8,
+        "prompts drawn by the seed and kept to measure on, a tenth of all at most",
+        NATURAL,
+    )
+    validation_prompts: str | None = option(None, "a file of prompts to measure on, instead", path="read")
     encoder_cache_dir: str | None = option(
         None,
         "keep embeddings of captions, and latents of pictures, here, for all runs; else captions are embedded once a run",
+        path="folder",
     )
 
 
 @group("validation")
 @dataclass
 class ValidationOptions:
-    num_validation_images: int = option(4, "pictures of each validation prompt, one seed each, the same every time")
+    num_validation_images: int = option(
+        4,
+        "pictures of each validation prompt, one seed each, the same every time",
+        COUNT,
+        instead="give a large --validation_steps to draw only at the end",
+    )
     early_stopping_patience: int | None = option(
         None,
         "stop after so many measurements without a better held-out reward; without one, the optimised reward counts",
+        COUNT,
+        instead="leave it out to never stop early",
     )
     strength_sweep: bool = option(
         True, "when done, measure the adapters at strengths from 0 to 1.25 and plot what they trade"
@@ -140,7 +198,7 @@ def check_options(options: Any) -> None:
     """Raise InputError for what is missing or excludes each other, before any data are read."""
     from .encoders import check_stable_diffusion, check_vae
 
-    check_used(options, USED_BY)
+    check_declared(options)
     if options.method == "dpo" and options.rankings is None:
         raise InputError("--rankings is missing: --method dpo learns from rankings; docs/annotation.md collects them")
     if options.method != "dpo" and options.prompts is None:
@@ -149,6 +207,10 @@ def check_options(options: Any) -> None:
         raise InputError("--prompts: --method dpo has the prompts of its rankings; name others as --validation_prompts")
     if options.method != "dpo" and options.reward is None:
         raise InputError("--reward is missing: name one of docs/rewards.md that has a gradient, such as fill50k:soft")
+    if options.method != "dpo":
+        check_used(options, {"held_out_samples": {"validation_prompts": False}})
+    if options.early_stopping_patience and not (options.reward or options.held_out_reward):
+        raise InputError("--early_stopping_patience needs a reward to measure: give --held_out_reward, or leave it out")
     if options.held_out_reward and options.held_out_reward == options.reward:
         raise InputError(
             f"--held_out_reward {options.reward}: is --reward itself, so it cannot show whether that is being fooled; name "
@@ -162,29 +224,15 @@ def check_options(options: Any) -> None:
         raise InputError(
             f"--tiny_decoder {options.tiny_decoder}: no folder of an AutoencoderTiny, nor a name on the Hub"
         )
-    if options.full_unet and (options.lora_alpha is not None or options.lora_target_modules):
-        raise InputError("--full_unet has no adapters; leave out --lora_alpha and --lora_target_modules")
-    check_ranges(options)
+    check_steps(options)
     check_stable_diffusion(base_of(options))
+    check_revision(options.revision, base_of(options))
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
 
 
-def check_ranges(options: Any) -> None:
-    """Raise InputError for numbers that make no sense."""
-    positive = (
-        "num_inference_steps",
-        "lora_rank",
-        "decode_batch_size",
-        "num_validation_images",
-        "grad_steps",
-        "lv_repeats",
-    )
-    for name in positive:
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if options.guidance_scale < 1 or not 0 <= options.eta <= 1:
-        raise InputError("--guidance_scale starts at 1, which is without guidance, and --eta lies in 0 to 1")
+def check_steps(options: Any) -> None:
+    """Raise InputError for steps that the sampler does not have."""
     steps = options.num_inference_steps
     if (options.grad_steps or 1) > steps:
         raise InputError(f"--grad_steps {options.grad_steps}: the sampler has {steps} steps")

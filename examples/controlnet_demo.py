@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, POSITIVE, option, run
 
 ROOT = Path(__file__).parents[1]
 SIZE, HELD_OUT, SHOWN = 64, 32, 7
@@ -24,9 +24,9 @@ DRAWING = {"num_inference_steps": 20, "guidance_scale": 2.0}
 @dataclass
 class Options:
     output_dir: str = option("runs/demo", "the run folder")
-    max_train_steps: int = option(1000, "optimiser steps of the training")
-    train_batch_size: int = option(8, "samples per step")
-    learning_rate: float = option(1e-3, "learning rate")
+    max_train_steps: int = option(1000, "optimiser steps of the training", COUNT)
+    train_batch_size: int = option(8, "samples per step", COUNT)
+    learning_rate: float = option(1e-3, "learning rate", POSITIVE)
     evaluate: bool = option(False, "only load the saved pipeline and measure it: the demo's second process")
 
 
@@ -55,7 +55,7 @@ def train(options: Options, folder: Path) -> None:
         "train_batch_size": options.train_batch_size,
         "learning_rate": options.learning_rate,
         "lr_scheduler": "cosine",
-        "lr_warmup_steps": 50,
+        "lr_warmup_steps": min(50, options.max_train_steps // 4),
         "validation_steps": 200,
         "checkpointing_steps": 200,
         "checkpoints_total_limit": 1,

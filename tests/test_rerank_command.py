@@ -86,7 +86,7 @@ def test_pruned(tmp_path):
     "wrong, message",
     [
         ([], "--prompt"),
-        (["--prompt", "a", "--keep", "0"], "1 at least"),
+        (["--prompt", "a", "--keep", "0"], "--keep must be at least 1"),
         (["--prompt", "a", "--model", "else"], "--reward"),
         (["--prompt", "a", "--model", "no/such/folder", "--reward", "fill50k"], "no/such/folder"),
         (["--prompt", "a", "--reward", "nothing"], "nothing"),

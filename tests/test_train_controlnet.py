@@ -149,7 +149,7 @@ def test_mistakes_are_refused_before_anything_is_written(untrained, circles, tmp
     assert "--train_batch_size must be at least 1" in refusal(*good, "--train_batch_size", 0)
     assert "--report_to clearml: clearml is not installed" in refusal(*good, "--report_to", "clearml")
     assert "--report_to wand: unknown; choose from" in refusal(*good, "--report_to", "wand")
-    assert "--transfer_from needs" in refusal(*good, "--transfer_from", untrained)
+    assert "--transfer_from is for --controlnet_model_name_or_path" in refusal(*good, "--transfer_from", untrained)
     assert "--validation_prompt needs --validation_image" in refusal(*good, "--validation_prompt", "x")
     assert "nothing.png" in refusal(*good, "--validation_image", "nothing.png", "--validation_prompt", "x")
     assert "2 --validation_image but 0" in refusal(*good, "--validation_image", "a.png", "b.png")

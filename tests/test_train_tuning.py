@@ -16,9 +16,9 @@ from diffusers_ext.cards.tuning import suspicions
 from diffusers_ext.data import fill50k
 from diffusers_ext.data.rankings import RankedPrompt, Ranking, write
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import parse
+from diffusers_ext.options import declared, parse
 from diffusers_ext.run_folder import read_metrics
-from diffusers_ext.tuning_options import METHODS, USED_BY, check_options
+from diffusers_ext.tuning_options import METHODS, check_options
 from diffusers_ext.tuning_start import read_source
 
 ROOT = Path(__file__).parents[1]
@@ -161,6 +161,7 @@ def test_dpo_learns_from_rankings_and_a_whole_unet_is_a_pipeline(untrained, tmp_
         ranked.append(RankedPrompt(str(number), prompt, tuple(files), (Ranking("ada", (1, 2, 2)),)))
     path = write(tmp_path / "rankings.jsonl", ranked)
     more = ["--method", "dpo", "--rankings", path, "--full_unet", "--max_train_steps", 2]
+    more += ["--lora_rank", 16]  # the default: no adapters are asked for
     call(SCRIPT.name, *arguments(untrained, None, tmp_path / "run", *more, "--encoder_cache_dir", tmp_path / "cache"))
     found = losses(tmp_path / "run")
     assert found[1] == pytest.approx(np.log(2)) and found[2] != found[1]
@@ -225,6 +226,9 @@ def test_signs_of_a_fooled_reward():
     assert "No held-out" in suspicions([{"step": 1, "reward": 1.0}])[0]
 
 
+USED_BY = {name: option.requires for name, option in declared(OPTIONS).items() if "method" in option.requires}
+
+
 @pytest.mark.parametrize("name", USED_BY)
 def test_an_option_that_a_method_would_ignore_is_refused(name):
     """The official script parses --resolution, --snr_gamma and others, and reads none of them."""
@@ -280,6 +284,7 @@ def test_a_dry_run_and_the_preset(untrained, prompts, tmp_path, capsys):
     found = arguments(
         untrained, prompts, tmp_path / "run", "--dry_run", "--config", preset, "--num_inference_steps", 40
     )
+    found += ["--lora_rank", "16"]  # the default: no adapters are asked for
     call(SCRIPT.name, *found)
     printed = capsys.readouterr().out
     assert "grad_window: [30, 39]" in printed and "eta: 1.0" in printed and not (tmp_path / "run").exists()

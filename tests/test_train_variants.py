@@ -15,6 +15,7 @@ from diffusers_ext import loop
 from diffusers_ext.control_blocks import behind
 from diffusers_ext.objectives import Objective
 from diffusers_ext.options import OptimizerOptions, RunOptions
+from diffusers_ext.run_folder import read_metrics
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -105,6 +106,21 @@ def run(folder, **switches) -> None:
     accelerator = loop.start(options)
     loop.claim(accelerator, options)
     loop.train(accelerator, Regression(), Numbers(), options)
+
+
+def test_a_largest_norm_of_zero_is_without_clipping(tmp_path):
+    for name, norm in (("off", 0.0), ("large", 1e9), ("small", 1e-3)):
+        run(tmp_path / name, max_grad_norm=norm)
+    rows = {name: read_metrics(tmp_path / name) for name in ("off", "large")}
+    assert rows["off"] == rows["large"] and all(row["grad_norm"] > 0 for row in rows["off"])
+    assert len({row["loss"] for row in rows["off"]}) == 3  # it learns
+
+
+def test_a_warm_up_that_is_not_finished_is_said_before_the_first_step(tmp_path, capsys):
+    run(tmp_path / "short", lr_scheduler="constant_with_warmup")
+    assert "warning: --lr_warmup_steps 500 is not below the run's 3 steps" in capsys.readouterr().out
+    run(tmp_path / "warm", lr_scheduler="constant_with_warmup", lr_warmup_steps=2)
+    assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", ["--torch_compile", "accelerate launch --dynamo_backend"])

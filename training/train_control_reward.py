@@ -17,16 +17,21 @@ from pathlib import Path
 
 from diffusers_ext.control_options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, check_used, group, option, run
+from diffusers_ext.options import (
+    COUNT,
+    NATURAL,
+    POSITIVE,
+    WEIGHT,
+    DiffusionOptions,
+    OptimizerOptions,
+    RunOptions,
+    depends,
+    group,
+    option,
+    run,
+)
 
 _REWARDED, _PREFERRED = {"method": ("consistency",)}, {"method": ("cpo",)}
-USED_BY: dict[
-    str, dict
-] = {  # see `check_used`; the last three are of the denoising loss, in whose place cpo has its own
-    **dict.fromkeys(("consistency", "consistency_weight", "decode_batch_size"), _REWARDED),
-    **dict.fromkeys(("cpo_beta", "cpo_margin", "cpo_diffusion_weight"), _PREFERRED),
-    **dict.fromkeys(("snr_gamma", "loss_type", "huber_delta"), _REWARDED),
-}
 
 
 @group("method")
@@ -35,18 +40,31 @@ class MethodOptions:
     method: str = option(
         "consistency", "reward of the decoded picture, or preference among conditions", ("consistency", "cpo")
     )
-    consistency: str = option("edges", "consistency: edges, colours, or module:function; see rewards/agreement.py")
-    consistency_weight: float = option(1.0, "consistency: its weight beside the denoising loss; 0.5 to 1 in the paper")
+    consistency: str = option(
+        "edges", "consistency: edges, colours, or module:function; see rewards/agreement.py", requires=_REWARDED
+    )
+    consistency_weight: float = option(
+        1.0, "consistency: its weight beside the denoising loss; 0.5 to 1 in the paper", WEIGHT, requires=_REWARDED
+    )
     reward_timestep_max: int | None = option(
         None,
         "highest timestep that is rewarded, or where preferred; default: 200 for consistency, 600 for cpo, as in the papers",
+        NATURAL,
     )
-    decode_batch_size: int = option(1, "consistency: pictures in the decoder at a time: memory against speed")
-    cpo_beta: float = option(5000.0, "cpo: how soon a sample that is ahead of the start counts less")
-    cpo_margin: float = option(1e-2, "cpo: by how much the wrong condition's error should be larger")
-    cpo_diffusion_weight: float = option(0.05, "cpo: weight of the denoising loss")
+    decode_batch_size: int = option(
+        1, "consistency: pictures in the decoder at a time: memory against speed", COUNT, requires=_REWARDED
+    )
+    cpo_beta: float = option(
+        5000.0, "cpo: how soon a sample that is ahead of the start counts less", POSITIVE, requires=_PREFERRED
+    )
+    cpo_margin: float = option(
+        1e-2, "cpo: by how much the wrong condition's error should be larger", WEIGHT, requires=_PREFERRED
+    )
+    cpo_diffusion_weight: float = option(0.05, "cpo: weight of the denoising loss", WEIGHT, requires=_PREFERRED)
 
 
+# The denoising loss, in whose place cpo has its own.
+@depends(("snr_gamma", "loss_type", "huber_delta"), method=("consistency",))
 @dataclass
 class Options(
     ValidationOptions,
@@ -84,7 +102,6 @@ def main(options: Options) -> None:
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)
-    check_used(options, USED_BY)
     check_options(options)
     if options.controlnet_model_name_or_path is None:
         raise InputError("--controlnet_model_name_or_path is missing: name the trained ControlNet to tune")

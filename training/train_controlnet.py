@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.control_options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
-from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, option, run
+from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, check_alone, option, run
 
 
 @dataclass
@@ -44,6 +44,7 @@ class Options(
 
 def main(options: Options) -> None:
     if options.self_test:
+        check_alone(options, "self_test")
         from diffusers_ext.self_test import self_test
 
         raise SystemExit(min(1, self_test(lambda **settings: main(Options(**settings)))))

@@ -17,33 +17,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import OptimizerOptions, RunOptions, group, option, run
+from diffusers_ext.options import COUNT, OptimizerOptions, Range, RunOptions, group, option, run
 
 
 @group("model")
 @dataclass
 class ModelOptions:
     vision_tower: str | None = option(
-        None, "timm:model.tag, timm:folder or timm:model@weights.safetensors,size=224 ..."
+        None, "timm:model.tag, timm:folder or timm:model@weights.safetensors,size=224 ...", path="read"
     )
-    text_tower: str | None = option(None, "transformers text encoder, folder or Hub name, pooled by the mean")
-    embed_dim: int = option(256, "dimensions of the space that pictures and texts share")
+    text_tower: str | None = option(
+        None, "transformers text encoder, folder or Hub name, pooled by the mean", path="read"
+    )
+    embed_dim: int = option(256, "dimensions of the space that pictures and texts share", COUNT)
     projection: str = option("linear", "what joins a tower to that space", ("linear", "mlp"))
-    context_length: int = option(64, "tokens of a caption that are read")
+    context_length: int = option(64, "tokens of a caption that are read", Range(2))
     unlock_text_tower: bool = option(False, "train the text tower too; its captions are then encoded at each step")
 
 
 @group("data")
 @dataclass
 class DataOptions:
-    train_data_dir: list[str] | None = option(None, "captioned folders or tables to learn from, taken as one")
+    train_data_dir: list[str] | None = option(
+        None, "captioned folders or tables to learn from, taken as one", path="read"
+    )
     caption_column: str = option("text", "their field of captions, one or a list of which one is drawn each epoch")
-    held_out_data_dir: list[str] | None = option(None, "captioned folders or tables to find captions and pictures in")
-    zero_shot_data_dir: list[str] | None = option(None, "labelled folders or tables to classify by their labels' names")
-    zero_shot_label_column: str = option("label", "the labels' field")
-    zero_shot_templates: list[str] = option(["a photo of a {}", "a picture of a {}"], "sentences, {} the label's name")
+    held_out_data_dir: list[str] | None = option(
+        None, "captioned folders or tables to find captions and pictures in", path="read"
+    )
+    zero_shot_data_dir: list[str] | None = option(
+        None, "labelled folders or tables to classify by their labels' names", path="read"
+    )
+    zero_shot_label_column: str = option("label", "the labels' field", requires={"zero_shot_data_dir": True})
+    zero_shot_templates: list[str] = option(
+        ["a photo of a {}", "a picture of a {}"],
+        "sentences, {} the label's name",
+        requires={"zero_shot_data_dir": True},
+    )
     encoder_cache_dir: str | None = option(
-        None, "keep what the towers make of pictures and captions here, for all runs; default: in output_dir"
+        None,
+        "keep what the towers make of pictures and captions here, for all runs; default: in output_dir",
+        path="folder",
     )
 
 
@@ -57,6 +71,9 @@ class Options(OptimizerOptions, RunOptions, DataOptions, ModelOptions):
     lr_warmup_steps: int = option(20, "steps of linear warm-up")
     adam_weight_decay: float = option(0.1, "decoupled weight decay; biases and the logit scale are never decayed")
     train_batch_size: int = option(512, "pairs per process and step, all of them each other's negatives")
+    hub_model_id: str | None = option(
+        None, "owner/name of the repository to push to, now or later: the model's configuration names it", requires={}
+    )
     num_train_epochs: int = option(30, "passes over the pictures, where max_train_steps is not given")
 
 
@@ -122,8 +139,6 @@ def check_options(options: Options) -> None:
             raise InputError(f"--{name} is missing: {remedy}")
     if options.push_to_hub and not options.hub_model_id:
         raise InputError("--hub_model_id is missing: the pushed model's configuration names its repository, owner/name")
-    if options.embed_dim < 1 or options.context_length < 2:
-        raise InputError("--embed_dim must be positive and --context_length at least 2")
     check_templates(options.zero_shot_templates)
 
 

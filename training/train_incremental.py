@@ -25,15 +25,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import OptimizerOptions, RunOptions, check_used, group, option, run
+from diffusers_ext.options import (
+    COUNT,
+    NATURAL,
+    POSITIVE,
+    WEIGHT,
+    OptimizerOptions,
+    Range,
+    RunOptions,
+    check_used,
+    depends,
+    group,
+    option,
+    run,
+)
+
+_FROZEN, _TRAINABLE = {"regime": ("frozen",)}, ("trainable",)
+_TABLE = {"data_format": ("labelled",)}
+_OF_STEPS = (  # of `RunOptions`, what only `loop.train` reads
+    *("max_train_steps", "gradient_accumulation_steps", "dataloader_num_workers", "torch_compile", "allow_tf32"),
+    *("logging_steps", "checkpointing_steps", "report_to", "logging_dir", "tracker_project_name"),
+)
 
 
 @group("data")
 @dataclass
 class DataOptions:
-    data: str | None = option(None, "folder or table of labelled pictures, in any form that data/labelled.py reads")
+    data: str | None = option(
+        None, "folder or table of labelled pictures, in any form that data/labelled.py reads", path="read"
+    )
     domains: list[str] | None = option(
-        None, "instead of data: name=folder for each domain, in the order of arrival for ND"
+        None, "instead of data: name=folder for each domain, in the order of arrival for ND", path="read"
     )
     data_format: str = option(
         "labelled",
@@ -41,28 +63,35 @@ class DataOptions:
         "cifar20: CIFAR-100's binary version",
         ("labelled", "digits", "cifar20"),
     )
-    label_column: str = option("label", "column of the class, where the data are a table")
-    domain_column: str = option("domain", "column of the domain")
+    label_column: str = option("label", "column of the class, where the data are a table", requires=_TABLE)
+    domain_column: str = option("domain", "column of the domain", requires=_TABLE)
     setting: str = option(
         "NCD", "what a session brings: new classes, new domains, or a block of both", ("NC", "ND", "NCD")
     )
-    groups: int = option(5, "groups of classes in NC and NCD")
+    groups: int = option(5, "groups of classes in NC and NCD", COUNT, requires={"setting": ("NC", "NCD")})
     test_fraction: float = option(
-        0.2, "held out of each class and domain by content, where a domain names no test split"
+        0.2,
+        "held out of each class and domain by content, where a domain names no test split",
+        Range(0, 1, above=True, below=True),
     )
     backbone: str | None = option(
-        None, "the backbone, a reference that backbones.py reads; timm's where it is to learn"
+        None, "the backbone, a reference that backbones.py reads; timm's where it is to learn", path="read"
     )
-    encoder_cache_dir: str | None = option(None, "keep features here, for all runs; default: in the run folder")
-    batch_size: int = option(16, "pictures encoded at once")
+    encoder_cache_dir: str | None = option(
+        None, "keep features here, for all runs; default: in the run folder", path="folder"
+    )
+    batch_size: int = option(16, "pictures encoded at once", COUNT)
 
 
 @group("classifier")
 @dataclass
 class ClassifierOptions:
-    memory: int = option(2000, "exemplars kept in all, as features")
+    memory: int = option(2000, "exemplars kept in all, as features", NATURAL)
     jury: int = option(
-        500, "frozen: samples kept out of learning, as features, to choose space, shrinkage, head and temperature"
+        500,
+        "frozen: samples kept out of learning, as features, to choose space, shrinkage, head and temperature",
+        NATURAL,
+        requires=_FROZEN,
     )
     head: str = option(
         "mixture",
@@ -72,33 +101,42 @@ class ClassifierOptions:
         ("mixture", "lda", "ridge", "ranpac", "pooled", "auto", "linear"),
     )
     transform: str = option(
-        "auto", "the space that is clustered; auto lets the jury choose", ("auto", "none", "whiten")
+        "auto", "the space that is clustered; auto lets the jury choose", ("auto", "none", "whiten"), requires=_FROZEN
     )
-    k_new: int = option(16, "components proposed per class and session")
-    max_components: int = option(32, "components of a class")
+    k_new: int = option(16, "components proposed per class and session", COUNT)
+    max_components: int = option(32, "components of a class", COUNT)
     estep: str = option("soft", "how samples are shared among components", ("soft", "hard"))
     reduction: str = option("evidence", "when two components become one", ("evidence", "icl", "kl", "cosine"))
-    alpha: float = option(1.0, "of reduction by evidence: above 1 more components stay")
-    threshold: float | None = option(None, "of reduction by kl or cosine; default: 1 nat and 0.8")
+    alpha: float = option(
+        1.0, "of reduction by evidence: above 1 more components stay", POSITIVE, requires={"reduction": ("evidence",)}
+    )
+    threshold: float | None = option(
+        None, "of reduction by kl or cosine; default: 1 nat and 0.8", WEIGHT, requires={"reduction": ("kl", "cosine")}
+    )
     weights: str = option("uniform", "of a class's components", ("uniform", "counts"))
     score: str = option(
         "auto",
         "a component's density: at its mean, or over the means that its count allows; frozen, auto lets the jury choose",
         ("auto", "plugin", "predictive"),
     )
-    shrinkage: float | None = option(None, "of components to their class, in pseudo-samples; default: the jury chooses")
+    shrinkage: float | None = option(
+        None,
+        "of components to their class, in pseudo-samples; default: the jury chooses",
+        WEIGHT,
+        instead="leave it out for the jury's choice",
+    )
 
 
 @group("trainable backbone")
 @dataclass
 class TrainableOptions:
     regime: str = option("frozen", "whether the backbone learns with the mixture", ("frozen", "trainable"))
-    lora_rank: int = option(0, "trainable: learn adapters of this rank; 0 learns all weights")
-    component_weight: float = option(1.0, "trainable: of the component term of the classification loss")
+    lora_rank: int = option(0, "trainable: learn adapters of this rank; 0 learns all weights", NATURAL)
+    component_weight: float = option(1.0, "trainable: of the component term of the classification loss", WEIGHT)
     distillation: float = option(
-        1.0, "trainable: weight of the old components' posterior on what the teacher says; 0: none"
+        1.0, "trainable: weight of the old components' posterior on what the teacher says; 0: none", WEIGHT
     )
-    regulariser: float = option(0.1, "trainable: weight of the mixture regulariser; 0: none")
+    regulariser: float = option(0.1, "trainable: weight of the mixture regulariser; 0: none", WEIGHT)
     memory_balance: str = option(
         "components",
         "trainable: whether the components of a class share its memory evenly; classes: they do not, for comparison",
@@ -110,24 +148,22 @@ class TrainableOptions:
     checkpoints_total_limit: int | None = option(1, "trainable: keep only so many checkpoints of a session, the newest")
 
 
+@depends(
+    {*OptimizerOptions.__dataclass_fields__, *TrainableOptions.__dataclass_fields__} - {"regime"}, regime=_TRAINABLE
+)
+@depends(_OF_STEPS, regime=_TRAINABLE)
 @dataclass
 class Options(DataOptions, ClassifierOptions, TrainableOptions, RunOptions, OptimizerOptions):
     output_dir: str = option("runs/incremental", "the run folder: classifier, card, metrics, protocol, plots, sessions")
     seed: int = option(0, "of the order of classes, domains and blocks, and of all that is drawn")
     baselines: bool = option(True, "run every baseline on the same stream's frozen features, for the table")
-    projections: int = option(2000, "random projections of RanPAC, as a head and as a baseline; its paper has 10000")
+    projections: int = option(
+        2000, "random projections of RanPAC, as a head and as a baseline; its paper has 10000", COUNT
+    )
     resume_from_checkpoint: str | None = option(
         None, "'latest': go on after the last whole session, and inside the next at its last checkpoint", ("latest",)
     )
     dry_run: bool = option(False, "print the options, the data and the sessions, then stop")
-
-
-_FROZEN, _TRAINABLE = {"regime": ("frozen",)}, {"regime": ("trainable",)}
-USED_BY: dict[str, dict] = {  # see `options.check_used`
-    **dict.fromkeys(OptimizerOptions.__dataclass_fields__, _TRAINABLE),
-    **dict.fromkeys(TrainableOptions.__dataclass_fields__.keys() - {"regime"}, _TRAINABLE),
-    **dict.fromkeys(("transform", "jury"), _FROZEN),
-}
 
 
 def main(options: Options) -> None:
@@ -136,7 +172,6 @@ def main(options: Options) -> None:
     from diffusers_ext.loop import check, start
 
     check(options)
-    check_used(options, USED_BY)
     check_regime(options)
     table, test = read_data(options)
     sessions = make_sessions(options, table, test)
@@ -166,6 +201,10 @@ def check_regime(options: Options) -> None:
     heads = ["mixture", "linear"] if options.regime == "trainable" else list(HEADS)
     if options.head not in heads:
         raise InputError(f"--head {options.head}: the {options.regime} regime has {', '.join(heads)}")
+    if not options.baselines:
+        check_used(options, {"encoder_cache_dir": {"regime": ("frozen",)}})
+    if options.validation_steps != Options.validation_steps:
+        raise InputError("--validation_steps: a session is measured when it ends; leave it out")
     if options.regime == "trainable" and options.memory < 1:
         raise InputError("--memory 0: a backbone that learns needs pictures to replay; give 1 or more")
 
@@ -182,8 +221,6 @@ def read_data(options: Options):
     tested = {sample.domain for sample in table.samples if sample.split == "test"}
     drawn = np.array([sample.domain not in tested for sample in table.samples])
     if drawn.any():
-        if not 0 < options.test_fraction < 1:
-            raise InputError(f"--test_fraction must lie between 0 and 1, got {options.test_fraction}")
         fractions = {"train": 1 - options.test_fraction, "test": options.test_fraction}
         anew = iter(with_splits(table.take(drawn.nonzero()[0]), fractions, options.seed).samples)
         table = replace(table, samples=tuple(next(anew) if new else old for old, new in zip(table.samples, drawn)))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from diffusers_ext.errors import InputError
 from diffusers_ext.lads_options import USED_BY, LADSDataOptions, LADSOptions, LADSRunOptions
-from diffusers_ext.options import check_used, run
+from diffusers_ext.options import check_declared, check_used, run
 
 
 @dataclass
@@ -97,15 +97,7 @@ def check_options(options: Options) -> None:
     ):
         if getattr(options, name) is None:
             raise InputError(f"--{name} is missing: give {example}")
-    for name in ("hidden_dim", "num_train_epochs", "train_batch_size", "probe_epochs", "runs", "checkpointing_epochs"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if not 0 <= options.alpha <= 1:
-        raise InputError(f"--alpha must lie in 0 to 1, got {options.alpha}")
-    if options.original_share is not None and not 0 < options.original_share <= 1:
-        raise InputError(f"--original_share must lie above 0 and up to 1, got {options.original_share}")
-    if options.few_images < 0:
-        raise InputError(f"--few_images must be at least 0, got {options.few_images}")
+    check_declared(options)
     if options.compat == "official" and options.residual:
         raise InputError("--compat official: the official networks are not residual; leave one of the two out")
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import OptimizerOptions, RunOptions, group, option, run
+from diffusers_ext.options import COUNT, NATURAL, SHARE, OptimizerOptions, Range, RunOptions, group, option, run
 
 
 @group("model")
@@ -30,6 +30,7 @@ class ModelOptions:
     backbone: str | None = option(
         None,
         "an ImageReward or BLIP folder or Hub name, an open_clip model/tag or folder, or tiny: see reward_backbones.py",
+        path="read",
     )
     head_init: str | None = option(
         None,
@@ -37,11 +38,19 @@ class ModelOptions:
         ("default", "official"),
     )
     head_sizes: list[int] | None = option(
-        None, "hidden widths of the head on an open_clip model; default: a linear head"
+        None,
+        "hidden widths of the head on an open_clip model; default: a linear head",
+        COUNT,
+        instead="leave it out for a linear head",
     )
-    freeze_fraction: float = option(0.7, "share of both encoders' layers that stay as they are, from the first on")
+    freeze_fraction: float = option(
+        0.7, "share of both encoders' layers that stay as they are, from the first on", SHARE
+    )
     max_length: int | None = option(
-        None, "tokens of a prompt that are read; default: the backbone's, 35 for ImageReward"
+        None,
+        "tokens of a prompt that are read; default: the backbone's, 35 for ImageReward",
+        Range(2),
+        instead="leave it out for the backbone's",
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
 
@@ -49,16 +58,27 @@ class ModelOptions:
 @group("data")
 @dataclass
 class DataOptions:
-    rankings: str | None = option(None, "rankings to learn from, in any form that data/ranking_formats.py reads")
+    rankings: str | None = option(
+        None, "rankings to learn from, in any form that data/ranking_formats.py reads", path="read"
+    )
     split: str | None = option(None, "read only this split of them")
-    image_root: str | None = option(None, "folder that paths of ImageReward's and HPDv2's files start from")
+    image_root: str | None = option(
+        None, "folder that paths of ImageReward's and HPDv2's files start from", path="read"
+    )
     validation_rankings: str | None = option(
-        None, "rankings to measure on; prompts and pictures that they share with the training data are not trained on"
+        None,
+        "rankings to measure on; prompts and pictures that they share with the training data are not trained on",
+        path="read",
     )
     held_out_samples: int = option(
-        64, "without validation_rankings: prompts drawn by the seed and kept to measure on, a tenth of all at most"
+        64,
+        "without validation_rankings: prompts drawn by the seed and kept to measure on, a tenth of all at most",
+        NATURAL,
+        requires={"validation_rankings": False},
     )
-    max_train_samples: int | None = option(None, "use only the first so many prompts")
+    max_train_samples: int | None = option(
+        None, "use only the first so many prompts", COUNT, instead="leave it out for all prompts"
+    )
     on_bad_sample: str = option("error", "what to do with pictures that cannot be read", ("error", "skip"))
     pair_weighting: str = option(
         "pair", "what counts alike in the loss: each pair, as published, or each prompt", ("pair", "prompt")
@@ -67,7 +87,9 @@ class DataOptions:
         False, "mirror half of the images, drawn anew each epoch; not where left and right matter"
     )
     encoder_cache_dir: str | None = option(
-        None, "keep what the frozen layers make of each picture here, for all runs; a head on open_clip always does"
+        None,
+        "keep what the frozen layers make of each picture here, for all runs; a head on open_clip always does",
+        path="folder",
     )
 
 
@@ -134,8 +156,6 @@ def check_options(options: Options) -> None:
         raise InputError(
             "--rankings is missing: name a rankings file; python -m diffusers_ext.data.simulated_rankings makes one"
         )
-    if not 0 <= options.freeze_fraction <= 1:
-        raise InputError(f"--freeze_fraction must lie in 0 to 1, got {options.freeze_fraction}")
     head_alone = options.backbone != "tiny" and is_open_clip(options.backbone)
     if options.head_sizes and not head_alone:
         raise InputError("--head_sizes is for a head on an open_clip model; ImageReward's head keeps its form")

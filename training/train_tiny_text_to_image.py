@@ -13,24 +13,39 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import SCHEDULES, OptimizerOptions, RunOptions, group, option, run
+from diffusers_ext.options import (
+    COUNT,
+    POSITIVE,
+    SCHEDULES,
+    SHARE,
+    WEIGHT,
+    OptimizerOptions,
+    RunOptions,
+    group,
+    option,
+    run,
+)
 
 
 @group("model and data")
 @dataclass
 class Options(OptimizerOptions, RunOptions):
     train_data_dir: str | None = option(
-        None, "image folder with metadata.jsonl; without it, fill50k is drawn on the fly"
+        None, "image folder with metadata.jsonl; without it, fill50k is drawn on the fly", path="read"
     )
-    samples: int = option(20_000, "number of fill50k scenes, where no folder is given")
-    resolution: int = option(64, "side of the training images, in pixels")
-    proportion_empty_prompts: float = option(0.1, "share of prompts replaced by the empty one, for guidance")
-    autoencoder_steps: int = option(4_000, "steps of the first stage; max_train_steps are those of the second")
-    autoencoder_batch_size: int = option(16, "samples per step of the first stage")
-    autoencoder_resolution: int = option(32, "side of its pictures; convolutions carry over to the full resolution")
-    autoencoder_learning_rate: float = option(3e-3, "learning rate of the first stage")
-    guidance_scale: float = option(2.0, "classifier-free guidance of the drawn samples")
-    validation_samples: int = option(64, "held-out prompts to draw and measure")
+    samples: int = option(
+        20_000, "number of fill50k scenes, where no folder is given", COUNT, requires={"train_data_dir": False}
+    )
+    resolution: int = option(64, "side of the training images, in pixels", COUNT)
+    proportion_empty_prompts: float = option(0.1, "share of prompts replaced by the empty one, for guidance", SHARE)
+    autoencoder_steps: int = option(4_000, "steps of the first stage; max_train_steps are those of the second", COUNT)
+    autoencoder_batch_size: int = option(16, "samples per step of the first stage", COUNT)
+    autoencoder_resolution: int = option(
+        32, "side of its pictures; convolutions carry over to the full resolution", COUNT
+    )
+    autoencoder_learning_rate: float = option(3e-3, "learning rate of the first stage", POSITIVE)
+    guidance_scale: float = option(2.0, "classifier-free guidance of the drawn samples", WEIGHT)
+    validation_samples: int = option(64, "held-out prompts to draw and measure", COUNT)
 
     # What the shipped model was trained with.
     output_dir: str = option("runs/tiny-text-to-image", "the run folder, which becomes the model folder")

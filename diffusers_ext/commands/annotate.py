@@ -18,19 +18,23 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from ..errors import InputError
-from ..options import option
+from ..options import PORT, SEED, option
+
+_SERVED = {"export": False}
 
 
 @dataclass
 class Options:
-    folder: str = option(".", "pictures and their table", positional=True)
-    annotator: str | None = option(None, "who judges; default: the page asks")
-    port: int = option(7861, "where the page is served; 0 takes any free port")
+    folder: str = option(".", "pictures and their table", positional=True, path="read")
+    annotator: str | None = option(None, "who judges; default: the page asks", requires=_SERVED)
+    port: int = option(7861, "where the page is served; 0 takes any free port", PORT, requires=_SERVED)
     host: str = option(
-        "127.0.0.1", "address to listen on; other than loopback, everybody on the network may try the token"
+        "127.0.0.1",
+        "address to listen on; other than loopback, everybody on the network may try the token",
+        requires=_SERVED,
     )
-    seed: int = option(0, "of the orders in which people meet prompts and images")
-    export: str | None = option(None, "write everybody's last judgements to this rankings file, and stop")
+    seed: int = option(0, "of the orders in which people meet prompts and images", SEED, requires=_SERVED)
+    export: str | None = option(None, "write everybody's last judgements to this rankings file, and stop", path="file")
 
 
 def main(options: Options) -> None:

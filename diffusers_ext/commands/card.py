@@ -13,7 +13,7 @@ from ..options import option
 @dataclass
 class Options:
     action: str | None = option(None, "check", positional=True)
-    folder: str | None = option(None, "folder with README.md", positional=True)
+    folder: str | None = option(None, "folder with README.md", positional=True, path="read")
 
 
 def main(options: Options) -> None:

@@ -15,10 +15,12 @@ from ..options import option
 
 @dataclass
 class Options:
-    model: str | None = option(None, "folder, file, or name of a reward", positional=True)
+    model: str | None = option(None, "folder, file, or name of a reward", positional=True, path="read")
     variant: str | None = option(None, "which weight files of a folder, such as fp16")
-    draw: str | None = option(None, "also draw a picture with the pipeline, in four steps, to this file")
-    prompt: str = option("a photograph of a red apple on a wooden table", "what to draw")
+    draw: str | None = option(None, "also draw a picture with the pipeline, in four steps, to this file", path="file")
+    prompt: str = option(
+        "a photograph of a red apple on a wooden table", "what to draw", requires={"draw": True}, blank=True
+    )
 
 
 def main(options: Options) -> None:

@@ -9,21 +9,26 @@ domain. Each line of the output is {"image", "label", "probability", "domain", "
 
 from dataclasses import dataclass
 
-from ..options import option
+from ..options import COUNT, SHARE, option
 
 
 @dataclass
 class Options:
-    data: str | None = option(None, "a picture or a folder of pictures", positional=True)
-    model: str | None = option(None, "a folder or Hub name of a LADSClassifier")
-    output: str = option("predictions.jsonl", "where to write")
+    data: str | None = option(None, "a picture or a folder of pictures", positional=True, path="read")
+    model: str | None = option(None, "a folder or Hub name of a LADSClassifier", path="read")
+    output: str = option("predictions.jsonl", "where to write", path="file")
     head: str = option("probe", "what classifies", ("probe", "zero_shot", "ensemble", "calibrated", "wise"))
-    share: float = option(0.5, "of the probe, in ensemble, calibrated and wise")
-    backbone: str | None = option(
-        None, "where the backbone lies here, if not where the classifier says; the same weights"
+    share: float = option(
+        0.5,
+        "of the probe, in ensemble, calibrated and wise",
+        SHARE,
+        requires={"head": ("ensemble", "calibrated", "wise")},
     )
-    top: int = option(3, "classes with their probabilities in each line")
-    batch_size: int = option(32, "pictures at a time")
+    backbone: str | None = option(
+        None, "where the backbone lies here, if not where the classifier says; the same weights", path="read"
+    )
+    top: int = option(3, "classes with their probabilities in each line", COUNT)
+    batch_size: int = option(32, "pictures at a time", COUNT)
     device: str | None = option(None, "cpu, cuda, mps ...; default: the accelerator, where there is one")
 
 
@@ -32,8 +37,6 @@ def main(options: Options) -> None:
 
     if not options.data or not options.model:
         raise InputError("give pictures and --model: diffusers-ext classify PICTURES --model FOLDER; see --help")
-    if not 0 <= options.share <= 1 or options.top < 1 or options.batch_size < 1:
-        raise InputError("--share must lie in 0 to 1, --top and --batch_size must be at least 1")
     import json
     from pathlib import Path
 

@@ -9,17 +9,19 @@ tensor that is missing or too much is an error. The tokenizer comes from the Hub
 
 from dataclasses import dataclass
 
-from ..options import option
+from ..options import Range, option
 
 
 @dataclass
 class Options:
-    checkpoint: str | None = option(None, "the official file, such as ImageReward.pt", positional=True)
-    output_dir: str | None = option(None, "the folder to write; it must not hold anything yet")
-    tokenizer: str = option("bert-base-uncased", "folder or Hub name of BERT's uncased tokenizer")
-    text_config: str | None = option(None, "med_config.json of another text encoder than the released one")
-    vision_config: str | None = option(None, "JSON of another image encoder: width, depth, heads, patch, image_size")
-    max_length: int = option(35, "tokens of a prompt that are read; the released model was trained with 35")
+    checkpoint: str | None = option(None, "the official file, such as ImageReward.pt", positional=True, path="read")
+    output_dir: str | None = option(None, "the folder to write; it must not hold anything yet", path="folder")
+    tokenizer: str = option("bert-base-uncased", "folder or Hub name of BERT's uncased tokenizer", path="read")
+    text_config: str | None = option(None, "med_config.json of another text encoder than the released one", path="read")
+    vision_config: str | None = option(
+        None, "JSON of another image encoder: width, depth, heads, patch, image_size", path="read"
+    )
+    max_length: int = option(35, "tokens of a prompt that are read; the released model was trained with 35", Range(2))
 
 
 def main(options: Options) -> None:

@@ -10,7 +10,7 @@ from ..options import option
 
 @dataclass
 class Options:
-    folder: str | None = option(None, "run folder or saved model", positional=True)
+    folder: str | None = option(None, "run folder or saved model", positional=True, path="read")
     hub_model_id: str | None = option(
         None, "owner/name; default: the folder's name, under your account", positional=True
     )

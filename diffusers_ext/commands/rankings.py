@@ -14,12 +14,14 @@ from ..options import option
 
 @dataclass
 class Options:
-    rankings: str | None = option(None, "a file of rankings, or a folder of .parquet", positional=True)
-    image_root: str | None = option(None, "folder that paths of ImageReward's and HPDv2's files start from")
+    rankings: str | None = option(None, "a file of rankings, or a folder of .parquet", positional=True, path="read")
+    image_root: str | None = option(
+        None, "folder that paths of ImageReward's and HPDv2's files start from", path="read"
+    )
     split: str | None = option(None, "read only this split")
-    against: str | None = option(None, "rankings to measure on later: what is shared with them is named")
+    against: str | None = option(None, "rankings to measure on later: what is shared with them is named", path="read")
     check_images: bool = option(False, "open every picture, and name those that cannot be read")
-    output: str | None = option(None, "write them here, as .jsonl")
+    output: str | None = option(None, "write them here, as .jsonl", path="file")
 
 
 def main(options: Options) -> None:

@@ -11,22 +11,29 @@ the command, the versions) and a labelled grid for each prompt.
 
 from dataclasses import asdict, dataclass
 
-from ..options import group, option
+from ..options import COUNT, SEED, WEIGHT, group, option
 
 
 @group("what to draw")
 @dataclass
 class Drawing:
-    model: str = option("embedded", "folder or Hub name of any text-to-image pipeline; embedded: the package's own")
-    prompt: str | None = option(None, "the prompt")
-    prompts_file: str | None = option(None, "instead: a .txt, .json, .jsonl or .csv of prompts")
-    prompt_field: str = option("prompt", "the field that holds the prompt")
-    negative_prompt: str | None = option(None, "what to guide away from")
-    num_inference_steps: int | None = option(None, "steps of the sampler; default: the pipeline's")
-    guidance_scale: float | None = option(None, "classifier-free guidance; default: the pipeline's")
-    height: int | None = option(None, "of the pictures, in pixels; default: the pipeline's")
-    width: int | None = option(None, "of the pictures, in pixels; default: the pipeline's")
-    seed: int = option(0, "candidate n of prompt p starts from seed + p x candidates + n")
+    model: str = option(
+        "embedded", "folder or Hub name of any text-to-image pipeline; embedded: the package's own", path="read"
+    )
+    prompt: str | None = option(None, "the prompt", blank=True)
+    prompts_file: str | None = option(None, "instead: a .txt, .json, .jsonl or .csv of prompts", path="read")
+    prompt_field: str = option("prompt", "the field that holds the prompt", requires={"prompts_file": True})
+    negative_prompt: str | None = option(None, "what to guide away from", blank=True)
+    num_inference_steps: int | None = option(None, "steps of the sampler; default: the pipeline's", COUNT)
+    guidance_scale: float | None = option(None, "classifier-free guidance; default: the pipeline's", WEIGHT)
+    height: int | None = option(None, "of the pictures, in pixels; default: the pipeline's", COUNT)
+    width: int | None = option(None, "of the pictures, in pixels; default: the pipeline's", COUNT)
+    seed: int = option(
+        0,
+        "candidate n of prompt p starts from seed + p x candidates + n",
+        SEED,
+        instead="for a random one draw it yourself",
+    )
     device: str | None = option(None, "cpu, cuda, mps ...; default: the accelerator, where there is one")
     dtype: str = option("float32", "precision of the pipeline", ("float32", "bfloat16", "float16"))
 
@@ -34,13 +41,15 @@ class Drawing:
 @group("what to keep")
 @dataclass
 class Options(Drawing):
-    reward: str | None = option(None, "a name that load_reward takes; default, of the embedded model: fill50k")
-    held_out: str | None = option(None, "another reward, reported but not used to choose")
-    candidates: int = option(16, "pictures drawn of each prompt")
-    keep: int = option(4, "pictures kept of each prompt")
-    chunk_size: int = option(4, "pictures drawn at a time")
+    reward: str | None = option(
+        None, "a name that load_reward takes; default, of the embedded model: fill50k", path="read"
+    )
+    held_out: str | None = option(None, "another reward, reported but not used to choose", path="read")
+    candidates: int = option(16, "pictures drawn of each prompt", COUNT)
+    keep: int = option(4, "pictures kept of each prompt", COUNT)
+    chunk_size: int = option(4, "pictures drawn at a time", COUNT)
     prune: bool = option(False, "draw in a quarter of the steps, and only the better ones in all: about half the work")
-    output_dir: str = option("runs/rerank", "the folder to write; an unfinished one is gone on with")
+    output_dir: str = option("runs/rerank", "the folder to write; an unfinished one is continued", path="folder")
 
 
 def main(options: Options) -> None:
@@ -62,8 +71,6 @@ def _prompts(options: Options) -> list[str]:
 
     if bool(options.prompt) == bool(options.prompts_file):
         raise InputError("give --prompt or --prompts_file")
-    if min(options.candidates, options.keep, options.chunk_size) < 1:
-        raise InputError("--candidates, --keep and --chunk_size: 1 at least")
     if options.reward is None and options.model != "embedded":
         raise InputError("--reward: name what to choose by; docs/rewards.md says which one when")
     if options.prompt:

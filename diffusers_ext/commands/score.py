@@ -10,21 +10,23 @@ be read has "error" instead of "score", and the command then ends with exit code
 
 from dataclasses import dataclass
 
-from ..options import option
+from ..options import COUNT, NATURAL, option
 
 
 @dataclass
 class Options:
-    data: str | None = option(None, "folder, table, shards or Hub data set of pictures and prompts", positional=True)
-    reward: str | None = option(None, "a name that load_reward takes, or a folder of ImageRewardModel")
-    prompt: str | None = option(None, "one prompt for all pictures, instead of theirs")
-    output: str = option("scores.jsonl", "where to write; an unfinished file is gone on with")
+    data: str | None = option(
+        None, "folder, table, shards or Hub data set of pictures and prompts", positional=True, path="read"
+    )
+    reward: str | None = option(None, "a name that load_reward takes, or a folder of ImageRewardModel", path="read")
+    prompt: str | None = option(None, "one prompt for all pictures, instead of theirs", blank=True)
+    output: str = option("scores.jsonl", "where to write; an unfinished file is continued", path="file")
     image_column: str = option("image", "column of the pictures")
-    caption_column: str = option("text", "column of the prompts")
-    batch_size: int = option(16, "pictures at a time")
+    caption_column: str = option("text", "column of the prompts", requires={"prompt": False})
+    batch_size: int = option(16, "pictures at a time", COUNT)
     device: str | None = option(None, "cpu, cuda, mps ...; default: the accelerator, where there is one")
     dtype: str = option("float32", "precision of the weights", ("float32", "bfloat16", "float16"))
-    top: int = option(10, "lines of the table at the end")
+    top: int = option(10, "lines of the table at the end; 0: none", NATURAL)
 
 
 def main(options: Options) -> None:
@@ -38,8 +40,6 @@ def main(options: Options) -> None:
 
     from ..rewards.loading import load_reward
 
-    if options.batch_size < 1:
-        raise InputError("--batch_size: 1 at least")
     pairs = _pairs(options)
     done = _read_scores(Path(options.output), options.reward, pairs)
     left = [pair for pair in pairs if pair not in done]

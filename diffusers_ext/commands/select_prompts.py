@@ -9,13 +9,13 @@ chosen. Writes a line per chosen prompt, best first, so that the first m lines a
 
 from dataclasses import asdict, dataclass
 
-from diffusers_ext.options import group, option
+from diffusers_ext.options import COUNT, group, option
 
 
 @group("prompts")
 @dataclass
 class Prompts:
-    prompts: str | None = option(None, "file of prompts: .txt, .json, .jsonl or .csv")
+    prompts: str | None = option(None, "file of prompts: .txt, .json, .jsonl or .csv", path="read")
     prompt_field: str = option("prompt", "the field that holds the prompt")
     duplicates: str = option(
         "drop", "what to do with prompts that differ in case and spaces at most", ("drop", "keep", "refuse")
@@ -26,27 +26,31 @@ class Prompts:
 @dataclass
 class Embeddings:
     encoder: str | None = option(
-        None, "sentence encoder, mean-pooled: a transformers folder or an owner/name on the Hub"
+        None, "sentence encoder, mean-pooled: a transformers folder or an owner/name on the Hub", path="read"
     )
     embeddings: str | None = option(
-        None, "instead: .npy or .safetensors, a row per row of the file of prompts, duplicates included"
+        None, "instead: .npy or .safetensors, a row per row of the file of prompts, duplicates included", path="read"
     )
-    cache_dir: str = option("runs/sentences", "folder where embeddings are kept by content")
-    batch_size: int = option(64, "prompts per forward pass of the encoder")
+    cache_dir: str = option(
+        "runs/sentences", "folder where embeddings are kept by content", requires={"encoder": True}, path="folder"
+    )
+    batch_size: int = option(64, "prompts per forward pass of the encoder", COUNT, requires={"encoder": True})
     device: str = option("cpu", "where prompts are embedded and compared: cpu, cuda, ...")
 
 
 @group("selection")
 @dataclass
 class Options(Embeddings, Prompts):
-    count: int = option(1000, "how many prompts to choose; with shard_field, from each shard")
-    k: int = option(150, "neighbours that a prompt votes for")
+    count: int = option(1000, "how many prompts to choose; with shard_field, from each shard", COUNT)
+    k: int = option(150, "neighbours that a prompt votes for", COUNT)
     centre: bool = option(False, "subtract the mean embedding first, as ImageReward's authors did")
     approximate: bool = option(
         False, "find neighbours with faiss instead of all pairs: from some 100,000 prompts on a CPU"
     )
     shard_field: str | None = option(None, "choose within the rows that share this field's value")
-    output: str = option("chosen.jsonl", "the chosen rows, in order of selection; a report is written beside it")
+    output: str = option(
+        "chosen.jsonl", "the chosen rows, in order of selection; a report is written beside it", path="file"
+    )
 
 
 def main(options: Options) -> None:

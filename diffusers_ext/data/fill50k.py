@@ -26,7 +26,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from torch.utils.data import Dataset
 
 from .. import randomness
-from ..options import option
+from ..options import COUNT, SEED, option, run
 from .pairs import to_tensor
 
 # The words of which the CSS names are made, to write "darkslategray" as a person would: "dark slate gray".
@@ -314,15 +314,17 @@ def _signed_distance(scene: Scene, size: int) -> np.ndarray:
 
 @dataclass
 class Options:
-    output_dir: str = option("data/fill50k", "the folder to write")
-    count: int = option(1000, "number of samples")
-    size: int = option(64, "side of the square images, in pixels")
-    seed: int = option(0, "another seed gives other circles")
+    output_dir: str = option("data/fill50k", "the folder to write", path="folder")
+    count: int = option(1000, "number of samples", COUNT)
+    size: int = option(64, "side of the square images, in pixels", COUNT)
+    seed: int = option(0, "another seed gives other circles", SEED)
     split: str = option("train", "train, or test: colour pairs that never occur in train", ("train", "test"))
 
 
-if __name__ == "__main__":
-    from ..options import parse
+def main(options: Options) -> None:
+    folder = write(options.output_dir, options.count, options.size, options.seed, options.split)
+    print(f"{options.count} samples in {folder}")
 
-    given = parse(Options, description=__doc__)
-    print(f"{given.count} samples in {write(given.output_dir, given.count, given.size, given.seed, given.split)}")
+
+if __name__ == "__main__":
+    run(main, Options, description=__doc__)

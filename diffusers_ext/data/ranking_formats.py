@@ -33,6 +33,8 @@ def read_rankings(
     if not path.exists():
         raise InputError(f"{path}: no such file; give rankings as .jsonl, ImageReward's or HPDv2's .json, or .parquet")
     if path.is_dir() or path.suffix == ".parquet":
+        if split is not None:
+            raise InputError(f"--split {split}: Pick-a-Pic's files, as {path}, name no splits; leave it out")
         return group_by_prompt(read_pickapic(path))
     prompts = read(path) if path.suffix == ".jsonl" else read_json(path, Path(image_root or path.parent))
     if split is not None:

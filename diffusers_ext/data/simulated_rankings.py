@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .. import randomness
 from ..metrics.fill50k import colour_error, find_circle
-from ..options import option
+from ..options import COUNT, POSITIVE, SEED, Range, option, run
 from . import fill50k
 from .rankings import RankedPrompt, Ranking, write
 
@@ -146,17 +146,22 @@ def embedded_pictures(prompts: Sequence[str], seed: int, split: str) -> list[Ima
 
 @dataclass
 class Options:
-    output_dir: str = option("data/circle-rankings", "the folder to write")
-    count: int = option(1000, "number of prompts")
-    images: int = option(6, "pictures of each prompt")
-    annotators: int = option(1, "people who rank each prompt")
-    temperature: float = option(0.5, "their noise: at 0.5 they err in one pair of six, at 0.25 in one of ten")
+    output_dir: str = option("data/circle-rankings", "the folder to write", path="folder")
+    count: int = option(1000, "number of prompts", COUNT)
+    images: int = option(6, "pictures of each prompt", Range(2))
+    annotators: int = option(1, "people who rank each prompt", COUNT)
+    temperature: float = option(0.5, "their noise: at 0.5 they err in one pair of six, at 0.25 in one of ten", POSITIVE)
     pictures: str = option(
         "drawn", "what is spoilt: circles drawn exactly, or what the embedded model makes", ("drawn", "embedded")
     )
-    size: int = option(64, "side of the square pictures, in pixels; the embedded model's are 64")
+    size: int = option(
+        64,
+        "side of the square pictures, in pixels; the embedded model's are 64",
+        COUNT,
+        requires={"pictures": ("drawn",)},
+    )
     basic_colours: bool = option(False, "only the sixteen basic colours, which takes fewer rankings to learn")
-    seed: int = option(0, "another seed gives other circles, faults and noise")
+    seed: int = option(0, "another seed gives other circles, faults and noise", SEED)
     split: str = option("train", "train, or test: colour pairs that never occur in train", ("train", "test"))
 
 
@@ -195,6 +200,4 @@ def read_truth(folder: Path) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    from ..options import parse
-
-    print(simulate(parse(Options, description=__doc__)))
+    run(lambda options: print(simulate(options)), Options, description=__doc__)

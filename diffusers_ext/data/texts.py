@@ -34,6 +34,10 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[Prompt]:
     prompts: list[Prompt] = []
     if not path.is_file():
         raise InputError(f"{path}: no such file of prompts")
+    if path.suffix == ".txt" and field != "prompt":
+        raise InputError(
+            f"--prompt_field {field}: {path} is a list of prompts, a line each, without fields; leave it out"
+        )
     for origin, values in _values(path):
         values = {field: values} if isinstance(values, str) else values
         text = values.get(field) if isinstance(values, dict) else None

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from diffusers_ext import randomness
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, option, run
 
 SIZE, FINER = 64, 4  # pixels of a side; how much finer it is drawn before it is scaled down
 STYLES = {
@@ -87,8 +87,10 @@ def paint(corners: list[tuple], style: str, ink: np.ndarray, paper: np.ndarray) 
 @dataclass
 class Options:
     folder: str = option("runs/story", "the story's folder")
-    drawings: int = option(40, "labelled drawings of each colour in each style to train on, and as many to test on")
-    captioned: int = option(150, "captioned drawings of each colour in each style")
+    drawings: int = option(
+        40, "labelled drawings of each colour in each style to train on, and as many to test on", COUNT
+    )
+    captioned: int = option(150, "captioned drawings of each colour in each style", COUNT)
 
 
 def main(options: Options) -> None:

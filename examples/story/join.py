@@ -9,13 +9,13 @@ spoilt/rankings.jsonl, to training.jsonl. Prompts of the same words in both are 
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, option, run
 
 
 @dataclass
 class Options:
     folder: str = option("runs/story", "the story's folder")
-    held_out: int = option(20, "prompts to measure on")
+    held_out: int = option(20, "prompts to measure on", COUNT)
 
 
 def main(options: Options) -> None:

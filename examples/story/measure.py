@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, option, run
 
 DRAWING = {"num_inference_steps": 5, "guidance_scale": 1.0}
 SEED, SHOWN = 200_000, 7  # the first seed, which no other step uses; pictures of a row
@@ -19,8 +19,8 @@ SEED, SHOWN = 200_000, 7  # the first seed, which no other step uses; pictures o
 @dataclass
 class Options:
     folder: str = option("runs/story", "the story's folder")
-    each: int = option(8, "pictures of each held-out prompt")
-    outlines: int = option(48, "outlines, of colour pairs that were never trained on")
+    each: int = option(8, "pictures of each held-out prompt", COUNT)
+    outlines: int = option(48, "outlines, of colour pairs that were never trained on", COUNT)
 
 
 def main(options: Options) -> None:

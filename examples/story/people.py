@@ -11,15 +11,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, POSITIVE, SEED, option, run
 
 
 @dataclass
 class Options:
     candidates: str = option("runs/story/candidates", "folder of `diffusers-ext rerank`")
-    count: int = option(3, "people")
-    temperature: float = option(0.03, "their noise, in units of the exact reward: 20 CIEDE2000 make one")
-    seed: int = option(0, "another seed, other noise")
+    count: int = option(3, "people", COUNT)
+    temperature: float = option(0.03, "their noise, in units of the exact reward: 20 CIEDE2000 make one", POSITIVE)
+    seed: int = option(0, "another seed, other noise", SEED)
 
 
 def main(options: Options) -> None:

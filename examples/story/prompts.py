@@ -11,15 +11,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import option, run
+from diffusers_ext.options import COUNT, SEED, option, run
 
 
 @dataclass
 class Options:
     folder: str = option("runs/story", "the story's folder")
-    count: int = option(2000, "requests")
-    held_out: int = option(12, "prompts kept apart, of the twelve colour pairs that there are")
-    seed: int = option(0, "another seed asks for other colours")
+    count: int = option(2000, "requests", COUNT)
+    held_out: int = option(12, "prompts kept apart, of the twelve colour pairs that there are", COUNT)
+    seed: int = option(0, "another seed asks for other colours", SEED)
 
 
 def main(options: Options) -> None:
