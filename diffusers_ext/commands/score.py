@@ -94,14 +94,26 @@ def _score(reward, left: list, pairs: dict, done: dict, options: Options) -> Non
             batch = left[start : start + options.batch_size]
             images = {pair: _load(pairs[pair]) for pair in batch}
             good = [pair for pair in batch if not isinstance(images[pair], str)]
-            scores = reward.score([prompt for _, prompt in good], [images[pair] for pair in good]) if good else []
-            values = dict(zip(good, [float(score) for score in scores]))
+            results = _results(reward, good, images) if good else {}
             for pair in batch:
-                result = {"score": values[pair]} if pair in values else {"error": images[pair]}
+                result = results.get(pair) or {"error": images[pair]}
                 done[pair] = {"image": pair[0], "prompt": pair[1], "reward": options.reward, **result}
                 file.write(json.dumps(done[pair], ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(batch))
+
+
+def _results(reward, pairs: list, images: dict) -> dict:
+    """Return {pair: {"score" or "error"}}; where some rewards are not finite, the other pictures keep theirs."""
+    from ..rewards.reward_values import NotFiniteError
+
+    try:
+        scores = reward.score([prompt for _, prompt in pairs], [images[pair] for pair in pairs])
+        return {pair: {"score": float(score)} for pair, score in zip(pairs, scores, strict=True)}
+    except NotFiniteError as error:
+        if len(pairs) == 1:
+            return {pairs[0]: {"error": f"{pairs[0][0]}: {error}"}}
+    return {pair: _results(reward, [pair], images)[pair] for pair in pairs}
 
 
 def _load(file):

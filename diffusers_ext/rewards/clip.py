@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
+from ..open_clip_tokenizer import open_clip_tokenizer
 from .completeness import LOADING_ERRORS, check_tokenizer, check_weights
 from .image_reward_checkpoint import READING_ERRORS, why_unreadable
 from .interface import Reward
@@ -50,7 +51,9 @@ class OpenClip(nn.Module):
                 # The wrong activation runs, and scores a little wrong everywhere.
                 warnings.filterwarnings("error", message=".*QuickGELU mismatch")
                 model = open_clip.create_model(architecture, pretrained, require_pretrained=True)
-            return cls(model, open_clip.get_tokenizer(architecture), whole)
+            return cls(model, open_clip_tokenizer(architecture), whole)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 f"open_clip cannot load {architecture} with the weights {pretrained!r}: {error}"

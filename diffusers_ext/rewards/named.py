@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
-from .loading import NO_CODE, check_ensemble, load_reward, load_saved_reward, names_code, names_ensemble
+from .loading import check_ensemble, load_reward, load_saved_reward, names_code, names_ensemble
 
 
 class NamedRewardConfig(PreTrainedConfig):
@@ -49,8 +49,8 @@ class NamedReward(PreTrainedModel):
             raise InputError(f"reward {name!r}: expected a name that load_reward takes")
         if names_code(name):
             raise InputError(
-                f"reward {name!r}: {NO_CODE}: save the pipeline with reward_model=None, and load it with "
-                f"reward_model=NamedReward({name!r})"
+                f"reward {name!r}: a file may not name code, so this cannot be saved: save the pipeline with "
+                f"reward_model=None, and load it with reward_model=NamedReward({name!r})"
             )
         if names_ensemble(name):
             check_ensemble(Path(name), trust_remote_code=False)

@@ -14,6 +14,10 @@ from .reward_inputs import InputError
 SHOWN = 9  # pairs in a message
 
 
+class WrongNumberError(InputError):
+    """A reward returned another number of values than there are pairs, or no numbers."""
+
+
 class NotFiniteError(InputError):
     """Some rewards are NaN or infinite: those would win or lose every comparison."""
 
@@ -21,16 +25,20 @@ class NotFiniteError(InputError):
 def as_rewards(values: Any, count: int, name: str) -> torch.Tensor:
     """Bring what a reward returned to (count,): a tensor, an array or a list of (N,) or (N, 1), or one number for one pair.
 
-    name: of the reward, for the message. Raises InputError for another number of values, or for no numbers at all.
+    name: of the reward, for the message. Raises WrongNumberError for another number of values, or for no numbers at all.
     """
     try:
         tensor = values if isinstance(values, torch.Tensor) else _from_list(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: returned {type(values).__name__}, expected {count} numbers ({error})") from None
+        raise WrongNumberError(
+            f"{name}: returned {type(values).__name__}, expected {count} numbers ({error})"
+        ) from None
     shape = tuple(tensor.shape)
     if shape not in {(count,), (count, 1), *([()] if count == 1 else [])} or tensor.is_complex():
         found = f"{tensor.numel()} values" + (f" of shape {shape}" if len(shape) > 1 else "")
-        raise InputError(f"{name}: returned {found} for {count} pictures; expected one number for each, ({count},)")
+        raise WrongNumberError(
+            f"{name}: returned {found} for {count} pictures; expected one number for each, ({count},)"
+        )
     return tensor.reshape(count)
 
 
