@@ -122,7 +122,7 @@ def score_pictures(reward: Any, prompt: str, pictures: Sequence[Any]) -> dict[st
     except InputError:
         if len(pictures) == 1:
             raise
-        scores = _one_by_one(score, prompt, pictures)
+        return _one_by_one(score, prompt, pictures)
     return scores | {"score": _finite(scores["score"], prompt, _name(score))}
 
 
@@ -140,7 +140,8 @@ def _one_by_one(score: Callable, prompt: str, pictures: Sequence[Any]) -> dict[s
     if refusals:
         warnings.warn(f"{len(refusals)} of {len(pictures)} pictures rank last: {refusals[0]}", stacklevel=4)
     names = next(filter(None, parts))
-    return {name: np.array([part[name][0] if part else math.nan for part in parts]) for name in names}
+    scores = {name: np.array([part[name][0] if part else math.nan for part in parts]) for name in names}
+    return scores | {"score": np.where(np.isfinite(scores["score"]), scores["score"], math.nan)}
 
 
 def _scores(score: Callable, prompt: str, pictures: list) -> dict[str, np.ndarray]:
