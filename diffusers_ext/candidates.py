@@ -119,9 +119,12 @@ def score_pictures(reward: Any, prompt: str, pictures: Sequence[Any]) -> dict[st
         scores = _scores(score, prompt, list(pictures))
     except WrongNumberError:
         raise
-    except InputError:
-        if len(pictures) == 1:
+    except InputError as error:
+        if len(pictures) == 1 and not isinstance(error, NotFiniteError):
             raise
+        if len(pictures) == 1:
+            warnings.warn(f"{error}; ranked last", stacklevel=2)
+            return {"score": np.array([math.nan])}
         return _one_by_one(score, prompt, pictures)
     return scores | {"score": _finite(scores["score"], prompt, _name(score))}
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..open_clip_tokenizer import open_clip_tokenizer
-from .completeness import LOADING_ERRORS, check_tokenizer, check_weights
+from .completeness import LOADING_ERRORS, check_tokenizer, check_tokenizer_files, check_weights
 from .image_reward_checkpoint import READING_ERRORS, why_unreadable
 from .interface import Reward
 from .reward_inputs import MEAN, STD, pixels
@@ -89,6 +89,7 @@ class TransformersClip(nn.Module):
         from transformers import AutoTokenizer, CLIPModel
 
         words = tokenizer or name
+        check_tokenizer_files(words)
         try:
             model, report = CLIPModel.from_pretrained(
                 name, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True

@@ -39,16 +39,20 @@ def check_weights(report: dict[str, Any], where: Any, unused: Iterable[str] = ()
         )
 
 
-def check_tokenizer(tokenizer: Any, vocabulary: int, where: str | os.PathLike) -> None:
-    """Raise InputError where a tokenizer has no words of its own, or more tokens than the text encoder has embeddings.
-
-    Without its files, transformers makes an empty tokenizer, to which all prompts are alike.
-    """
+def check_tokenizer_files(where: str | os.PathLike) -> None:
+    """Raise InputError, before transformers does without a name, where a folder has one of a tokenizer's two files."""
     folder = Path(where)
     if folder.is_dir() and not (folder / "tokenizer.json").exists():
         halves = [name for name in ("vocab.json", "merges.txt") if not (folder / name).exists()]
         if len(halves) == 1:
             raise InputError(f"{folder / halves[0]}: missing, half of its tokenizer; {REMEDY}")
+
+
+def check_tokenizer(tokenizer: Any, vocabulary: int, where: str | os.PathLike) -> None:
+    """Raise InputError where a tokenizer has no words of its own, or more tokens than the text encoder has embeddings.
+
+    Without its files, transformers makes an empty tokenizer, to which all prompts are alike.
+    """
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise InputError(
             f"{where}: no tokenizer.json, nor vocab.json and merges.txt, with words in them, so that every prompt would "
