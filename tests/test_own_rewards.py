@@ -183,7 +183,7 @@ def test_one_text_is_one_prompt(mine, pictures):
     for call in (model.tokenize, lambda text: model.score_matrix(text, pictures)):
         with pytest.raises(InputError, match="a list of prompts"):
             call("a red circle")
-    with pytest.raises(InputError, match="3 images but 2 prompts|2 prompts but 3 images"):
+    with pytest.raises(InputError, match="2 prompts but 3 images"):
         ensemble.calibrate(["a", "b"], pictures)
     condition = torch.zeros(3, 8, 8)
     assert len(ConsistencyReward("canny", condition).conditions) == 1

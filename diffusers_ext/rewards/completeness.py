@@ -96,7 +96,7 @@ class StrictLoading:
         """
         hub = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
         hub |= {"token": token, "revision": revision, "subfolder": subfolder}
-        model, report = super().from_pretrained(
+        model, report = super().from_pretrained(  # type: ignore[misc]  # transformers' own
             pretrained_model_name_or_path,
             *model_args,
             config=config,

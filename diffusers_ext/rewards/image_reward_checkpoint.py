@@ -7,6 +7,7 @@ import contextlib
 import os
 import pickle
 import re
+from typing import Any
 
 import torch
 from transformers import BlipTextConfig, BlipVisionConfig
@@ -39,7 +40,7 @@ UNUSED_OPTIONS = {"architectures", "model_type", "type_vocab_size", "encoder_wid
 READING_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)  # of torch.load
 
 
-def why_unreadable(path: str | os.PathLike, error: Exception) -> str:
+def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
     """Say what is wrong with a file that torch.load refused, without its advice to load anything at all."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(LFS)) == LFS:
@@ -51,8 +52,8 @@ def why_unreadable(path: str | os.PathLike, error: Exception) -> str:
 
 def read_checkpoint(path_or_state_dict: str | os.PathLike | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of an official checkpoint by their official names, float32."""
-    state = path_or_state_dict
-    if not isinstance(state, dict):
+    state: Any = path_or_state_dict
+    if not isinstance(path_or_state_dict, dict):
         try:
             state = torch.load(path_or_state_dict, map_location="cpu", weights_only=True)
         except READING_ERRORS as error:

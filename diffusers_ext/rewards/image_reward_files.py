@@ -53,7 +53,8 @@ class ImageRewardFiles(StrictLoading):
         if not safe_serialization:
             raise InputError("safe_serialization=False: an ImageRewardModel is saved as safetensors only")
         written = {"state_dict": state_dict, "max_shard_size": max_shard_size, "variant": variant, "token": token}
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **written, **kwargs)
+        write = super().save_pretrained  # type: ignore[misc]  # transformers' own
+        write(save_directory, is_main_process=is_main_process, **written, **kwargs)
         if self.tokenizer is not None and is_main_process:
             self.tokenizer.save_pretrained(save_directory)
         if push_to_hub:  # after the tokenizer, so that it is uploaded too

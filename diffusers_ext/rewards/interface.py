@@ -86,7 +86,7 @@ class OwnReward(Reward):
 
     def __init__(self, own: Any, name: str | None = None):
         super().__init__()
-        self.own, self._name = own, name or getattr(own, "__name__", type(own).__name__)
+        self.own, self._name = own, str(name or getattr(own, "__name__", type(own).__name__))
         self.differentiable = bool(getattr(own, "differentiable", True))
 
     @property
