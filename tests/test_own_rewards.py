@@ -245,3 +245,25 @@ def test_the_command_names_the_picture_and_scores_the_others(mine, pictures, cap
     with pytest.raises(SystemExit):
         cli.main([str(word) for word in [*words, "mine_of_tests:one"]])
     assert "mine_of_tests:one: returned 1 values for 3 pictures" in capsys.readouterr().err
+
+
+def test_the_command_takes_ones_own_ensemble_by_ones_own_word(mine, pictures, capsys):
+    (mine / "pictures").mkdir()
+    pictures[0].save(mine / "pictures" / "a.png")
+    members = {"mine_of_tests:floats": {}, "mine_of_tests:array": {}}
+    (mine / "own.json").write_text(json.dumps({"members": members}))
+    words = [
+        "score",
+        mine / "pictures",
+        "--prompt",
+        "a",
+        "--output",
+        mine / "scores.jsonl",
+        "--reward",
+        mine / "own.json",
+    ]
+    with pytest.raises(SystemExit):
+        cli.main([str(word) for word in words])
+    assert "may not name code" in capsys.readouterr().err
+    cli.main([str(word) for word in [*words, "--trust_remote_code"]])
+    assert json.loads((mine / "scores.jsonl").read_text())["score"] == pytest.approx(1 / 3)

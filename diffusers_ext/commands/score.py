@@ -24,6 +24,7 @@ class Options:
     batch_size: int = option(16, "pictures at a time")
     device: str | None = option(None, "cpu, cuda, mps ...; default: the accelerator, where there is one")
     dtype: str = option("float32", "precision of the weights", ("float32", "bfloat16", "float16"))
+    trust_remote_code: bool = option(False, "let an ensemble's file name modules of your own (SECURITY.md)")
     top: int = option(10, "lines of the table at the end")
 
 
@@ -45,7 +46,9 @@ def main(options: Options) -> None:
     left = [pair for pair in pairs if pair not in done]
     if left:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        reward = load_reward(options.reward).to(options.device or accelerator, getattr(torch, options.dtype))
+        reward = load_reward(options.reward, trust_remote_code=options.trust_remote_code).to(
+            options.device or accelerator, getattr(torch, options.dtype)
+        )
         _score(reward, left, pairs, done, options)
     _write_scores(Path(options.output), [done[pair] for pair in pairs])
     _print_table([done[pair] for pair in pairs], options.top)

@@ -29,8 +29,8 @@ from .completeness import LOADING_ERRORS
 PICKSCORE, PICKSCORE_TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 HPS_REPOSITORY, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
 NO_CODE = (
-    "a file may not name code. If the file and that module are yours, load_reward(FILE, trust_remote_code=True); "
-    "or pass the reward yourself"
+    "a file may not name code. If the file and that module are yours, load_reward(FILE, trust_remote_code=True), "
+    "or diffusers-ext score --trust_remote_code"
 )
 AESTHETIC_CLIPS = {512: "ViT-B-32/openai", 768: "ViT-L-14/openai"}  # by width, of LAION's heads
 FORMS = "\n".join(line.strip() for line in (__doc__ or "").partition("\n\nThe last")[0].splitlines()[2:])
