@@ -36,6 +36,7 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from .cache import Batches, Digests, Store, digest_of, digest_of_file, digest_of_tensors
 from .data.files import File, load
 from .errors import InputError
+from .open_clip_tokenizer import open_clip_tokenizer
 from .rewards.reward_inputs import read_rgb
 
 TEXTS = 256  # texts encoded at once
@@ -191,7 +192,9 @@ def _load_open_clip(name: str) -> Backbone:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*QuickGELU mismatch")
             model, preprocess = open_clip.create_model_from_pretrained(model_name, tag, **settings)
-        tokenizer = open_clip.get_tokenizer(model_name)
+        tokenizer = open_clip_tokenizer(model_name)
+    except InputError:
+        raise
     except (OSError, RuntimeError, ValueError, UserWarning) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -1,6 +1,7 @@
 """The candidates of a prompt, their scores and their order: what best-of-N returns."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .errors import InputError
+from .rewards.reward_values import NotFiniteError, WrongNumberError, as_rewards
 
 
 @dataclass
@@ -106,28 +108,43 @@ def score_pictures(reward: Any, prompt: str, pictures: Sequence[Any]) -> dict[st
     """Return {"score": (M,) float64} and, by name, the parts that the score is made of.
 
     reward: has `score(prompts, images) -> (M,)`, and perhaps `score_parts`, which returns such a dict; or is itself such
-    a function. Where it refuses the pictures together, each is scored alone, and one it refuses alone is NaN.
-    Raises InputError where it refuses all, ValueError where it returns another number of scores.
+    a function. Where it refuses the pictures together, each is scored alone, and one it refuses alone is NaN. So is one
+    whose score is not finite, which would win or lose every comparison; a warning names it.
+    Raises InputError where it refuses all, returns another number of scores, or none of several that is finite.
     """
     if not pictures:
         return {"score": np.empty(0)}
     score = getattr(reward, "score_parts", None) or getattr(reward, "score", reward)
     try:
-        return _scores(score, prompt, list(pictures))
-    except InputError:
-        if len(pictures) == 1:
+        scores = _scores(score, prompt, list(pictures))
+    except WrongNumberError:
+        raise
+    except InputError as error:
+        if len(pictures) == 1 and not isinstance(error, NotFiniteError):
             raise
-    each, refusals = [], []
+        if len(pictures) == 1:
+            warnings.warn(f"{error}; ranked last", stacklevel=2)
+            return {"score": np.array([math.nan])}
+        return _one_by_one(score, prompt, pictures)
+    return scores | {"score": _finite(scores["score"], prompt, _name(score))}
+
+
+def _one_by_one(score: Callable, prompt: str, pictures: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Score each picture alone; one that is refused is NaN. InputError where all are."""
+    parts, refusals = [], []
     for picture in pictures:
         try:
-            each.append(_scores(score, prompt, [picture]))
+            parts.append(_scores(score, prompt, [picture]))
         except InputError as error:
-            each.append({})
+            parts.append({})
             refusals.append(error)
     if len(refusals) == len(pictures):
         raise refusals[0]
-    names = next(filter(None, each))
-    return {name: np.array([one[name][0] if one else math.nan for one in each]) for name in names}
+    if refusals:
+        warnings.warn(f"{len(refusals)} of {len(pictures)} pictures rank last: {refusals[0]}", stacklevel=4)
+    names = next(filter(None, parts))
+    scores = {name: np.array([part[name][0] if part else math.nan for part in parts]) for name in names}
+    return scores | {"score": np.where(np.isfinite(scores["score"]), scores["score"], math.nan)}
 
 
 def _scores(score: Callable, prompt: str, pictures: list) -> dict[str, np.ndarray]:
@@ -135,11 +152,37 @@ def _scores(score: Callable, prompt: str, pictures: list) -> dict[str, np.ndarra
     with torch.no_grad(), _onloaded(owner):
         found = score([prompt] * len(pictures), pictures)
     found = found if isinstance(found, dict) else {"score": found}
-    scores = {name: torch.as_tensor(values).cpu().double().numpy().reshape(-1) for name, values in found.items()}
-    for name, values in scores.items():
-        if len(values) != len(pictures):
-            raise ValueError(f"the reward gave {len(values)} values of {name!r} for {len(pictures)} pictures")
-    return scores
+    return {
+        name: as_rewards(values, len(pictures), f"{_name(score)}, {name}").detach().cpu().double().numpy()
+        for name, values in found.items()
+    }
+
+
+def _name(reward: Any) -> str:
+    """What messages call a reward, or its `score`."""
+    owner = getattr(reward, "__self__", reward)
+    return str(getattr(owner, "name", None) or getattr(owner, "__name__", None) or type(owner).__name__)
+
+
+def _finite(scores: np.ndarray, prompt: str, reward: str) -> np.ndarray:
+    """Turn what is not finite to NaN, which ranks last, and say so; InputError where that is all of several."""
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if not len(bad):
+        return scores
+    found = f"{reward}: {scores[bad[0]]} for picture {bad[0]} of {len(scores)} of the prompt {prompt[:60]!r}"
+    if len(bad) == len(scores) > 1:
+        raise NotFiniteError(f"{found}, and no finite score for any other: there is nothing to rank by")
+    warnings.warn(f"{found}: {len(bad)} not finite, ranked last", stacklevel=3)
+    return np.where(np.isfinite(scores), scores, math.nan)
+
+
+def check_ranked(candidates: Sequence[Candidate], reward: Any) -> None:
+    """Raise InputError where no candidate of a prompt has a score, though not all were blanked: they are in no order."""
+    shown = [candidate for candidate in candidates if not candidate.nsfw]
+    if shown and all(math.isnan(candidate.score) for candidate in shown):
+        raise NotFiniteError(
+            f"{_name(reward)}: no finite score for any of {len(shown)} candidates, the first from seed {shown[0].seed}"
+        )
 
 
 @contextmanager

@@ -150,6 +150,8 @@ def _component_homes(pipe: Any) -> dict[str, tuple[str, str]]:
                 f"{part}: a {kind.__name__} has no files to save; set it to None, or take"
                 " diffusers_ext.rewards.named.NamedReward(NAME), which is saved by its name"
             )
+        if check_saved := getattr(component, "check_saved", None):  # a NamedReward of code
+            check_saved()
         if module.split(".")[0] in REMOTE:  # a class beside its weights: here it is the package's, if that has it
             module = f"{REWARDS}.{module.split('.')[-1]}"
         if module == "__main__" or not _holds(module, kind.__name__):

@@ -24,7 +24,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import PreTrainedModel
 
-from .candidates import Candidate, RerankOutput, as_pictures, gathered, ranked, score_pictures
+from .candidates import Candidate, RerankOutput, as_pictures, check_ranked, gathered, ranked, score_pictures
 from .errors import InputError
 from .hooks import Remember, hooked
 from .pruning import Pruning, check_pipeline
@@ -106,6 +106,7 @@ class RewardReranker:
                 candidates.append(ranked(found, request.keep))
                 if self._interrupted():
                     break
+                check_ranked(found, self.reward[prompt] if isinstance(self.reward, list) else self.reward)
         images = [each.image for best_first in candidates for each in best_first if each.image is not None]
         output = RerankOutput(gathered(images), candidates, self.evaluations)
         return output if return_dict else output.to_tuple()

@@ -23,11 +23,13 @@ from .cache import Digests, Store, digest_of, digest_of_file, digest_of_tensors,
 from .data.files import File, load
 from .errors import InputError
 from .objectives.ranking import Rewards
+from .rewards.completeness import LOADING_ERRORS, check_tokenizer, check_weights
 from .rewards.linear_head import LinearHeadConfig, LinearHeadReward
 from .rewards.modeling_image_reward import ImageRewardConfig, ImageRewardModel, RewardHead
 from .rewards.reward_inputs import pixels
 
 Reward = ImageRewardModel | LinearHeadReward
+BLIP_HEADS = ("itm_head.", "vision_proj.", "text_proj.", "logit_scale", "text_encoder.pooler.")
 
 
 @dataclass
@@ -56,15 +58,25 @@ def load_reward_backbone(name: str, texts: Sequence[str], head_sizes: Sequence[i
         return model
     kind = kind_of(name)
     if kind == ImageRewardConfig.model_type:
-        return ImageRewardModel.from_pretrained(name, dtype=torch.float32)
-    return from_blip(name)
+        return _loaded(lambda: ImageRewardModel.from_pretrained(name, dtype=torch.float32), name)
+    return _loaded(lambda: from_blip(name), name)
+
+
+def _loaded(load: Callable[[], ImageRewardModel], name: str) -> ImageRewardModel:
+    """Load a folder; whatever is wrong with its files, an InputError says so."""
+    try:
+        return load()
+    except InputError:
+        raise
+    except LOADING_ERRORS as error:
+        raise InputError(f"--backbone {name}: cannot be loaded ({error}); download it again") from error
 
 
 def kind_of(name: str) -> str:
     """Return the model type that a folder's or Hub model's config.json names; InputError if it is none to train from."""
     try:
         kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    except OSError:
+    except (OSError, AttributeError):
         kind = None
     if kind not in (ImageRewardConfig.model_type, "blip"):
         found = f"its config.json says {kind!r}" if kind else "it has no config.json"
@@ -79,18 +91,19 @@ def from_blip(name: str) -> ImageRewardModel:
     """Return an ImageReward with the encoders of a BlipForImageTextRetrieval, at its resolution, and a new head."""
     from transformers import BlipForImageTextRetrieval
 
-    blip, report = BlipForImageTextRetrieval.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    if absent := [key for key in report["missing_keys"] if key.startswith(("vision_model", "text_encoder"))]:
-        raise InputError(
-            f"--backbone {name}: not a BLIP for image-text retrieval: it lacks {len(absent)} tensors, {absent[0]} the first"
-        )
+    blip, report = BlipForImageTextRetrieval.from_pretrained(
+        name, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    # Of a BLIP for another task the encoders are the same; its own heads, and the lack of these, do not count.
+    check_weights(report | {"unexpected_keys": ()}, f"--backbone {name}", unused=BLIP_HEADS)
     text, vision = blip.config.text_config.to_dict(), blip.config.vision_config.to_dict()
     length = min(ImageRewardConfig.max_length, text["max_position_embeddings"])
     text = {**text, "is_decoder": True}
     model = ImageRewardModel(ImageRewardConfig(text_config=text, vision_config=vision, max_length=length))
     model.vision_model.load_state_dict(blip.vision_model.state_dict())
     model.text_encoder.load_state_dict(blip.text_encoder.state_dict())
-    model.tokenizer = AutoTokenizer.from_pretrained(name)
+    model.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    check_tokenizer(model.tokenizer, model.config.text_config.vocab_size, name)
     return model.eval()
 
 

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 
 from .cache import Batches, Digests, Store, digest_of, fingerprint
 from .errors import InputError
+from .rewards.completeness import LOADING_ERRORS, check_tokenizer, check_weights
+from .rewards.reward_inputs import check_prompts
 
 FILES = ("config.json", "*token*.json", "vocab.*", "*.model", "merges.txt", "*.safetensors", "sentence_*.json", "1_*/*")
 CHUNK = 4096  # prompts looked up in the store at a time
@@ -30,8 +32,21 @@ class SentenceEncoder:
     def __init__(self, folder: str | Path, device: str = "cpu"):
         from transformers import AutoModel, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model, report = AutoModel.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except LOADING_ERRORS as error:
+            raise InputError(f"--encoder {folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        # Heads that a checkpoint has besides, and a pooler that it lacks, are not used here.
+        check_weights(report | {"unexpected_keys": ()}, folder, unused=["pooler."])
+        check_tokenizer(self.tokenizer, model.config.vocab_size, folder)
+        self.model = model.eval().to(device)
         self.length = max_tokens(
             folder, min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
         )
@@ -58,6 +73,7 @@ def embed(
     Texts of like length share a batch, the longest first. What is computed stays if the user interrupts. Raises
     InputError if the encoder is not complete or pools otherwise than by the mean.
     """
+    texts = check_prompts(texts)
     folder = local_folder(encoder)
     check_encoder(folder)
     digests = Digests(cache_dir)

@@ -255,3 +255,39 @@ def test_leaks_name_the_row_whose_picture_is_missing(tmp_path):
     gone = read(lines(tmp_path / "gone.jsonl", {**GOOD, "images": ["a.png", "b.png", "z.png"]}))
     with pytest.raises(InputError, match=r"gone.jsonl:1: images: .*z.png: no such file"):
         leaks(here, gone)
+
+
+# ---------------------------------------------------------------- one prompt for all; a picture against itself
+
+
+def _ranked(number: int, text: str, images: tuple):
+    from diffusers_ext.data.rankings import RankedPrompt, Ranking
+
+    ranking = Ranking("me", tuple(range(1, len(images) + 1)))
+    return RankedPrompt(str(number), text, images, (ranking,), origin=f"r.jsonl:{number + 1}")
+
+
+def test_rankings_of_one_prompt_are_split_by_their_sets(tmp_path):
+    from diffusers_ext.data.ranking_checks import hold_out
+
+    prompts = [_ranked(n, "our logo" + " " * (n % 2), (tmp_path / f"{n}a", tmp_path / f"{n}b")) for n in range(40)]
+    training, held_out = hold_out(prompts, 64, seed=0)
+    assert len(held_out) == 4 and len(training) == 36 and not set(held_out) & set(training)
+    mixed = [*prompts, _ranked(40, "another", (tmp_path / "c", tmp_path / "d"))]
+    training, held_out = hold_out(mixed, 64, seed=0)
+    assert len({prompt.prompt.strip() for prompt in held_out}) <= 1  # words stay on one side where there are several
+
+
+@pytest.mark.parametrize("images", [("a.png", "a.png"), ("b.png", "a.png", "b.png")])
+def test_a_picture_against_itself_is_named(tmp_path, images):
+    from PIL import Image
+
+    from diffusers_ext.data.ranking_checks import check_images
+
+    for name in {*images, "c.png"}:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    good = _ranked(0, "a", (tmp_path / "c.png", tmp_path / images[-1]))
+    bad = _ranked(1, "a", tuple(tmp_path / name for name in images))
+    with pytest.raises(InputError, match=r"r\.jsonl:2: a picture is ranked against itself"):
+        check_images([good, bad])
+    assert check_images([good, bad], skip=True) == [good]

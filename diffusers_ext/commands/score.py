@@ -26,6 +26,7 @@ class Options:
     batch_size: int = option(16, "pictures at a time", COUNT)
     device: str | None = option(None, "cpu, cuda, mps ...; default: the accelerator, where there is one")
     dtype: str = option("float32", "precision of the weights", ("float32", "bfloat16", "float16"))
+    trust_remote_code: bool = option(False, "let an ensemble's file name modules of your own (SECURITY.md)")
     top: int = option(10, "lines of the table at the end; 0: none", NATURAL)
 
 
@@ -45,7 +46,9 @@ def main(options: Options) -> None:
     left = [pair for pair in pairs if pair not in done]
     if left:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        reward = load_reward(options.reward).to(options.device or accelerator, getattr(torch, options.dtype))
+        reward = load_reward(options.reward, trust_remote_code=options.trust_remote_code).to(
+            options.device or accelerator, getattr(torch, options.dtype)
+        )
         _score(reward, left, pairs, done, options)
     _write_scores(Path(options.output), [done[pair] for pair in pairs])
     _print_table([done[pair] for pair in pairs], options.top)
@@ -94,14 +97,26 @@ def _score(reward, left: list, pairs: dict, done: dict, options: Options) -> Non
             batch = left[start : start + options.batch_size]
             images = {pair: _load(pairs[pair]) for pair in batch}
             good = [pair for pair in batch if not isinstance(images[pair], str)]
-            scores = reward.score([prompt for _, prompt in good], [images[pair] for pair in good]) if good else []
-            values = dict(zip(good, [float(score) for score in scores]))
+            results = _results(reward, good, images) if good else {}
             for pair in batch:
-                result = {"score": values[pair]} if pair in values else {"error": images[pair]}
+                result = results.get(pair) or {"error": images[pair]}
                 done[pair] = {"image": pair[0], "prompt": pair[1], "reward": options.reward, **result}
                 file.write(json.dumps(done[pair], ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(batch))
+
+
+def _results(reward, pairs: list, images: dict) -> dict:
+    """Return {pair: {"score" or "error"}}; where some rewards are not finite, the other pictures keep theirs."""
+    from ..rewards.reward_values import NotFiniteError
+
+    try:
+        scores = reward.score([prompt for _, prompt in pairs], [images[pair] for pair in pairs])
+        return {pair: {"score": float(score)} for pair, score in zip(pairs, scores, strict=True)}
+    except NotFiniteError as error:
+        if len(pairs) == 1:
+            return {pairs[0]: {"error": f"{pairs[0][0]}: {error}"}}
+    return {pair: _results(reward, [pair], images)[pair] for pair in pairs}
 
 
 def _load(file):

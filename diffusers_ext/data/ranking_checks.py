@@ -87,11 +87,14 @@ def without_leaks(training: Sequence[RankedPrompt], other: Sequence[RankedPrompt
 def hold_out(prompts: Sequence[RankedPrompt], count: int, seed: int) -> tuple[list[RankedPrompt], list[RankedPrompt]]:
     """Split off prompts to measure on, drawn by the seed: `count`, or a tenth where that is less.
 
-    Prompts of equal words go to the same side. Both sides keep the order of `prompts`.
+    Prompts of equal words go to the same side; where all have the same words, sets of pictures are split. Both sides keep
+    the order of `prompts`.
     """
     groups = defaultdict(list)
     for at, prompt in enumerate(prompts):
         groups[normalised(prompt.prompt)].append(at)
+    if len(groups) == 1:
+        groups = defaultdict(list, {str(at): [at] for at in range(len(prompts))})
     aside: set[int] = set()
     wanted, members = min(count, len(prompts) // 10), list(groups.values())
     for group in generator(seed, "held_out").permutation(len(members)):
@@ -108,12 +111,26 @@ def digests_of(files: Iterable[File]) -> dict[File, str]:
         return dict(zip(files, pool.map(digest_of_file, files)))
 
 
+def _against_itself(prompt: RankedPrompt) -> bool:
+    """Say whether one and the same file is preferred to itself, which teaches nothing."""
+    if len(set(prompt.images)) == len(prompt.images):
+        return False
+    return any(prompt.images[winner] == prompt.images[loser] for winner, loser in prompt.pairs())
+
+
 def check_images(prompts: Sequence[RankedPrompt], skip: bool = False) -> list[RankedPrompt]:
     """Decode every picture once; return the prompts whose pictures are all good.
 
-    Raises InputError that names the faulty files with their rows, all of them or the first twenty; with `skip` they are
+    Raises InputError that names the faulty files with their rows, all of them or the first twenty, or a row that ranks a
+    picture against itself; with `skip` they are
     left out of their prompts' rankings instead, and prompts where no two remain are dropped.
     """
+    itself = [prompt for prompt in prompts if _against_itself(prompt)]
+    if itself and not skip:
+        raise InputError(
+            f"{itself[0].origin}: a picture is ranked against itself ({len(itself)} such rows); remove them"
+        )
+    prompts = [prompt for prompt in prompts if prompt not in itself] if itself else prompts
     where = defaultdict(list)
     for prompt in prompts:
         for at, image in enumerate(prompt.images):

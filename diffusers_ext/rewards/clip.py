@@ -9,7 +9,6 @@ Shapes: N pairs, D the width of the embedding.
 """
 
 import os
-import pickle
 import re
 import warnings
 
@@ -18,6 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
+from ..open_clip_tokenizer import open_clip_tokenizer
+from .completeness import LOADING_ERRORS, check_tokenizer, check_tokenizer_files, check_weights
+from .image_reward_checkpoint import READING_ERRORS, why_unreadable
 from .interface import Reward
 from .reward_inputs import MEAN, STD, pixels
 
@@ -49,7 +51,9 @@ class OpenClip(nn.Module):
                 # The wrong activation runs, and scores a little wrong everywhere.
                 warnings.filterwarnings("error", message=".*QuickGELU mismatch")
                 model = open_clip.create_model(architecture, pretrained, require_pretrained=True)
-            return cls(model, open_clip.get_tokenizer(architecture), whole)
+            return cls(model, open_clip_tokenizer(architecture), whole)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 f"open_clip cannot load {architecture} with the weights {pretrained!r}: {error}"
@@ -84,10 +88,18 @@ class TransformersClip(nn.Module):
         """Load a folder or a Hub name; tokenizer: where its tokenizer is, if not there too."""
         from transformers import AutoTokenizer, CLIPModel
 
+        words = tokenizer or name
+        check_tokenizer_files(words)
         try:
-            return cls(CLIPModel.from_pretrained(name), AutoTokenizer.from_pretrained(tokenizer or name))
-        except (OSError, ValueError) as error:
+            model, report = CLIPModel.from_pretrained(
+                name, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+            loaded = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
+        except LOADING_ERRORS as error:
             raise InputError(f"{name}: no CLIP that transformers can load: {error}") from error
+        check_weights(report, name)
+        check_tokenizer(loaded, model.config.text_config.vocab_size, words)
+        return cls(model, loaded)
 
     def embed_images(self, images: list) -> torch.Tensor:
         """N checked images -> (N, D)."""
@@ -172,8 +184,8 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0] if str(error) else 'empty'})") from None
+    except READING_ERRORS as error:
+        raise InputError(f"{path}: cannot be read ({why_unreadable(path, error)})") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: expected a dict of tensors")
     return dict(state)

@@ -25,7 +25,8 @@ class ConsistencyReward(Reward):
     def __init__(self, extractor: Callable | str, conditions: Sequence[Any]):
         super().__init__()
         self.extractor = resolve(extractor) if isinstance(extractor, str) else extractor
-        self.conditions = list(conditions)
+        alone = getattr(conditions, "ndim", 4) == 3  # one condition (C, H, W), not a list of them
+        self.conditions = [conditions] if alone else list(conditions)
 
     def score(self, prompts, images, batch_size: int | None = None) -> torch.Tensor:
         """As `Reward.score`; all pictures at once, since conditions belong to them by position."""

@@ -18,6 +18,7 @@ import torch
 
 from ..errors import InputError
 from .interface import Reward
+from .reward_inputs import pairs
 
 COMBINATIONS = ("mean", "minimum", "mean_minus_spread")
 
@@ -65,6 +66,8 @@ class EnsembleReward(Reward):
         if unknown := given.keys() - set(self.names):
             raise InputError(f"scales of {', '.join(sorted(unknown))}, which are no members")
         for name, scale in self.scales.items():
+            if not all(isinstance(value, (int, float)) for value in asdict(scale).values()):
+                raise InputError(f"{name}: {asdict(scale)}; weight, mean and std are numbers")
             if not (scale.weight > 0 and 0 < scale.std < float("inf")):
                 raise InputError(f"{name}: weight {scale.weight} and std {scale.std}; both must be above 0")
         if self.combine == "minimum" and len({scale.weight for scale in self.scales.values()}) > 1:
@@ -86,12 +89,13 @@ class EnsembleReward(Reward):
         return mean - self.k * spread
 
     @torch.no_grad()
-    def calibrate(self, prompts: Sequence[str], images: Any, batch_size: int = 16) -> dict[str, Scale]:
+    def calibrate(self, prompts: str | Sequence[str], images: Any, batch_size: int = 16) -> dict[str, Scale]:
         """Measure every member's mean and deviation on pairs like those to be scored, set them and return them.
 
         The deviation is that among pictures of one prompt, pooled, where prompts repeat: what ranking has to do with.
-        Without repeated prompts it is that over all pairs. Raises InputError if a member does not vary.
+        Without repeated prompts it is that over all pairs. Prompts and images as in `score`. Raises InputError if a member does not vary.
         """
+        prompts, images = pairs(prompts, images)
         groups = [
             torch.tensor([i for i, other in enumerate(prompts) if other == prompt]) for prompt in dict.fromkeys(prompts)
         ]
@@ -110,3 +114,22 @@ class EnsembleReward(Reward):
         members = {name: asdict(scale) for name, scale in self.scales.items()}
         record = {"members": members, "combine": self.combine, "k": self.k}
         Path(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass
+class EnsembleRecord:
+    """What `EnsembleReward.save` wrote: members by the names that `load_reward` takes."""
+
+    scales: dict[str, Scale]
+    combine: str = "mean"
+    k: float = 1.0
+
+
+def read_ensemble(path: Path) -> EnsembleRecord:
+    """Read an ensemble's file, and nothing that it names. InputError where it is not what `EnsembleReward.save` writes."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        scales = {name: Scale(**scale) for name, scale in record["members"].items()}
+        return EnsembleRecord(scales, record.get("combine", "mean"), float(record.get("k", 1.0)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: no ensemble as EnsembleReward.save writes it ({error})") from None

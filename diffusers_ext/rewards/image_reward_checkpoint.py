@@ -3,9 +3,11 @@
 Copied beside the weights of saved reward models, so it imports nothing of its package but the exception type.
 """
 
+import contextlib
 import os
 import pickle
 import re
+from typing import Any
 
 import torch
 from transformers import BlipTextConfig, BlipVisionConfig
@@ -32,17 +34,30 @@ OFFICIAL_VISION = {
 }
 # In every released file and read by nothing: a buffer of 0, 1, 2 ..., and projections of a retrieval loss.
 UNUSED = re.compile(r"blip\.(text_encoder\.embeddings\.position_ids|(vision|text)_proj\.(weight|bias))")
+LFS = b"version https://git-lfs"
 UNUSED_OPTIONS = {"architectures", "model_type", "type_vocab_size", "encoder_width", "add_cross_attention"}
+
+READING_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)  # of torch.load
+
+
+def why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    """Say what is wrong with a file that torch.load refused, without its advice to load anything at all."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            return "a Git LFS pointer, not the file itself; run git lfs pull, or download the file"
+    if isinstance(error, pickle.UnpicklingError):
+        return "not a file of tensors, or one with code in it, which is not run"
+    return str(error).splitlines()[0] if str(error) else "empty, or cut short"
 
 
 def read_checkpoint(path_or_state_dict: str | os.PathLike | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of an official checkpoint by their official names, float32."""
-    state = path_or_state_dict
-    if not isinstance(state, dict):
+    state: Any = path_or_state_dict
+    if not isinstance(path_or_state_dict, dict):
         try:
             state = torch.load(path_or_state_dict, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except READING_ERRORS as error:
+            reason = why_unreadable(path_or_state_dict, error)
             raise InputError(f"{path_or_state_dict}: no checkpoint that can be read ({reason})") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError("an official checkpoint is a dict of tensors; this one holds something else")

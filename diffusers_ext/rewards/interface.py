@@ -1,13 +1,14 @@
 """What every reward is: `score(prompts, images) -> (N,)`, higher is better."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torchvision.transforms import functional as vision
 
-from .reward_inputs import InputError, check_finite, pairs, read_rgb, wants_gradient
+from .reward_inputs import InputError, pairs, read_rgb, wants_gradient
+from .reward_values import as_rewards, check_finite
 
 
 @runtime_checkable
@@ -35,8 +36,11 @@ class Reward(nn.Module):
                 of (3, H, W), float in [0, 1] or uint8. A gradient is kept only for tensors that require one.
             batch_size: images in memory at a time; it does not change the result.
 
-        Raises InputError where an input cannot be used, a reward is not finite, or a gradient is asked for in vain.
+        Raises InputError where an input cannot be used, a reward is not finite or not one number for each pair, or a
+        gradient is asked for in vain.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: 1 at least")
         prompts, images = pairs(prompts, images)
         asked = wants_gradient(images)
         if asked and not self.differentiable:
@@ -45,12 +49,20 @@ class Reward(nn.Module):
             )
         with torch.set_grad_enabled(asked):
             parts = [
-                self._score(prompts[start : start + batch_size], images[start : start + batch_size])
+                self._batch(prompts[start : start + batch_size], images[start : start + batch_size])
                 for start in range(0, len(images), batch_size)
             ]
             rewards = torch.cat(parts).float()
-        check_finite(rewards, self.dtype)
+        check_finite(rewards, self.dtype, self.name, images)
         return rewards
+
+    def _batch(self, prompts: list[str], images: list) -> torch.Tensor:
+        return as_rewards(self._score(prompts, images), len(images), self.name)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
 
     def _score(self, prompts: list[str], images: list) -> torch.Tensor:
         raise NotImplementedError
@@ -64,16 +76,32 @@ class Reward(nn.Module):
         return next((each.device for each in self.parameters()), torch.device("cpu"))
 
 
-class FunctionReward(Reward):
-    """A reward made of function(prompts, images) -> rewards (N,): images are tensors (3, H, W), float in [0, 1].
+class OwnReward(Reward):
+    """A reward of somebody's own: a function (prompts, images) -> rewards, or an object with such a `score`.
 
-    Whether it has a gradient is seen when one is asked for.
+    prompts is a list of N texts. images are N tensors (3, H, W), float32 in [0, 1], in whatever form `score` was given
+    them. It returns N numbers: a tensor, an array or a list, (N,) or (N, 1), or one number for one image. Whether it has a
+    gradient is seen when one is asked for; `differentiable = False` on the object says that it has none.
     """
 
-    def __init__(self, function: Callable[[list[str], list[torch.Tensor]], torch.Tensor]):
+    def __init__(self, own: Any, name: str | None = None):
         super().__init__()
-        self.function = function
+        self.own, self._name = own, str(name or getattr(own, "__name__", type(own).__name__))
+        self.differentiable = bool(getattr(own, "differentiable", True))
 
-    def _score(self, prompts: list[str], images: list) -> torch.Tensor:
-        tensors = [image if isinstance(image, torch.Tensor) else vision.to_tensor(read_rgb(image)) for image in images]
-        return self.function(prompts, [each.float() / 255 if each.dtype == torch.uint8 else each for each in tensors])
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def _score(self, prompts: list[str], images: list) -> Any:
+        weights = next(self.parameters(), None)
+        tensors = [_tensor(image) for image in images]
+        return getattr(self.own, "score", self.own)(
+            prompts, tensors if weights is None else [tensor.to(weights.device) for tensor in tensors]
+        )
+
+
+def _tensor(image: Any) -> torch.Tensor:
+    """One checked image -> (3, H, W) float in [0, 1]."""
+    image = image if isinstance(image, torch.Tensor) else vision.to_tensor(read_rgb(image))
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()

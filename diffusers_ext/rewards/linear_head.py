@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..backbones import Backbone, load_backbone
+from .completeness import StrictLoading
 from .interface import Reward
 
 
@@ -29,12 +30,13 @@ class LinearHeadConfig(PreTrainedConfig):
     reward_std: float = 1.0
 
 
-class LinearHeadReward(Reward, PreTrainedModel):
+class LinearHeadReward(StrictLoading, Reward, PreTrainedModel):
     """The head, and the backbone it refers to, which is loaded when it is first needed."""
 
     config_class = LinearHeadConfig
     base_model_prefix = ""
     differentiable = False
+    _keep_in_fp32_modules_strict = ("head",)
 
     def __init__(self, config: LinearHeadConfig):
         super().__init__(config)
@@ -63,7 +65,8 @@ class LinearHeadReward(Reward, PreTrainedModel):
         scale = self.config.width**0.5  # entries of a unit vector are about 1/√D: bring all parts to 1
         images, texts = scale * images.float(), scale * texts.float()
         with torch.autocast(images.device.type, enabled=False):
-            raw = self.head(torch.cat([images, texts, images * texts], dim=1)).squeeze(1)
+            features = torch.cat([images, texts, images * texts], dim=1)
+            raw = self.head(features.to(self.dtype)).squeeze(1).float()
         return (raw - self.config.reward_mean) / self.config.reward_std
 
     def _score(self, prompts: list[str], images: list) -> torch.Tensor:

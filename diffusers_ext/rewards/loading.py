@@ -8,39 +8,84 @@ hps, hps:HPS_v2.1_compressed.pt HPSv2 or 2.1, from the Hub (2.1) or a checkpoint
 aesthetic:head.pth              a LAION head on the CLIP it was made for; head.pth@ViT-L-14/openai names another
 fill50k, fill50k:soft           the embedded model's colours: exact, or with gradients
 ensemble.json                   several of these (`EnsembleReward.save`)
-my_module:my_reward             a Reward of your own, or a function (prompts, images (3, H, W) in [0, 1]) -> rewards
+my_module:my_reward             a reward of your own: a function (prompts, images (3, H, W) in [0, 1]) -> rewards, an object
+                                with such a `score`, or a class of one (`interface.OwnReward`)
+
+The last is code, and so a matter of trust: see `load_reward`.
 """
 
 import importlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import InputError
+from .completeness import LOADING_ERRORS
 
 PICKSCORE, PICKSCORE_TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 HPS_REPOSITORY, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
+NO_CODE = (
+    "a file may not name code. If the file and that module are yours, load_reward(FILE, trust_remote_code=True), "
+    "or diffusers-ext score --trust_remote_code"
+)
 AESTHETIC_CLIPS = {512: "ViT-B-32/openai", 768: "ViT-L-14/openai"}  # by width, of LAION's heads
-FORMS = "\n".join(line.strip() for line in (__doc__ or "").splitlines()[2:])
+FORMS = "\n".join(line.strip() for line in (__doc__ or "").partition("\n\nThe last")[0].splitlines()[2:])
 
 
-def load_reward(name_or_path: str | os.PathLike) -> Any:
-    """Return a reward, in evaluation mode on the CPU in float32, ready to `score(prompts, images)`; `.to(device)` moves it.
+def load_reward(
+    name_or_path: str | os.PathLike, device: str | torch.device | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Return a reward, in evaluation mode in float32, ready to `score(prompts, images)`; `.to(device)` moves it.
 
-    Raises InputError, saying what was tried, where a name is unknown or its weights cannot be had.
+    Args:
+        name_or_path: one of the forms above. "my_module:my_reward" imports my_module: it is your own argument.
+        device: where it is computed; default: the CPU, or where your own is.
+        trust_remote_code: let an ensemble's file name such code too. Without, no file, folder or repository makes
+            anything be imported, whatever it says (SECURITY.md).
+
+    Raises InputError, saying what was tried, where a name is unknown, its weights cannot be had or are not whole, or a file
+    names code.
     """
-    name = str(name_or_path)
+    reward = _load(os.fspath(name_or_path), True, trust_remote_code)
+    return reward if device is None else reward.to(device)
+
+
+def load_saved_reward(name: str) -> Any:
+    """Return the reward of a name that stood in a file: as `load_reward`, but it names no code."""
+    return _load(name, False, False)
+
+
+def _load(name: str, own_code: bool, trust_remote_code: bool) -> Any:
+    """own_code: whether this name may be "module:attribute". trust_remote_code: whether those in files may."""
     kind, _, rest = name.partition(":")
     if kind in KINDS:
         reward = KINDS[kind](rest)
-    elif name.endswith(".json"):
-        reward = _ensemble(Path(name))
-    elif rest and not Path(name).exists() and all(part.isidentifier() for part in (*kind.split("."), rest)):
+    elif names_ensemble(name):
+        reward = _ensemble(Path(name), trust_remote_code)
+    elif names_code(name):
+        if not own_code:
+            raise InputError(f"reward {name!r}: {NO_CODE}")
         reward = _own(kind, rest)
     else:
         reward = _image_reward(name)
     return reward.eval().requires_grad_(False)
+
+
+def names_ensemble(name: str) -> bool:
+    """Say whether a name is that of an ensemble's file."""
+    return name.partition(":")[0] not in KINDS and name.endswith(".json")
+
+
+def names_code(name: str) -> bool:
+    """Say whether a name is "module:attribute", which `load_reward` imports."""
+    module, _, attribute = name.partition(":")
+    if module in KINDS or names_ensemble(name) or not attribute or Path(name).exists():
+        return False
+    return all(part.isidentifier() for part in (*module.split("."), attribute))
 
 
 def _image_reward(name: str) -> Any:
@@ -56,30 +101,65 @@ def _image_reward(name: str) -> Any:
     from .modeling_image_reward import ImageRewardModel
 
     if path.is_dir():
-        model_type = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+        model_type = _model_type(path)
         if model_type == "open_clip_reward":
             from .linear_head import LinearHeadReward
 
-            return LinearHeadReward.from_pretrained(name)
+            return _whole(lambda: LinearHeadReward.from_pretrained(name, dtype=torch.float32), name)
         if model_type != "image_reward":
             raise InputError(f"{name}: a model of type {model_type!r}, not image_reward; CLIP is clip:{name}")
+    return _whole(lambda: ImageRewardModel.from_pretrained(name, dtype=torch.float32), name)
+
+
+def _whole(load: Callable[[], Any], name: str) -> Any:
+    """Load a folder or a repository; whatever is wrong with its files, an InputError says so."""
     try:
-        return ImageRewardModel.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{name}: {'' if path.is_dir() else 'no such folder, and from the Hub '}no ImageRewardModel could be loaded: {error}"
-        ) from error
+        return load()
+    except InputError:
+        raise
+    except LOADING_ERRORS as error:
+        origin = "" if Path(name).is_dir() else "no such folder, and from the Hub "
+        reason = str(error).strip() or type(error).__name__
+        raise InputError(f"{name}: {origin}no ImageRewardModel could be loaded: {reason}; download it again") from error
+
+
+def _model_type(folder: Path) -> Any:
+    """Return what a folder's config.json says that it is."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / 'config.json'}: a {type(config).__name__}, no configuration; download it again")
+    return config.get("model_type")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds; InputError naming it where that is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply; download it again") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no JSON that can be read ({error}); download it again") from None
 
 
 def _own(module: str, attribute: str) -> Any:
-    from .interface import FunctionReward, Reward
+    """Import somebody's own reward and bring it to the interface."""
+    from .interface import OwnReward, Reward
+    from .modeling_image_reward import ImageRewardModel
 
+    name = f"{module}:{attribute}"
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"{module}:{attribute}: {error}; name a module on the PYTHONPATH and what is in it") from None
-    made = found() if isinstance(found, type) else found
-    return made if isinstance(made, Reward) else FunctionReward(made)
+        raise InputError(f"{name}: {error}; name a module on the PYTHONPATH and what is in it") from None
+    except SyntaxError as error:
+        raise InputError(f"{name}: {error.filename}, line {error.lineno}: {error.msg}") from None
+    try:
+        made = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise InputError(f"{name}: a class is made without arguments, which this one refuses ({error})") from None
+    if not callable(getattr(made, "score", made)):
+        raise InputError(f"{name}: a {type(made).__name__}; expected a function (prompts, images) or a `score`")
+    return made if isinstance(made, (Reward, ImageRewardModel)) else OwnReward(made, name)
 
 
 def _clip(rest: str) -> Any:
@@ -141,8 +221,6 @@ def _aesthetic(rest: str) -> Any:
 
 
 def _check_width(reward: Any, width: int, rest: str) -> None:
-    import torch
-
     with torch.no_grad():
         found = reward.clip.embed_images([torch.zeros(3, 8, 8)]).shape[1]
     if found != width:
@@ -157,16 +235,27 @@ def _fill50k(rest: str) -> Any:
     return SoftColourReward() if rest else ColourReward()
 
 
-def _ensemble(path: Path) -> Any:
-    from .ensemble import EnsembleReward, Scale
+def _ensemble(path: Path, trust_remote_code: bool) -> Any:
+    """Load an ensemble after its file, and those that it names, were read: nothing is imported before that."""
+    from .ensemble import EnsembleReward, read_ensemble
 
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        scales = {name: Scale(**scale) for name, scale in record["members"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: no ensemble as EnsembleReward.save writes it ({error})") from None
-    members = {name: load_reward(name) for name in scales}
-    return EnsembleReward(members, scales, record.get("combine", "mean"), record.get("k", 1.0))
+    check_ensemble(path, trust_remote_code)
+    record = read_ensemble(path)
+    members = {name: _load(name, trust_remote_code, trust_remote_code) for name in record.scales}
+    return EnsembleReward(members, record.scales, record.combine, record.k)
+
+
+def check_ensemble(path: Path, trust_remote_code: bool, above: tuple[Path, ...] = ()) -> None:
+    """Raise InputError where an ensemble's file, or one that it names, is damaged, names code, or names itself."""
+    from .ensemble import read_ensemble
+
+    if path.resolve() in above:
+        raise InputError(f"{path}: an ensemble that is a member of itself")
+    for name in read_ensemble(path).scales:
+        if names_code(name) and not trust_remote_code:
+            raise InputError(f"{path}: reward {name!r}: {NO_CODE}")
+        if names_ensemble(name):
+            check_ensemble(Path(name), trust_remote_code, (*above, path.resolve()))
 
 
 KINDS = {

@@ -6,7 +6,7 @@ h is BLIP's text encoder at [CLS], which reads the prompt and attends to every p
 linear layers without activations between them, as released. The scale is that of the training set: only differences
 under one prompt mean something.
 
-`save_pretrained` copies this file and the three it imports beside the weights, and `AutoModel.from_pretrained(folder,
+`save_pretrained` copies this file and those it imports beside the weights, and `AutoModel.from_pretrained(folder,
 trust_remote_code=True)` runs them where nothing else of their package is installed.
 
 Shapes: P prompts of T tokens, I images, N pairs, L = 1 + patches, W the image encoder's width.
@@ -14,31 +14,32 @@ Shapes: P prompts of T tokens, I images, N pairs, L = 1 + patches, W the image e
 
 import os
 from collections.abc import Sequence
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from huggingface_hub import create_repo, file_exists, upload_folder
 from torch import nn
 from transformers import (
     BlipPreTrainedModel,
     BlipTextConfig,
-    BlipTextModel,
     BlipVisionConfig,
-    BlipVisionModel,
     PreTrainedConfig,
     PreTrainedModel,  # noqa: F401  diffusers looks for a component's base class in its module
-    PreTrainedTokenizerFast,
 )
 from transformers import initialization as init
-from transformers.models.blip.modeling_blip import BlipAttention
-from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
-from transformers.utils import cached_file
 
 from .image_reward_checkpoint import convert, official_options, read_checkpoint
-from .image_reward_hub import card_of, fetch_tokenizer
-from .reward_inputs import InputError, check_finite, check_images, check_prompts, pairs, pixels, wants_gradient
+from .image_reward_files import ImageRewardFiles
+from .image_reward_layers import (
+    HeadLinear,
+    ImageEncoder,
+    ImageRewardOutput,
+    PatchAttention,
+    PromptAttention,
+    PromptEncoder,
+    RewardHead,
+)
+from .reward_inputs import InputError, check_images, check_prompts, pairs, pixels, wants_gradient
+from .reward_values import check_finite
 
 TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 VISION = {
@@ -50,7 +51,6 @@ VISION = {
     "layer_norm_eps": 1e-6,
     "initializer_range": 0.02,
 }
-HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class ImageRewardConfig(PreTrainedConfig):
@@ -82,87 +82,34 @@ class ImageRewardConfig(PreTrainedConfig):
             raise InputError(
                 f"max_length {self.max_length}: give 2 to {self.text_config.max_position_embeddings} tokens"
             )
+        kernel = kwargs.get("attn_implementation")
+        if kernel not in (None, "eager", "sdpa"):  # any other name would be downloaded as code
+            raise InputError(f"attn_implementation {kernel!r}: there are sdpa, torch's fused kernel, and eager")
         super().__post_init__(**kwargs)
 
 
-class PatchAttention(BlipAttention):
-    """BLIP's attention over patches through torch's fused kernel."""
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, None]:
-        images, tokens, _ = hidden_states.shape
-        query, key, value = self.qkv(hidden_states).view(images, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        return self.projection(attended.transpose(1, 2).reshape(hidden_states.shape)), None
-
-
-class PromptAttention(BlipTextSelfAttention):
-    """BLIP's attention of words to words, or of words to patches, through torch's fused kernel.
-
-    (N, T, D) words may attend to the (M, L, W) patches of fewer images, N = M x prompts per image, sorted by image: an
-    image's prompts then share its keys and values, computed once.
-    """
-
-    def forward(
-        self, hidden_states, attention_mask=None, encoder_hidden_states=None, **kwargs
-    ) -> tuple[torch.Tensor, None]:
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            projected.reshape(len(source), -1, self.num_attention_heads, self.attention_head_size).transpose(1, 2)
-            for projected in (self.query(hidden_states), self.key(source), self.value(source))
-        )
-        mask = attention_mask if encoder_hidden_states is None else None
-        dropout = self.dropout.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return attended.transpose(1, 2).reshape(*hidden_states.shape[:2], self.all_head_size), None
-
-
-class HeadLinear(nn.Linear):
-    """A linear layer of the head, named apart because it is initialised apart."""
-
-
-class RewardHead(nn.Module):
-    """Linear layers with dropout between them: (N, D) -> (N,).
-
-    Computed in float64 whatever the weights are in: in float32 these five layers would round more than all that comes
-    before them, and the work is nothing.
-    """
-
-    def __init__(self, sizes: Sequence[int]):
-        super().__init__()
-        first, *between, last = [HeadLinear(*pair) for pair in zip(sizes, [*sizes[1:], 1])]
-        dropouts = [0.2, 0.2, 0.1]  # after the first layers; none before the last two, as released
-        modules = [first]
-        for position, linear in enumerate(between):
-            modules += [nn.Dropout(dropouts[position]), linear] if position < len(dropouts) else [linear]
-        self.layers = nn.Sequential(*modules, last)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        kind = torch.float32 if features.device.type == "mps" else torch.float64  # MPS has none
-        features = features.to(kind)
-        with torch.autocast(features.device.type, enabled=False):
-            for layer in self.layers:
-                if isinstance(layer, nn.Linear):
-                    features = F.linear(features, layer.weight.to(kind), layer.bias.to(kind))
-                else:
-                    features = layer(features)
-        return features.squeeze(1)
-
-
-class ImageRewardModel(BlipPreTrainedModel):
+class ImageRewardModel(ImageRewardFiles, BlipPreTrainedModel):
     """ImageReward with its tokenizer: `score(prompts, images)`, or `forward` on tokens and pixels for training."""
 
     config_class = ImageRewardConfig
     base_model_prefix = ""
     differentiable = True
-    _keep_in_fp32_modules_strict = ("mlp",)
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = (r"mlp\.layers",)  # the head's; those of BLIP's layers are called mlp.fc1, mlp.fc2
+    _no_split_modules: ClassVar[list[str]] = [
+        "BlipVisionEmbeddings",
+        "BlipEncoderLayer",
+        "BlipTextEmbeddings",
+        "BlipTextLayer",
+        "RewardHead",
+    ]
 
     def __init__(self, config: ImageRewardConfig):
         super().__init__(config)
-        self.vision_model = BlipVisionModel(config.vision_config)
-        self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
+        self.vision_model = ImageEncoder(config.vision_config)
+        self.text_encoder = PromptEncoder(config.text_config, add_pooling_layer=False)
         self.mlp = RewardHead([config.text_config.hidden_size, *config.head_sizes])
-        for layer in self.vision_model.encoder.layers:
+        for layer in self.vision_model.encoder.layers:  # here, so that a seed keeps giving the same first weights
             layer.self_attn = PatchAttention(config.vision_config)
         for layer in self.text_encoder.encoder.layer:
             layer.attention.self = PromptAttention(config.text_config, is_cross_attention=False)
@@ -181,24 +128,81 @@ class ImageRewardModel(BlipPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.text_encoder.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_encoder.set_input_embeddings(value)
+
     # ------------------------------------------------------------------ tokens and pixels -> rewards
 
     def forward(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         prompt_index: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        token_type_ids: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> torch.Tensor | ImageRewardOutput | tuple:
         """Return the rewards of every prompt with every image, (P, I) float32, or of the pairs named by two indices.
 
         Args:
-            input_ids, attention_mask: (P, T) integers.
+            input_ids, attention_mask: (P, T) integers; without a mask, all tokens are read.
             pixel_values: (I, 3, image_size, image_size), as `preprocess` gives them. Each image is encoded once.
             prompt_index, image_index: (N,) integers; the result is then (N,).
+            token_type_ids: what BERT's tokenizer returns too; BLIP has no embedding of them, so they are not read.
+            output_hidden_states, output_attentions: return an `ImageRewardOutput` with those; default: as the config
+                says. Attentions need attn_implementation="eager".
+            return_dict: True returns an `ImageRewardOutput` in any case, False a tuple.
         """
-        return self.cross(input_ids, attention_mask, self.encode_images(pixel_values), prompt_index, image_index)
+        if pixel_values is None:
+            raise InputError("give pixel_values too, (I, 3, H, W): model.preprocess(images) makes them")
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        asked = self._asked(output_hidden_states, output_attentions, prompt_index)
+        if asked:
+            output = self._recorded(input_ids, mask, pixel_values, asked)
+        else:
+            rewards = self.cross(input_ids, mask, self.encode_images(pixel_values), prompt_index, image_index)
+            if return_dict is None:
+                return rewards
+            output = ImageRewardOutput(rewards)
+        return output.to_tuple() if return_dict is False else output
+
+    def _asked(
+        self, states: bool | None, attentions: bool | None, prompt_index: torch.Tensor | None
+    ) -> dict[str, bool]:
+        """What is to be recorded beside the rewards, for both encoders; InputError where it cannot be."""
+        states = self.config.output_hidden_states if states is None else states
+        attentions = self.config.output_attentions if attentions is None else attentions
+        if attentions and self.config._attn_implementation != "eager":
+            raise InputError('the fused kernel has no attentions to return; load with attn_implementation="eager"')
+        if (states or attentions) and prompt_index is not None:
+            raise InputError("hidden states and attentions are of every prompt with every image; leave the indices out")
+        return (
+            {"output_hidden_states": bool(states), "output_attentions": bool(attentions)}
+            if states or attentions
+            else {}
+        )
+
+    def _recorded(self, input_ids, attention_mask, pixel_values, asked: dict[str, bool]) -> ImageRewardOutput:
+        """`forward` of every prompt with every image, with what the encoders did on the way."""
+        images = self.vision_model(pixel_values.to(self.dtype), **asked)
+        count = len(images.last_hidden_state)
+        texts = self.text_encoder(
+            input_ids=input_ids.repeat(count, 1),
+            attention_mask=attention_mask.repeat(count, 1),
+            encoder_hidden_states=images.last_hidden_state,
+            **asked,
+        )
+        return ImageRewardOutput(
+            self._normalised(texts.last_hidden_state).view(count, -1).T,
+            texts.hidden_states,
+            texts.attentions,
+            texts.cross_attentions,
+            images.hidden_states,
+            images.attentions,
+        )
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(I, 3, image_size, image_size) -> (I, L, W), what `cross` takes."""
@@ -227,6 +231,10 @@ class ImageRewardModel(BlipPreTrainedModel):
         hidden = self.text_encoder(
             input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=tokens
         ).last_hidden_state
+        return self._normalised(hidden)
+
+    def _normalised(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(N, T, D) -> (N,) float32: the head at [CLS], on the scale of the training set."""
         return ((self.mlp(hidden[:, 0]) - self.config.reward_mean) / self.config.reward_std).float()
 
     # ------------------------------------------------------------------ prompts and images -> rewards
@@ -261,18 +269,19 @@ class ImageRewardModel(BlipPreTrainedModel):
         return self._score(prompts, images, prompt_index, image_index, batch_size).view(len(images), -1).T
 
     def _score(self, prompts, images, prompt_index, image_index, batch_size) -> torch.Tensor:
-        order = torch.argsort(image_index, stable=True)
-        rewards = []
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: 1 at least")
+        order, device, rewards = torch.argsort(image_index, stable=True), self._input_device, []
         with torch.set_grad_enabled(wants_gradient(images)):
-            text = {name: ids.to(self.device) for name, ids in self.tokenize(prompts).items()}
+            text = {name: ids.to(device) for name, ids in self.tokenize(prompts).items()}
             for start in range(0, len(images), batch_size):
                 tokens = self.encode_images(self._pixels(images[start : start + batch_size]))
                 here = order[(image_index[order] >= start) & (image_index[order] < start + batch_size)]
                 for block in here.split(8 * batch_size):
-                    prompt, image = prompt_index[block].to(self.device), image_index[block].to(self.device) - start
+                    prompt, image = prompt_index[block].to(device), image_index[block].to(device) - start
                     rewards.append(self.cross(**text, tokens=tokens, prompt_index=prompt, image_index=image))
-            result = torch.cat(rewards)[torch.argsort(order).to(self.device)]
-        check_finite(result, self.dtype)
+            result = torch.cat(rewards).to(device)[torch.argsort(order).to(device)]
+        check_finite(result, self.dtype, type(self).__name__, [images[index] for index in image_index.tolist()])
         return result
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -283,7 +292,11 @@ class ImageRewardModel(BlipPreTrainedModel):
                 "AutoTokenizer.from_pretrained('bert-base-uncased'), or the folder of another"
             )
         kept = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=self.config.max_length, return_tensors="pt"
+            check_prompts(prompts),
+            padding=True,
+            truncation=True,
+            max_length=self.config.max_length,
+            return_tensors="pt",
         )
         return {"input_ids": kept["input_ids"], "attention_mask": kept["attention_mask"]}
 
@@ -297,45 +310,18 @@ class ImageRewardModel(BlipPreTrainedModel):
 
     def _pixels(self, images: list) -> torch.Tensor:
         size = self.config.vision_config.image_size
-        return torch.stack([pixels(image, size).to(self.device) for image in images])
+        return torch.stack([pixels(image, size).to(self._input_device) for image in images])
 
-    # ------------------------------------------------------------------ files
+    @property
+    def _input_device(self) -> torch.device:
+        """Where inputs belong: the weights' device, or where accelerate runs weights that it keeps elsewhere."""
+        if self.device.type != "meta":
+            return self.device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        return torch.device(next((place for place in places if place is not None), "cpu"))
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load model and tokenizer from a folder or the Hub; arguments are those of transformers."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        hub = {name: kwargs[name] for name in HUB if kwargs.get(name) is not None}
-        name = "tokenizer_config.json"
-        fetch_tokenizer(pretrained_model_name_or_path)
-        if cached_file(pretrained_model_name_or_path, name, **hub, _raise_exceptions_for_missing_entries=False):
-            # AutoTokenizer would read the config first, and ask whether to run the code that it names.
-            model.tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)
-        return loaded
-
-    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """Save weights, config, tokenizer and this file; arguments are those of transformers."""
-        hub = {name: kwargs.pop(name) for name in ("repo_id", "private", "commit_message") if name in kwargs}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
-        if push_to_hub:  # after the tokenizer, so that it is uploaded too
-            self.push_to_hub(hub.pop("repo_id", os.path.basename(save_directory)), token=kwargs.get("token"), **hub)
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **upload) -> str:
-        """Upload what `save_pretrained` writes, and a card where the repository has none; return its address.
-
-        The card is that of the folder the model came from, if its weights are still those. upload: arguments of
-        `huggingface_hub.upload_folder`, such as commit_message and create_pr.
-        """
-        repository = create_repo(repo_id, private=private, token=token, exist_ok=True)
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            if not file_exists(repository.repo_id, "README.md", token=token):
-                card_of(self, repository.repo_id).save(os.path.join(folder, "README.md"))
-            upload_folder(repo_id=repository.repo_id, folder_path=folder, token=token, **upload)
-        return str(repository)
+    # ------------------------------------------------------------------ the official file
 
     @classmethod
     def from_official_checkpoint(

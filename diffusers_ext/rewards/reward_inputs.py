@@ -151,11 +151,3 @@ def wants_gradient(images: Any) -> bool:
     """Say whether a gradient is asked for: an image is a tensor that requires one, and gradients are enabled."""
     tensors = [images] if isinstance(images, torch.Tensor) else images
     return torch.is_grad_enabled() and any(isinstance(image, torch.Tensor) and image.requires_grad for image in tensors)
-
-
-def check_finite(rewards: torch.Tensor, dtype: torch.dtype) -> None:
-    """Raise InputError naming the pairs whose reward is NaN or infinite: it would win or lose every comparison."""
-    bad = (~rewards.detach().isfinite()).nonzero().flatten().tolist()
-    if bad:
-        remedy = "use bfloat16 or float32" if dtype == torch.float16 else "the weights may be damaged"
-        raise InputError(f"rewards that are not finite, in {dtype}, of pairs {str(bad[:9])[1:-1]}; {remedy}")
