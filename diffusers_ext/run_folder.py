@@ -24,6 +24,7 @@ from PIL import Image
 from .cache import write_atomically
 from .errors import InputError
 from .guards import LOCK, check_free, claim
+from .lines import journal_lines
 from .options import as_dict, check_writable, command_line
 
 OPTIONS, METRICS = "options.json", "metrics.jsonl"
@@ -81,7 +82,7 @@ def save_sample(output_dir: Path, step: int, grid: Image.Image) -> Path:
 def read_metrics(output_dir: Path, name: str = METRICS) -> list[dict]:
     """Return the rows of metrics.jsonl, or of another such file; a last line cut short by a kill is dropped."""
     path, rows = Path(output_dir) / name, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in journal_lines(path):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -1,7 +1,12 @@
 """One geometry for all of a sample's pictures, buckets and their order, and what deep conditions keep."""
 
+import struct
+import zlib
+
+import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -11,6 +16,7 @@ from diffusers_ext.data.buckets import BucketBatches
 from diffusers_ext.data.files import MASKED, Row, load, load_condition, size_of
 from diffusers_ext.data.geometry import assign_buckets, bucket_sizes, frame
 from diffusers_ext.data.pairs import Pairs
+from diffusers_ext.data.preflight import check, check_turns
 from diffusers_ext.errors import InputError
 
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 64], [250, 250, 10]], np.uint8)
@@ -272,3 +278,120 @@ def test_conditions_of_buckets_are_sampled_from_one_size(circles):
     pairs = Pairs(rows, 64, seed=0, buckets=[(64, 64), (80, 48), (64, 64), (48, 80)])
     assert pairs.sample_conditions(64).shape == (2, 3, 64, 64)
     assert pairs.fixed and not Pairs(rows, 64, seed=0, flip=0.1).fixed
+
+
+# ---------------------------------------------------------------- levels of colour, and turns of one file of a pair
+
+
+def deep_colours() -> np.ndarray:
+    """(40, 48, 3) uint16 with many levels between those of 8 bits."""
+    return np.random.default_rng(5).integers(0, 65536, (40, 48, 3), dtype=np.uint16)
+
+
+def write_deep(path, values: np.ndarray, form: str) -> None:
+    """Save (H, W, 3) uint16 in a form by whose name it is told."""
+    if form == "planar.tif":
+        tifffile.imwrite(path, np.moveaxis(values, 2, 0).copy(), photometric="rgb", planarconfig="separate")
+    elif form == "big-endian.tif":
+        tifffile.imwrite(path, values, photometric="rgb", byteorder=">")
+    elif form == "alpha.png":
+        cv2.imwrite(str(path), np.dstack([values[..., ::-1], np.full(values.shape[:2], 65535, np.uint16)]))
+    elif form == "lossless.jp2":
+        cv2.imwrite(str(path), values[..., ::-1], [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])
+    else:  # .png, .ppm, .tif with LZW
+        cv2.imwrite(str(path), values[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    "form", ["plain.png", "alpha.png", "lzw.tif", "big-endian.tif", "planar.tif", "plain.ppm", "lossless.jp2"]
+)
+def test_colours_of_16_bits_keep_every_level(tmp_path, form):
+    values = deep_colours()
+    write_deep(tmp_path / form, values, form)
+    found = load_condition(tmp_path / form)
+    assert found.dtype == np.float32 and np.array_equal(np.rint(found * 65535).astype(np.uint16), values)
+    assert load(tmp_path / form).mode == "RGB"
+
+
+@pytest.mark.parametrize("form", ["plain.png", "turned.tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_colours_of_16_bits_are_turned_as_those_of_8_are(tmp_path, form, orientation):
+    values = deep_colours()
+    if form == "plain.png":
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        write_deep(tmp_path / form, values, form)
+        data, tag = (tmp_path / form).read_bytes(), exif.tobytes().removeprefix(b"Exif\0\0")
+        chunk = struct.pack(">I", len(tag)) + b"eXIf" + tag + struct.pack(">I", zlib.crc32(b"eXIf" + tag))
+        (tmp_path / form).write_bytes(data[:33] + chunk + data[33:])
+    else:
+        tag = (0x0112, "H", 1, orientation, True)
+        tifffile.imwrite(tmp_path / form, values, photometric="rgb", extratags=[tag])
+    found, eight = load_condition(tmp_path / form), np.asarray(load(tmp_path / form), np.float32) / 255
+    assert found.shape == eight.shape and np.abs(found - eight).max() < 1 / 255
+    assert size_of(tmp_path / form) == found.shape[1::-1]
+
+
+def test_transparency_of_16_bits_lies_over_white(tmp_path):
+    half = np.full((8, 8, 4), (1000, 2000, 3000, 32768), np.uint16)
+    half[0, 0] = 7
+    cv2.imwrite(str(tmp_path / "half.png"), half)
+    alpha = 32768 / 65535
+    wanted = np.array([3000, 2000, 1000]) / 65535 * alpha + 1 - alpha
+    assert np.allclose(load_condition(tmp_path / "half.png")[1, 1], wanted, atol=1e-5)
+
+
+def test_a_cut_deep_picture_is_refused(tmp_path):
+    write_deep(tmp_path / "cut.png", deep_colours(), "plain.png")
+    data = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(OSError, match="truncated"):
+        load_condition(tmp_path / "cut.png")
+
+
+def disc(path, orientation: int = 1, size: tuple[int, int] = (32, 32)) -> None:
+    picture = Image.new("RGB", size, "white")
+    picture.paste("red", (3, 5, 20, 14))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(path, exif=exif) if orientation > 1 else picture.save(path)
+
+
+@pytest.mark.parametrize("role", ["image", "condition", "mask"])
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_a_turn_of_one_file_of_a_square_pair_is_named(tmp_path, role, orientation):
+    for name in ("image", "condition", "mask"):
+        disc(tmp_path / f"{name}.jpg", orientation if name == role else 1)
+    rows = [Row(tmp_path / "image.jpg", ("",), tmp_path / "condition.jpg", "table:1", tmp_path / "mask.jpg")]
+    with pytest.raises(InputError, match=r"(?s)turn .*exif_transpose"):
+        check(rows)
+    with pytest.raises(InputError, match=r"EXIF data ask for turn"):
+        check_turns(rows[0])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_files_that_are_turned_alike_are_a_pair(tmp_path, suffix):
+    for name in ("image", "condition"):
+        disc(tmp_path / f"{name}.{suffix}", 6)
+    rows = [row(tmp_path / f"image.{suffix}", tmp_path / f"condition.{suffix}")]
+    assert not check(rows).faults and check_turns(rows[0]) is None
+
+
+def test_a_quarter_turn_shows_in_the_sizes_but_a_half_turn_does_not(tmp_path):
+    disc(tmp_path / "turned.jpg", 6, (48, 32))
+    disc(tmp_path / "upright.png", 1, (32, 48))
+    assert not check([row(tmp_path / "turned.jpg", tmp_path / "upright.png")]).faults
+    disc(tmp_path / "turned.jpg", 3, (32, 48))
+    with pytest.raises(InputError, match="1 turn"):
+        check([row(tmp_path / "turned.jpg", tmp_path / "upright.png")])
+    np.save(tmp_path / "depth.npy", np.random.default_rng(0).random((48, 32)).astype(np.float32))
+    with pytest.raises(InputError, match="1 turn"):
+        check([row(tmp_path / "turned.jpg", tmp_path / "depth.npy")])
+
+
+@pytest.mark.parametrize("value", [0, 9, 200, (6, 1)])
+def test_a_turn_that_exif_does_not_have_is_none(tmp_path, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    Image.new("RGB", (20, 10)).save(tmp_path / "odd.png", exif=exif)
+    assert size_of(tmp_path / "odd.png") == load(tmp_path / "odd.png").size

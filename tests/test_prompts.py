@@ -206,7 +206,7 @@ def test_every_form_of_file_gives_the_same_prompts(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"one\n\ntwo\n", r"a.txt:2: the prompt is empty"),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.txt", b"\xe9", "not UTF-8"),
         ("a.json", b'["one", ""]', "a.json: item 1: the prompt is empty"),
         ("a.json", b'["one", 5]', "a.json: item 1: no text under 'prompt'; it has int"),
         ("a.json", b'{"prompt": "one"}', "expected a JSON list"),

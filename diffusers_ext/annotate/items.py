@@ -10,13 +10,13 @@ wrote: then every finished candidate of a prompt is judged, with no regard to it
 left where they are: nobody who judges shall see them.
 """
 
-import json
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from ..data.rankings import RankedPrompt, check_ids, from_record
 from ..errors import InputError
+from ..lines import parse_json, read_text, split_lines
 
 TABLES = (
     "candidates.jsonl",
@@ -67,14 +67,17 @@ def identity(prompt: str) -> str:
 def _rows(table: Path) -> list[tuple[str, dict]]:
     """Return (origin, object) of each line of a JSONL file or each entry of a JSON list."""
     try:
-        text = table.read_text(encoding="utf-8-sig")
+        text = read_text(table)
         if table.suffix == ".jsonl":
-            rows = [(f"{table}:{at}", json.loads(line)) for at, line in enumerate(text.splitlines(), 1) if line.strip()]
+            lines = [(f"{table}:{number}", line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
+            rows = [(origin, parse_json(line, origin)) for origin, line in lines]
         else:
-            read = json.loads(text)
+            read = parse_json(text, table)
             read = _of_rerank(read) if isinstance(read, dict) and "prompts" in read else read
             rows = [(f"{table}[{at}]", row) for at, row in enumerate(read)]
-    except (OSError, ValueError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
         raise InputError(f"{table}: cannot be read ({error}); give UTF-8 JSONL, or a JSON list of objects") from None
     bad = next((origin for origin, row in rows if not isinstance(row, dict)), None)
     if bad or not rows:

@@ -114,7 +114,7 @@ class Judgements:
             file.seek(self._end)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.splitlines():
+        for line in whole.split(b"\n")[:-1]:
             self._take(line)
         self._end += len(whole)
         if len(whole) < len(data):

@@ -87,6 +87,7 @@ def _open(folder, options: Options, prompts: list[str]) -> dict:
 
     from ..cache import write_atomically
     from ..errors import InputError
+    from ..lines import journal_lines
     from ..run_folder import versions
 
     free = {"held_out", "device", "output_dir"} | (set() if options.prune else {"keep"})  # do not change what is drawn
@@ -108,7 +109,7 @@ def _open(folder, options: Options, prompts: list[str]) -> dict:
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     rows: dict = {}
     journal = folder / "journal.jsonl"
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
+    for line in journal_lines(journal):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

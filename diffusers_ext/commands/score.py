@@ -138,9 +138,10 @@ def _read_scores(path, reward: str, pairs: dict) -> dict:
     import json
 
     from ..errors import InputError
+    from ..lines import journal_lines
 
     done: dict = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = journal_lines(path)
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import randomness
 from ..errors import InputError
+from ..lines import read_lines, read_text
 from .arrays import array_files, read_cifar100, read_digits, read_svhn
 from .files import is_picture
 from .labelled import LabelledImages, Sample, checked, halve, read_labelled, read_lists
@@ -85,11 +86,9 @@ def cub_paintings(photos: str | Path, paintings: str | Path) -> LabelledImages:
 
 def _numbered(path: Path) -> dict[str, str]:
     """CUB's tables: a number, a space and a value a line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise InputError(f"{path}: missing; name the folder CUB_200_2011 that has it") from None
-    return dict(line.split(maxsplit=1) for line in lines if line.strip())
+    if not path.is_file():
+        raise InputError(f"{path}: missing; name the folder CUB_200_2011 that has it")
+    return dict(line.split(maxsplit=1) for line in read_lines(path) if line.strip())
 
 
 def _bird(name: str) -> str:
@@ -221,4 +220,4 @@ def cifar20(folder: str | Path) -> LabelledImages:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path}: missing; name the folder of CIFAR-100's binary version")
-    return [line.replace("_", " ") for line in path.read_text(encoding="utf-8").split()]
+    return [line.replace("_", " ") for line in read_text(path).split()]

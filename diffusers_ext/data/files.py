@@ -6,7 +6,6 @@ archive, a Cell of a data set.
 Shapes: H, W the size after the turn that the EXIF data ask for, C channels.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,8 +16,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
+from .deep_colour import deep_colour, is_planar, top_level
+from .names import is_picture as is_picture
+from .names import open_picture
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
 MASKED = -1.0  # the mark of pixels to inpaint, in float conditions
 NPY = b"\x93NUMPY"
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange width and height
@@ -86,10 +87,6 @@ class Columns(NamedTuple):
     mask: str | None = None
 
 
-def is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in PICTURES and not os.path.basename(name).startswith(".")
-
-
 def captions(values: dict, column: str, origin: str) -> tuple[str, ...]:
     """Return the captions under a column, one text or a list of them; InputError if there is none."""
     texts = values.get(column)
@@ -118,8 +115,8 @@ def load(file: File, at_least: int | None = None) -> Image.Image:
 def load_condition(file: File) -> np.ndarray:
     """Open a condition: (H, W, C) uint8, or float32 in [0, 1] with -1 as a mark.
 
-    Pictures give three channels: 8 bits stay uint8, 16 bits and floats become float32 with every level kept. A .npy
-    gives the channels it has, (H, W) three equal ones. Raises ValueError for values outside the range.
+    Pictures give three channels: 8 bits stay uint8, 16 bits, grey or colour, and floats become float32 with every level
+    kept. A .npy gives the channels it has, (H, W) three equal ones. Raises ValueError for values outside the range.
     """
     with file.open("rb") as stream:
         return condition_array(stream)
@@ -127,18 +124,42 @@ def load_condition(file: File) -> np.ndarray:
 
 def size_of(file: File) -> Size:
     """Read the width and height of a picture, as turned, from its header alone."""
-    with file.open("rb") as stream, Image.open(stream) as opened:
+    with file.open("rb") as stream, open_picture(stream) as opened:
+        return turned_size(opened)
+
+
+def orientation_of(file: File) -> int:
+    """Read the turn that a file's EXIF data ask for, 1 to 8, from its header alone; 1, none, of an array."""
+    with file.open("rb") as stream:
+        if stream.read(len(NPY)) == NPY:
+            return 1
+        stream.seek(0)
+        with open_picture(stream) as opened:
+            return orientation(opened)
+
+
+def orientation(opened: Image.Image) -> int:
+    """Return the turn that the EXIF data ask for, 1 to 8; 1, none, where they do not say or are broken."""
+    try:
         # Image.Image's method: a PNG's own would decode the picture in search of a late EXIF chunk.
-        return turned(opened.size, Image.Image.getexif(opened).get(ORIENTATION, 1))
+        asked = Image.Image.getexif(opened).get(ORIENTATION, 1)
+    except Exception:  # whatever their parser raises, the picture itself may be whole
+        return 1
+    return asked if isinstance(asked, int) and 1 <= asked <= 8 else 1
 
 
-def turned(size: Size, orientation: int) -> Size:
-    return size[::-1] if orientation >= 5 else size
+def turned_size(opened: Image.Image) -> Size:
+    """Return the width and height after the turn, of a picture that is opened but not loaded."""
+    # Pillow gives a TIFF's size as turned already.
+    return opened.size[::-1] if opened.format != "TIFF" and orientation(opened) >= 5 else opened.size
 
 
 def rgb(stream: IO[bytes], at_least: int | None = None) -> Image.Image:
     """Decode as `load` does."""
-    with Image.open(stream) as opened:
+    with open_picture(stream) as opened:
+        if is_planar(opened) and (top := top_level(opened, b"")):
+            stream.seek(0)
+            return _eight_bits(deep_colour(opened, stream.read(), top, orientation(opened)))
         if at_least:
             opened.draft(None, (at_least, at_least))  # of other formats than JPEG it does nothing
         return _rgb(opened)
@@ -151,10 +172,13 @@ def condition_array(stream: IO[bytes]) -> np.ndarray:
     if start == NPY:
         values = np.load(stream, allow_pickle=False)
     else:
-        with Image.open(stream) as opened:
+        data = stream.read()
+        with open_picture(BytesIO(data)) as opened:
+            if top := top_level(opened, data):
+                return deep_colour(opened, data, top, orientation(opened))
             if not is_deep(opened):
                 return np.asarray(_rgb(opened))
-            values = np.array(ImageOps.exif_transpose(opened))
+            values = np.array(_as_turned(opened))
     values = values if values.dtype == np.uint8 else _unit(values)
     if values.ndim == 2:
         values = np.repeat(values[..., None], 3, axis=2)
@@ -173,13 +197,28 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def _rgb(opened: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(opened)
+    image = _as_turned(opened)
     if is_deep(image):
-        return Image.fromarray(np.rint(np.clip(_unit(np.array(image)), 0, 1) * 255).astype(np.uint8)).convert("RGB")
+        return _eight_bits(_unit(np.array(image))).convert("RGB")
     if has_alpha(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(unit: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8))
+
+
+def _as_turned(opened: Image.Image) -> Image.Image:
+    """Turn as the EXIF data say; where they are broken, leave the picture as it lies."""
+    try:
+        return ImageOps.exif_transpose(opened)
+    except (OSError, Image.DecompressionBombError):  # of the picture itself
+        raise
+    except Exception:  # of the EXIF data: whatever their parser raises
+        opened.load()
+        return opened
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ import numpy as np
 from .. import randomness
 from ..cache import digest_of_file
 from ..errors import InputError
+from ..lines import read_lines
 from .files import File, is_picture
 from .rows import TABLES, named_file, records
 
@@ -255,7 +256,7 @@ def _of_list(path: Path) -> tuple[str, str] | None:
 
 def _listed(path: Path) -> Iterable[tuple[str, str, str, str]]:
     """(origin, file, class, number) of each line of a list."""
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for line_number, line in enumerate(read_lines(path), 1):
         name, _, number = line.strip().rpartition(" ")
         if not line.strip():
             continue

@@ -20,9 +20,25 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from .files import NPY, ORIENTATION, File, Row, Rows, Size, condition_array, has_alpha, is_deep, rgb, turned
+from .deep_colour import top_level
+from .files import (
+    NPY,
+    File,
+    Row,
+    Rows,
+    Size,
+    condition_array,
+    has_alpha,
+    is_deep,
+    orientation,
+    orientation_of,
+    rgb,
+    turned_size,
+)
+from .names import classify_name, foreign_error, open_picture
 
 SHOWN = 50  # faults listed before the rest is only counted
+TURN_REMEDY = "which one is right cannot be told: turn the pixels of both (PIL.ImageOps.exif_transpose) and save them without the tag"
 CHUNK = 4096  # rows given to the threads at once
 
 
@@ -98,6 +114,14 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
     return report
 
 
+def check_turns(row: Row) -> None:
+    """Raise InputError where EXIF data may have misaligned a row's files: for rows that `check` has not seen."""
+    files = [file for file in (row.image, row.condition, row.mask) if file]
+    if len(files) > 1 and len({orientation_of(file) for file in files}) > 1:
+        for finding in _inspect(row)[3]:
+            raise InputError(finding.text)
+
+
 def contact_sheet(dataset: torch.utils.data.Dataset, path: str | Path, count: int = 8) -> Path:
     """Draw what the network will see of the first samples in epochs 0 and 1: picture, condition, one over the other."""
     from ..grids import labelled_grid  # not above: data workers need no matplotlib
@@ -134,14 +158,31 @@ def _inspect(row: Row) -> tuple[_Seen, _Seen | None, _Seen | None, list[Finding]
 
 
 def _shape(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
-    """The fault of a file that does not have its image's shape."""
-    if not (image.size and seen.size) or _same_shape(image.size, seen.size):
+    """The fault of a file that does not have its image's shape, or that one turn too many may have misaligned."""
+    if not (image.size and seen.size):
         return None
+    if _same_shape(image.size, seen.size):
+        return _turn(row, image, file, seen)
     (width, height), (other_width, other_height) = image.size, seen.size
     text = f"{file}: {other_width}x{other_height} does not have the shape of its image, {width}x{height} ({row.origin})"
     if image.orientation >= 5 > seen.orientation or seen.orientation >= 5 > image.orientation:
         text += "; only one of them is turned by its EXIF data: remove the tag, or turn the pixels"
     return Finding("shape", text)
+
+
+def _turn(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
+    """The fault of two files that EXIF data turn differently, where their sizes cannot tell whether they still match.
+
+    A quarter turn of one of them shows in the sizes of all but square pictures; half turns and mirrors never do.
+    """
+    quarter = (image.orientation >= 5) != (seen.orientation >= 5)
+    if image.orientation == seen.orientation or (quarter and not _same_shape(image.size[::-1], seen.size)):
+        return None
+    text = (
+        f"{file}: its EXIF data ask for turn {seen.orientation}, those of its image {row.image} for {image.orientation} "
+        f"({row.origin}); {TURN_REMEDY}"
+    )
+    return Finding("turn", text)
 
 
 def _look(file: File, origin: str, decode) -> _Seen:
@@ -160,27 +201,33 @@ def _look(file: File, origin: str, decode) -> _Seen:
     except Image.DecompressionBombError as error:
         seen.faults.append(Finding("bomb", f"{file}: decompression bomb ({error}); scale it down (named in {origin})"))
     except Exception as error:
+        if isinstance(error, Image.UnidentifiedImageError) and classify_name(file.name) == "foreign":
+            error = ValueError(foreign_error(file.name))
         kind = "truncated" if "truncat" in str(error).lower() else "unreadable"
         seen.faults.append(Finding(kind, f"{file}: cannot be read ({_reason(error)}) (named in {origin})"))
     return seen
 
 
 def _decode_picture(file: File, data: bytes, seen: _Seen) -> None:
-    with Image.open(BytesIO(data)) as opened:
-        size, deep = opened.size, is_deep(opened)
-        opened.draft(None, (size[0] // 8, size[1] // 8))  # of a JPEG all is read, an eighth is computed
-        opened.load()
+    with open_picture(BytesIO(data)) as opened:
+        size, deep = turned_size(opened), is_deep(opened)
         _note(file, opened, seen)
+        opened.draft(None, (opened.size[0] // 8, opened.size[1] // 8))  # of a JPEG all is read, an eighth is computed
+        opened.load()
     if deep:
         rgb(BytesIO(data))  # to meet values out of range
-    seen.size = turned(size, seen.orientation)
+    seen.size = size
 
 
 def _decode_condition(file: File, data: bytes, seen: _Seen) -> None:
     """Decode as the training does, and refuse what tells the network nothing."""
     if not data.startswith(NPY):
-        with Image.open(BytesIO(data)) as opened:
+        with open_picture(BytesIO(data)) as opened:
             _note(file, opened, seen)
+            if top_level(opened, data):
+                seen.notes.append(
+                    Finding("16-bit", f"{file}: 16 bits a channel, scaled to [0, 1] with every level kept")
+                )
     values = condition_array(BytesIO(data))
     if (values == values[:1, :1]).all():
         seen.faults.append(Finding("blank", f"{file}: blank, every pixel is {values[0, 0].tolist()}"))
@@ -188,7 +235,7 @@ def _decode_condition(file: File, data: bytes, seen: _Seen) -> None:
 
 
 def _note(file: File, opened: Image.Image, seen: _Seen) -> None:
-    seen.orientation = Image.Image.getexif(opened).get(ORIENTATION, 1)
+    seen.orientation = orientation(opened)
     if opened.mode.startswith("I"):
         seen.notes.append(Finding("16-bit", f"{file}: 16 bits a pixel, scaled to [0, 1] with every level kept"))
     if has_alpha(opened):

@@ -10,11 +10,11 @@ The official data set of ImageReward on the Hub is a loading script, which `data
 archives and give its json. A person who is not named is "unknown".
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
+from ..lines import parse_json, read_text
 from .rankings import NUMBER, RankedPrompt, Ranking, _Fields, check_ids, group_by_prompt, read
 
 UNKNOWN = "unknown"
@@ -47,10 +47,7 @@ def read_rankings(
 
 def read_json(path: Path, image_root: Path) -> list[RankedPrompt]:
     """Read a JSON list of ImageReward's or HPDv2's."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    rows = parse_json(read_text(path), path)
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: expected a list of rankings")
     form = next((form for form in FORMS if isinstance(rows[0], dict) and form in rows[0]), None)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..lines import parse_json, read_lines
 from .files import File
 
 RATINGS = ("overall", "alignment", "fidelity")  # each from 1 to 7 (Xu et al. 2023, section 2.2)
@@ -97,12 +98,8 @@ def read(path: str | Path) -> list[RankedPrompt]:
     themselves are not looked at (see `ranking_checks.check_images`).
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); name a UTF-8 .jsonl file of rankings") from None
-    numbered = [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    prompts = [from_record(_json(line, origin), path.parent, origin) for origin, line in numbered]
+    numbered = [(f"{path}:{number}", line) for number, line in enumerate(read_lines(path), 1) if line.strip()]
+    prompts = [from_record(parse_json(line, origin), path.parent, origin) for origin, line in numbered]
     if not prompts:
         raise InputError(f"{path}: holds no rankings")
     check_ids(prompts)
@@ -263,13 +260,6 @@ def _strings(values: Any, origin: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise InputError(f"{origin}: {values!r}; give a list of words, such as {', '.join(ISSUES)}")
     return values
-
-
-def _json(line: str, origin: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{origin}: not valid JSON ({error.msg}); mend or remove the line") from None
 
 
 class _Fields:

@@ -26,6 +26,7 @@ from scipy.ndimage import binary_dilation
 from tqdm.auto import tqdm
 
 from .. import randomness
+from ..lines import read_lines
 from ..metrics.fill50k import colour_error, find_circle
 from ..options import COUNT, POSITIVE, SEED, Range, option, run
 from . import fill50k
@@ -195,7 +196,7 @@ def simulate(options: Options) -> Path:
 
 def read_truth(folder: Path) -> dict[str, np.ndarray]:
     """Return the exact rewards, (K,) by id, that `simulate` wrote."""
-    lines = (Path(folder) / TRUTH).read_text(encoding="utf-8").splitlines()
+    lines = read_lines(Path(folder) / TRUTH)
     return {row["id"]: np.array(row["rewards"]) for row in map(json.loads, lines)}
 
 

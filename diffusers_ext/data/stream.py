@@ -20,6 +20,7 @@ from ..randomness import Key, generator
 from .cells import Cell, open_stream
 from .files import Columns, File, Row, Rows, captions
 from .pairs import Pairs
+from .preflight import check_turns
 
 HEAD = 64  # rows looked at before training: checked, shown, and measured to initialise the hint network
 
@@ -68,8 +69,11 @@ class Stream:
     def sample(self, record: dict, key: Key) -> dict:
         """What `Pairs` makes of this row."""
         pairs = copy.copy(self.pairs)
-        pairs.rows = {key[1]: self.row(record, key)}
-        return pairs[key]
+        row = self.row(record, key)
+        pairs.rows = {key[1]: row}
+        sample = pairs[key]
+        check_turns(row)  # after the decoders, which say what else is wrong
+        return sample
 
     def records(self, begin: int) -> Iterator[tuple[Key, dict]]:
         """Yield ((epoch, position in it), record) from position `begin` of the endless order on."""

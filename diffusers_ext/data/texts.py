@@ -5,13 +5,13 @@ prompts.json           a list of prompts, or of objects with a field "prompt"
 prompts.jsonl .csv     rows with a field "prompt"; other fields come along
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..lines import parse_json, read_lines, read_text
 from .rows import records
 
 
@@ -59,16 +59,10 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
         return
     if path.suffix not in (".txt", ".json"):
         raise InputError(f"{path}: prompts are a .txt, .json, .jsonl or .csv; convert it")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".txt":
-            yield from ((f"{path}:{n}", line) for n, line in enumerate(text.removesuffix("\n").split("\n"), 1))
-            return
-        items = json.loads(text)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8; save it in that encoding") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend it") from None
+    if path.suffix == ".txt":
+        yield from ((f"{path}:{number}", line) for number, line in enumerate(read_lines(path), 1))
+        return
+    items = parse_json(read_text(path), path)
     if not isinstance(items, list):
         raise InputError(f"{path}: expected a JSON list of prompts, got a {type(items).__name__}")
     yield from ((f"{path}: item {n}", item) for n, item in enumerate(items))

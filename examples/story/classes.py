@@ -139,7 +139,9 @@ def size(folder: Path) -> tuple[int, str]:
 def read_lines(path: Path) -> list[dict]:
     import json
 
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    from diffusers_ext.lines import journal_lines
+
+    return [json.loads(line) for line in journal_lines(path)]
 
 
 def spread(values: Sequence[float]) -> str:

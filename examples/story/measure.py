@@ -37,10 +37,11 @@ def tuned(folder: Path, each: int) -> dict:
 
     from diffusers_ext import embedded_model
     from diffusers_ext.grids import labelled_grid
+    from diffusers_ext.lines import read_lines
     from diffusers_ext.metrics.fill50k import as_uint8, circle_likeness, colour_error, find_circle
     from diffusers_ext.sampling import draw
 
-    prompts = (folder / "held-out.txt").read_text(encoding="utf-8").splitlines()
+    prompts = read_lines(folder / "held-out.txt")
     asked = [prompt for prompt in prompts for _ in range(each)]
     pipe, values, rows = DiffusionPipeline.from_pretrained(embedded_model()), {}, []
     for name in ("base", "tuned"):
