@@ -18,8 +18,8 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import unwrap_module
 from huggingface_hub import create_repo, file_exists, upload_folder
 
-from .disk import follow_umask
 from .cards.pipeline import Gallery, write_code_card, write_pipeline_card
+from .disk import follow_umask
 from .errors import InputError
 
 PIPELINES, REWARDS = "diffusers_ext.pipelines", "diffusers_ext.rewards"

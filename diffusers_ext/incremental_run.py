@@ -27,11 +27,11 @@ from .data.labelled import LabelledImages
 from .data.sessions import Sessions
 from .errors import InputError
 from .grids import labelled_grid, plot_curves
+from .hub import open_repository
 from .incremental_baselines import baselines
 from .incremental_learners import FrozenLearner
 from .incremental_training import TrainedLearner
 from .metrics.incremental import StreamState, evaluate_stream
-from .hub import open_repository
 from .options import as_dict
 from .provenance import Source, compare, digest_of_values, record_of
 from .resume import refusal, refuse_together

@@ -69,7 +69,7 @@ def check_resumed(
     difference = compare(record, as_dict(options), sources, fixed)
     refused = difference.refused
     if not record and options.use_ema != (checkpoint / AVERAGE).exists():
-            refused = [f"--use_ema was {not options.use_ema}, now {options.use_ema}"]
+        refused = [f"--use_ema was {not options.use_ema}, now {options.use_ema}"]
     if refused:
         raise InputError(refusal(checkpoint, refused, way))
     if sources and not record.get("sources"):

@@ -36,4 +36,6 @@ def main(options: Options) -> None:
     try:
         print(f"published at {push(folder.absolute(), options)}")
     except Exception as error:  # of the Hub or its transport
-        raise InputError(f"{folder}: the upload failed ({error}); nothing is lost: try the same command again") from None
+        raise InputError(
+            f"{folder}: the upload failed ({error}); nothing is lost: try the same command again"
+        ) from None
