@@ -94,7 +94,8 @@ def compare(
     fixed: the options of a training that tolerates no change of them, whatever they are elsewhere; none of the others counts.
     """
     old, kept = record.get("options", {}), record.get("sources") or {}
-    refused, noted = [], []
+    refused: list[str] = []
+    noted: list[str] = []
     compared = options.keys() - INCIDENTAL if fixed is None else options.keys() & {*fixed}
     for name in sorted(old.keys() & compared):
         if old[name] == options[name]:

@@ -90,6 +90,6 @@ def test_a_failed_upload_says_how_to_push_later(tmp_path, monkeypatch):
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(hub, "push", fail)
-    with pytest.raises(InputError, match="finished and saved.*diffusers-ext push .* me/a"):
+    with pytest.raises(InputError, match=r"finished and saved.*diffusers-ext push .* me/a"):
         hub.publish(tmp_path, asked("me/a"))
     hub.publish(tmp_path, asked("me/a", push=False))
