@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -21,6 +22,7 @@ from .encoders import (
     parts_of,
     vae_config,
 )
+from .provenance import Source, digest_of_model, digest_of_values
 
 
 class FullPrecisionAutoencoderKL(AutoencoderKL):
@@ -84,6 +86,14 @@ class BaseModel:
     def vae_dtype(self) -> torch.dtype:
         """The type that the VAE's weights are kept in, and its moments in a cache."""
         return torch.float32 if self.full_precision_vae else self.dtype
+
+    def source(self, options: Any) -> Source:
+        """What a training comes from; options: its own, which name the base."""
+        parts = {*parts_of(self.folder), "scheduler"}
+        digests = [digest_of_model(self.folder, parts, self.variant), digest_of_model(self.vae_folder)]
+        other = getattr(options, "tokenizer_name", None)
+        named_by = ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path", "revision", "variant")
+        return Source((*named_by, "tokenizer_name"), digest_of_values(*digests, other and digest_of_model(other)))
 
     def load(self, **parts) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
         """Load the pipeline, frozen; parts: those to use as they are, or None to do without."""

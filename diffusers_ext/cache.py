@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,8 +29,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from .checkpoints import sha256
 from .data.files import File
+from .disk import sha256, write_atomically
 from .errors import InputError
 
 try:
@@ -282,22 +281,3 @@ def _lock(handle: int, key: str) -> bool:
     except OSError:  # a file system without locks: as above, twice the work at worst
         return True
     return True
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment it is absent, as it was, or whole, also when the machine loses power."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    if os.name == "posix":
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

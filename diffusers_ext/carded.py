@@ -7,6 +7,8 @@ from typing import Any
 from diffusers import ConfigMixin, ModelMixin
 from huggingface_hub import ModelCard, create_repo, upload_folder
 
+from .disk import follow_umask
+
 
 class CardedModel(ModelMixin, ConfigMixin):
     """What a classifier of this package is: a subclass says what its card is."""
@@ -22,6 +24,7 @@ class CardedModel(ModelMixin, ConfigMixin):
         if settings.pop("push_to_hub", False):
             self.push_to_hub(settings.pop("repo_id", Path(folder).name), **settings)
         super().save_pretrained(folder, **settings)
+        follow_umask(folder)
         self.card(Path(folder).name).save(Path(folder) / "README.md")
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:

@@ -4,7 +4,6 @@
 and `manifest.json`: the step, and size and SHA-256 of every file. `latest` takes the newest one whose files agree.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -14,10 +13,12 @@ from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 
+from .disk import follow_umask, sha256
+from .disk import sync as _sync
 from .errors import InputError
 from .objectives import Objective
 
-MANIFEST = "manifest.json"
+MANIFEST, OPTIONS = "manifest.json", "options.json"
 
 
 def attach(accelerator: Accelerator, objective: Objective) -> None:
@@ -46,6 +47,8 @@ def save(accelerator: Accelerator, output_dir: Path, step: int, limit: int | Non
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        if (output_dir / OPTIONS).exists():  # so that it knows its own origin, wherever it goes
+            shutil.copyfile(output_dir / OPTIONS, partial / OPTIONS)
         seal(partial, step)
         if final.exists():
             shutil.rmtree(final)
@@ -62,16 +65,18 @@ def save(accelerator: Accelerator, output_dir: Path, step: int, limit: int | Non
 def find(resume: str | None, output_dir: Path) -> Path | None:
     """Return the checkpoint that `--resume_from_checkpoint` means, or None to start afresh.
 
-    'latest' is the newest whole checkpoint of output_dir; damaged ones are named and passed over. A path must be whole:
-    InputError otherwise.
+    'latest' is the newest whole checkpoint of output_dir; damaged ones are named and passed over. A bare name lies in
+    output_dir, as for diffusers' scripts; else it is a path. Either must be whole: InputError otherwise.
     """
     if resume is None:
         return None
     if resume != "latest":
-        problem = damage(Path(resume))
+        inside = output_dir / resume
+        checkpoint = inside if Path(resume).name == resume and inside.is_dir() else Path(resume)
+        problem = damage(checkpoint)
         if problem:
             raise InputError(f"--resume_from_checkpoint {resume}: {problem}; give a checkpoint-N folder, or 'latest'")
-        return Path(resume)
+        return checkpoint
     for candidate in reversed(_numbered(output_dir)):
         problem = damage(candidate)
         if problem is None:
@@ -109,15 +114,6 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _numbered(output_dir: Path) -> list[Path]:
     """The checkpoint-N folders, oldest first; checkpoint-old and the like are somebody else's."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
@@ -130,6 +126,7 @@ def _step(checkpoint: Path) -> int:
 
 def seal(folder: Path, step: int) -> None:
     """Write a folder's manifest: the step, and size and SHA-256 of every file, so that `damage` can tell."""
+    follow_umask(folder)
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -138,11 +135,3 @@ def seal(folder: Path, step: int) -> None:
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
     _sync(manifest)
     _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,13 @@ from .data.rows import read_rows
 from .data.stream import Stream
 from .errors import InputError
 from .previews import ValidationPair, validation_pairs
+from .provenance import Source, Sources, digest_of_model, digest_of_values
 from .randomness import generator
+
+FROM_CONTROLNET = (
+    "start a new run from these weights: another --output_dir, and --controlnet_model_name_or_path {checkpoint}/controlnet "
+    "(of a run with --lora_rank its finished run folder, where adapters are merged; then without --lora_rank)"
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,23 @@ def hold_out(count: int, wanted: int, seed: int) -> tuple[list[int], list[int]]:
     order = generator(seed, "held_out").permutation(count)
     aside = min(wanted, count // 10)
     return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
+
+
+def sources_of(options: Any, data: ControlData, base: BaseModel) -> Sources:
+    """What the weights of a ControlNet's training come from."""
+    columns = ("image_column", "conditioning_image_column", "mask_column", "caption_column", "max_train_samples")
+    named_by = ("train_data_dir", "dataset_name", "dataset_config_name", *columns)
+    counted = (
+        f"the first {len(data.report.rows)} rows of a stream" if options.streaming else f"{len(data.report.rows)} rows"
+    )
+    found = {"data": Source(named_by, data.report.digest, counted), "base": base.source(options)}
+    if options.controlnet_model_name_or_path:
+        named = (options.controlnet_model_name_or_path, options.transfer_from)
+        digests = [digest_of_model(named[0]), named[1] and digest_of_model(named[1], ["unet"])]
+        found["initial ControlNet"] = Source(
+            ("controlnet_model_name_or_path", "transfer_from"), digest_of_values(*digests)
+        )
+    return found
 
 
 def encode(data: ControlData, base: BaseModel, options: Any, accelerator: Accelerator) -> ControlData:

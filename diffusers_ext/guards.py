@@ -8,8 +8,12 @@ import signal
 import socket
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .errors import InputError
 
@@ -56,11 +60,16 @@ def _lock(file: BinaryIO, kind: str) -> None:
         return  # a file system without locks
 
 
+class Interrupted(BaseException):
+    """SIGTERM came while something was drawn that can be drawn again; no `except Exception` on the way takes it."""
+
+
 class Sigterm:
     """Within the block SIGTERM, with which schedulers take a machine back, ends nothing: `came` says that it did."""
 
     def __init__(self):
         self.came = False
+        self.hooks: list[Any] | None = None  # where drawing may be interrupted, the hooks that do it
 
     def __enter__(self) -> "Sigterm":
         self.main = threading.current_thread() is threading.main_thread()  # elsewhere Python sets no handler
@@ -72,8 +81,30 @@ class Sigterm:
         if self.main:
             signal.signal(signal.SIGTERM, self.before)
 
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """Within the block the next call of any network after SIGTERM raises Interrupted.
+
+        Only there: weights that are being merged, averaged or written are never left halfway.
+        """
+        self.hooks = []
+        try:
+            if self.came:
+                raise Interrupted
+            yield
+        finally:
+            hooks, self.hooks = self.hooks, None
+            for hook in hooks:
+                hook.remove()
+
     def _note(self, *_) -> None:
         self.came = True
+        if self.hooks is not None:
+            self.hooks.append(register_module_forward_pre_hook(_interrupt))
+
+
+def _interrupt(*_: Any) -> None:
+    raise Interrupted
 
 
 def outlive_sigterm(worker: int) -> None:

@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from huggingface_hub import create_repo, file_exists, upload_folder
 
 from .cards.pipeline import Gallery, write_code_card, write_pipeline_card
+from .disk import follow_umask
 from .errors import InputError
 
 PIPELINES, REWARDS = "diffusers_ext.pipelines", "diffusers_ext.rewards"
@@ -70,6 +71,7 @@ class HubLoadable:
         # diffusers forgets what was set where the folder it came from had none.
         self.register_modules(**{name: part for name, part in self.components.items() if part is not None})
         super().save_pretrained(folder, *args, **kwargs)
+        follow_umask(folder)
         kept, theirs = (folder / CARD).exists(), False
         if push_to_hub:
             token = upload.get("token")

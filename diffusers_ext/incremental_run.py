@@ -27,11 +27,14 @@ from .data.labelled import LabelledImages
 from .data.sessions import Sessions
 from .errors import InputError
 from .grids import labelled_grid, plot_curves
+from .hub import open_repository
 from .incremental_baselines import baselines
 from .incremental_learners import FrozenLearner
 from .incremental_training import TrainedLearner
 from .metrics.incremental import StreamState, evaluate_stream
 from .options import as_dict
+from .provenance import Source, compare, digest_of_values, record_of
+from .resume import refusal, refuse_together
 from .run_folder import METRICS, read_metrics, write_options
 
 BASELINES = "baselines.jsonl"
@@ -60,10 +63,9 @@ class Run:
 
     def encode(self) -> None:
         """Load the backbone and compute what the cache lacks; ranks share the work. InputError if it is to go on with another stream."""
-        self._check_resumed()
+        self._claim()
         backbone = load_backbone(self.options.backbone, self.accelerator.device)
         if self.accelerator.is_main_process:
-            write_options(self.folder, self.options)
             protocol = self.sessions.as_dict(self.table.labels, self.table.domains)
             write_atomically(self.folder / "protocol.json", json.dumps(protocol, indent=1).encode())
         self.accelerator.wait_for_everyone()
@@ -154,10 +156,34 @@ class Run:
         folders = sorted(self.folder.glob("session-*"), key=lambda each: -int(each.name.removeprefix("session-")))
         return next((each for each in folders if damage(each) is None), None)
 
+    def _claim(self) -> None:
+        """Make the folder this run's, unless it would resume another stream; every rank comes to the same end."""
+        self.accelerator.wait_for_everyone()
+        problem = None
+        if self.accelerator.is_main_process:
+            try:
+                self._check_resumed()
+                if self.options.push_to_hub:
+                    open_repository(self.folder, self.options)
+                write_options(self.folder, self.options, self._sources)
+            except InputError as error:
+                problem = str(error)
+        refuse_together(self.accelerator, problem)
+
+    @cached_property
+    def _sources(self) -> dict[str, dict]:
+        """The pictures by name, class, domain and split, as `_stream` has them."""
+        samples = [[Path(str(each.file)).name, each.label, each.domain, each.split] for each in self.table.samples]
+        source = Source(("data", "domains"), digest_of_values(samples), f"{len(samples)} pictures")
+        backbone = Source(("backbone",), digest_of_values(self.options.backbone))
+        return {"data": vars(source), "backbone": vars(backbone)}
+
     def _check_resumed(self) -> None:
         folder = self._last_whole()
         if folder and json.loads((folder / "measures.json").read_text(encoding="utf-8"))["stream"] != self._stream:
-            raise InputError(f"{folder}: of other data or options; give those of the run, or another --output_dir")
+            options = as_dict(self.options)
+            refused = compare(record_of(folder), options, self._sources, options.keys() - INCIDENTAL).refused
+            raise InputError(refusal(folder, refused, "start a new stream in another --output_dir"))
 
     def _resumed(self) -> StreamState:
         """Return the measures after the last whole session, the learner standing there too; or new ones."""

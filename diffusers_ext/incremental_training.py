@@ -172,7 +172,9 @@ class TrainedLearner:
             places = assign(self._cosine(head, features), head.of_class, classes)
         data = (self.pictures, seen, classes.numpy(), places.numpy(), self.options.seed, session)
         options = replace(
-            self.options, output_dir=str(Path(self.options.output_dir) / "training" / f"session-{session + 1}")
+            self.options,
+            output_dir=str(Path(self.options.output_dir) / "training" / f"session-{session + 1}"),
+            push_to_hub=False,
         )
         accelerator = start(options)
         claim(accelerator, options)

@@ -27,9 +27,14 @@ from .lads_options import LADSOptions
 from .lads_training import augmented_set, predicted_domains, text_by_images, train_bank, train_probe
 from .metrics.domain_extension import diagnostics, nearest
 from .objectives.latent_augmentation import Probe
+from .provenance import Source, Sources, digest_of_files, digest_of_model, digest_of_values
 from .run_folder import METRICS, save_sample
 
 FITS = "checkpoint-fits"  # folder of the state of each fit
+FIXED = {  # what a resumed run may not change
+    *LADSOptions.__dataclass_fields__,
+    *("seed", "runs", "few_images", "source_domain", "dataset_format", "mnist_cut", "true_domains"),
+}
 
 
 def read_table(options: Any) -> LabelledImages:
@@ -75,6 +80,18 @@ def check_domains(table: LabelledImages, domains: Domains, options: Any) -> None
                 if missing
                 else "--image_directions: say how many images of each target may be used, such as --few_images 5"
             )
+
+
+def sources_of(options: Any, table: LabelledImages, domains: Domains) -> Sources:
+    """What a classifier comes from: the pictures by content, class, domain and split, the words, and the backbone."""
+    rows = [[sample.label, sample.domain, sample.split] for sample in table.samples]
+    digest = digest_of_values(digest_of_files(table.files), rows)
+    columns = ("label_column", "domain_column", "split_column")
+    return {
+        "data": Source(("train_data_dir", *columns), digest, f"{len(rows)} pictures"),
+        "words": Source(("domains",), digest_of_values(vars(domains))),
+        "backbone": Source(("backbone",), digest_of_model(options.backbone)),
+    }
 
 
 def embed_splits(

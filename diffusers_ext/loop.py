@@ -2,7 +2,7 @@
 
     check(options)                                      # before anything is loaded
     accelerator = start(options)
-    claim(accelerator, options)                         # once nothing can be refused any more
+    claim(accelerator, options, sources, way)           # after all validation
     train(accelerator, objective, dataset, options)     # steps, checkpoints, exact resume, metrics, samples
 
 A data set answers `len(dataset)` and `dataset[(epoch, index)]`, a dictionary with "key": (epoch, index); its `buckets`
@@ -18,7 +18,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,15 @@ from . import checkpoints
 from .data.buckets import BucketBatches
 from .data.stream import Stream
 from .errors import InputError
-from .guards import Sigterm, outlive_sigterm
+from .guards import Interrupted, Sigterm, outlive_sigterm
+from .hub import check_push
+from .launch import check_launch
 from .objectives import Objective
 from .optimizers import adamw, check_optimizer
-from .options import as_dict, check_declared, late_warmup
+from .options import RunOptions, as_dict, check_declared, late_warmup
 from .randomness import MicroBatches, step_seed
-from .run_folder import Metrics, check_run_folder, write_options
+from .resume import claim as claim
+from .run_folder import Metrics, check_run_folder, read_metrics
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 Preview = Callable[[int], dict[str, Any]]  # draws the current weights' samples at a step; see Metrics.note
@@ -64,7 +68,10 @@ def check(options: Any) -> None:
                 f"--report_to {tracker}: {tracker} is not installed; pip install {tracker}, or leave --report_to out"
             )
     check_optimizer(options)
+    check_launch(options)
     check_run_folder(options)
+    if options.push_to_hub and not options.dry_run:
+        check_push(Path(options.output_dir), options)
     if options.resume_from_checkpoint != "latest":
         checkpoints.find(options.resume_from_checkpoint, Path(options.output_dir))
 
@@ -98,13 +105,6 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
-def claim(accelerator: Accelerator, options: Any) -> None:
-    """Make the run folder this run's, once nothing can be refused any more."""
-    accelerator.wait_for_everyone()  # no rank writes before all have looked
-    if accelerator.is_main_process:
-        write_options(Path(options.output_dir), options)
-
-
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
     """Return the type that frozen weights are kept in: the forward pass's own."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
@@ -123,7 +123,8 @@ def train(
 ) -> None:
     """Train `objective` on `dataset`; afterwards it holds the final (or averaged) weights on every rank.
 
-    On SIGTERM the step, or with several ranks the next logging step, is finished and saved, and SystemExit(143) raised.
+    On SIGTERM the step, or with several ranks the next logging step, is finished and saved, and SystemExit(143) raised. What is
+    drawn then is left; the resumed run draws it before its first step.
     """
     output_dir = Path(options.output_dir)
     stop = total_steps(options, len(dataset), accelerator.num_processes)
@@ -149,12 +150,17 @@ def train(
             checkpoints.set_aside(output_dir, first)
 
     metrics = Metrics(accelerator, output_dir, options, first)
-    if resumed and wants_to_stop(accelerator, preview):
-        accelerator.print(f"this run was stopped early at step {first}: nothing is left to train")
-        stop = first
-    batches = iter(data_loader(accelerator, dataset, options, first, stop))
-    bar = tqdm(total=stop, initial=first, desc="training", unit="step", disable=not accelerator.is_main_process)
+    shown = Shown(accelerator, preview, metrics, lambda: averaged(average, parameters))
     with Sigterm() as sigterm:
+        if resumed and is_due(options, first, stop) and shown.is_missing(output_dir, first):
+            shown.draw(first, sigterm)
+            if anywhere(accelerator, sigterm.came):
+                leave(accelerator, metrics, first)
+        if resumed and wants_to_stop(accelerator, preview):
+            accelerator.print(f"this run was stopped early at step {first}: nothing is left to train")
+            stop = first
+        batches = iter(data_loader(accelerator, dataset, options, first, stop))
+        bar = tqdm(total=stop, initial=first, desc="training", unit="step", disable=not accelerator.is_main_process)
         for step in range(first + 1, stop + 1):
             torch.manual_seed(step_seed(options.seed, step, accelerator.process_index))
             for _ in range(options.gradient_accumulation_steps):
@@ -172,25 +178,26 @@ def train(
                 average.step(parameters)
             bar.update()
 
-            show = preview if step % options.validation_steps == 0 or step == stop else None
+            show = preview is not None and is_due(options, step, stop)
             keep = step % options.checkpointing_steps == 0 or step == stop
-            log = show is not None or keep or step % options.logging_steps == 0
+            log = show or keep or step % options.logging_steps == 0
             ended = (log or accelerator.num_processes == 1) and anywhere(accelerator, sigterm.came)
             if log or ended:
                 bar.set_postfix(metrics.flush())
-            if show:
-                with averaged(average, parameters):
-                    metrics.note(step, run_preview(accelerator, show, step))
-            done = show is not None and wants_to_stop(accelerator, show)
-            if keep or done or ended:
+            if keep or ended:  # before samples are drawn, which takes long
                 checkpoints.save(accelerator, output_dir, step, options.checkpoints_total_limit)
-            if done:
-                accelerator.print(f"stopping early at step {step}: the measurements get no better")
-                break
-            if ended and step < stop:
-                accelerator.print(f"SIGTERM: step {step} is saved; go on with --resume_from_checkpoint latest")
-                metrics.finish()
-                raise SystemExit(128 + signal.SIGTERM)
+            if ended:
+                leave(accelerator, metrics, step)
+            if show:
+                shown.draw(step, sigterm)
+                ended, done = anywhere(accelerator, sigterm.came), wants_to_stop(accelerator, preview)
+                if (ended or done) and not keep:
+                    checkpoints.save(accelerator, output_dir, step, options.checkpoints_total_limit)
+                if ended:
+                    leave(accelerator, metrics, step)
+                if done:
+                    accelerator.print(f"stopping early at step {step}: the measurements get no better")
+                    break
     bar.close()
     if average:
         average.copy_to(parameters)
@@ -203,7 +210,12 @@ def restore(
 ) -> None:
     """Read a checkpoint; rates and decays stay those of the options given now, the schedule stands at `step`."""
     given = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    accelerator.load_state(str(checkpoint))
+    try:
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:  # of the file formats of torch, safetensors and accelerate, of which each has its own
+        raise InputError(
+            f"{checkpoint}: does not fit the options of this run ({error}); give those of its own"
+        ) from error
     accelerator.step = 0  # its count of forward passes: a checkpoint is written between steps
     if average:
         average.to(accelerator.device)
@@ -263,16 +275,50 @@ def averaged(average: EMAModel | None, parameters: list[torch.nn.Parameter]) -> 
         average.restore(parameters)
 
 
-def run_preview(accelerator: Accelerator, preview: Preview, step: int) -> dict[str, Any]:
-    """Draw samples on the main process; a failure is printed and never ends the run."""
-    if not accelerator.is_main_process:
-        return {}
-    try:
-        with torch.inference_mode(), accelerator.autocast():
-            return preview(step)
-    except Exception:
-        accelerator.print(f"the samples of step {step} could not be drawn; training goes on\n{traceback.format_exc()}")
-        return {}
+def is_due(options: RunOptions, step: int, stop: int) -> bool:
+    """Whether samples are drawn at a step: every so many, and at the last."""
+    return step % options.validation_steps == 0 or step == stop
+
+
+def leave(accelerator: Accelerator, metrics: Metrics, step: int) -> None:
+    """End the run that SIGTERM ended, after its step was saved."""
+    accelerator.print(f"SIGTERM: step {step} is saved; resume with --resume_from_checkpoint latest")
+    metrics.finish()
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The samples of a run: drawn on the main process by the preview, if there is one, within the averaged weights."""
+
+    accelerator: Accelerator
+    preview: Preview | None
+    metrics: Metrics
+    weights: Callable[[], AbstractContextManager[None]]
+
+    def is_missing(self, output_dir: Path, step: int) -> bool:
+        """Whether drawing was interrupted at a step; every rank gets the main process's answer."""
+        if self.preview is None:
+            return False
+        rows = (
+            [row for row in read_metrics(output_dir) if row["step"] == step] if self.accelerator.is_main_process else []
+        )
+        return anywhere(self.accelerator, bool(rows) and all("loss" in row for row in rows))
+
+    def draw(self, step: int, sigterm: Sigterm) -> None:
+        """Draw and measure; a failure is printed and never ends the run, SIGTERM ends drawing and leaves no trace of it."""
+        if not self.accelerator.is_main_process or self.preview is None:
+            return
+        seen: dict[str, Any] = {}
+        try:
+            with self.weights(), torch.inference_mode(), self.accelerator.autocast(), sigterm.interrupts():
+                seen = self.preview(step)
+        except Interrupted:
+            print(f"SIGTERM: drawing the samples of step {step} is interrupted; a resumed run draws them")
+            return
+        except Exception:
+            print(f"the samples of step {step} could not be drawn; training continues\n{traceback.format_exc()}")
+        self.metrics.note(step, seen)
 
 
 def wants_to_stop(accelerator: Accelerator, preview: Preview | None) -> bool:

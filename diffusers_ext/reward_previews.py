@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from .data.files import load
 from .data.ranked import RankedImages
 from .data.rankings import RankedPrompt
+from .disk import follow_umask
 from .grids import labelled_grid
 from .loop import collate
 from .metrics.preference import summary
@@ -40,6 +41,7 @@ class RankingPreview:
         earlier = [row["held_out_accuracy"] for row in read_metrics(self.folder) if "held_out_accuracy" in row]
         if measures["held_out_accuracy"] > max(earlier, default=-math.inf):
             self.objective.model.save_pretrained(self.folder / "best")
+            follow_umask(self.folder / "best")
         return measures
 
 

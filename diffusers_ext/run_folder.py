@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 
-from .cache import write_atomically
+from .disk import write_atomically
 from .errors import InputError
 from .guards import LOCK, check_free, claim
 from .lines import journal_lines
@@ -52,8 +52,10 @@ def check_run_folder(options: Any) -> None:
     raise InputError(f"{folder} is not empty and holds no run; name another --output_dir")
 
 
-def write_options(output_dir: Path, options: Any) -> None:
-    """Write options.json: the command, the resolved options and the versions; it can be given back as --config.
+def write_options(output_dir: Path, options: Any, sources: dict[str, Any] | None = None) -> None:
+    """Write options.json: the command, the resolved options, the versions and what the weights come from (see provenance).
+
+    It can be given back as --config.
 
     From here on the folder is this run's: InputError if another got there first.
     """
@@ -61,7 +63,7 @@ def write_options(output_dir: Path, options: Any) -> None:
     claim(output_dir, options)
     for left in output_dir.glob(".*.partial"):  # of a run that was killed: nobody else writes now
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    record = {"command": command_line(), "options": as_dict(options), "versions": versions()}
+    record = {"command": command_line(), "options": as_dict(options), "versions": versions(), "sources": sources or {}}
     write_atomically(output_dir / OPTIONS, (json.dumps(record, indent=1) + "\n").encode())
 
 

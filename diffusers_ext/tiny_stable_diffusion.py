@@ -12,6 +12,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from .disk import follow_umask
+
 TOKENS = 32  # length of a prompt; CLIP's is 77
 WIDTH = 96  # of the text embeddings
 
@@ -96,6 +98,7 @@ def scheduler() -> DDIMScheduler:
 def save_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """Save a pipeline with float16 weights that load as float32 on any machine."""
     pipe.to(dtype=torch.float16).save_pretrained(folder)
+    follow_umask(folder)
     # transformers would load the text encoder in the stored type, diffusers casts its own parts to float32.
     config = folder / "text_encoder" / "config.json"
     config.write_text(

@@ -11,6 +11,7 @@ from accelerate.utils import DynamoBackend
 from diffusers import AutoencoderTiny, DDPMScheduler
 from torch.utils.data import Dataset
 
+from . import provenance
 from .base_model import BaseModel
 from .data import preflight, ranking_checks
 from .data.encoded import Encoded, EncoderCache
@@ -34,6 +35,11 @@ from .randomness import generator
 from .tuning_options import grad_window
 from .unet_lora import add_lora
 
+FROM_UNET = (
+    "start a new run from these weights in another --output_dir: with --full_unet, the finished run folder is a pipeline, "
+    "given as --pretrained_model_name_or_path; a LoRA becomes one by pipe.load_lora_weights(RUN), pipe.fuse_lora() and "
+    "pipe.save_pretrained(FOLDER)"
+)
 PROBED = 4  # pictures that the reward is checked on before anything is trained
 
 
@@ -76,6 +82,26 @@ def read_source(options: Any) -> Source:
     if options.validation_prompts:
         held_out = [prompt.text for prompt in read_prompts(options.validation_prompts, options.prompt_field)]
     return Source(learnt, rows, list(dict.fromkeys(held_out)))
+
+
+def sources_of(options: Any, source: Source, base: BaseModel, reward: Any, held_out: Any) -> provenance.Sources:
+    """What the weights of a reward tuning come from."""
+    of = provenance.Source
+    texts, ranked = [getattr(prompt, "prompt", prompt) for prompt in source.prompts], options.method == "dpo"
+    orders = [[ranking.ranking for ranking in prompt.valid] for prompt in source.prompts] if ranked else []
+    named_by = ("rankings", "image_root") if ranked else ("prompts", "prompt_field")
+    found = {"prompts": of(named_by, provenance.digest_of_values(texts, orders), f"{len(texts)} prompts")}
+    measured = provenance.digest_of_values(source.validation)
+    found["prompts to measure on"] = of(("validation_prompts",), measured, f"{len(source.validation)} prompts")
+    if source.rows:
+        files = provenance.digest_of_files(row.image for row in source.rows)
+        digest = provenance.digest_of_values(files, [row.texts for row in source.rows])
+        found["pictures"] = of(("pretrain_data_dir", "rankings"), digest, f"{len(source.rows)} rows")
+    found["base"] = base.source(options)
+    for name, model in (("reward", reward), ("held_out_reward", held_out)):
+        if model is not None:
+            found[name] = of((name,), provenance.digest_of_reward(model, getattr(options, name)))
+    return found
 
 
 def pretraining_rows(options: Any) -> list[Row]:

@@ -12,8 +12,6 @@ KINDS = {  # (distributed_type, processes, machines)
     "one_gpu_bf16": ("NO", 1, 1),
     "two_gpus": ("MULTI_GPU", 2, 1),
     "two_machines": ("MULTI_GPU", 16, 2),
-    "fsdp2": ("FSDP", 2, 1),
-    "deepspeed_zero2": ("DEEPSPEED", 2, 1),
 }
 
 
@@ -33,11 +31,5 @@ def test_accelerate_parses(name, monkeypatch):
     arguments, config, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     kind, processes, machines = KINDS[name]
     assert (arguments.num_processes, arguments.num_machines) == (processes, machines)
-    chosen = {"MULTI_GPU": arguments.multi_gpu, "FSDP": arguments.use_fsdp, "DEEPSPEED": arguments.use_deepspeed}
-    assert [name for name, is_it in chosen.items() if is_it] == [kind] * (kind != "NO")
-    if kind == "FSDP":
-        assert arguments.fsdp_version == 2 and arguments.fsdp_min_num_params == 10_000_000
-    if kind == "DEEPSPEED":
-        assert (ROOT / arguments.deepspeed_config_file).is_file()
-    else:
-        assert arguments.mixed_precision == "bf16"
+    assert arguments.multi_gpu == (kind == "MULTI_GPU") and not arguments.use_fsdp and not arguments.use_deepspeed
+    assert arguments.mixed_precision == "bf16"

@@ -90,7 +90,7 @@ def main(options: Options) -> None:
     from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards.controlnet import write_controlnet_card
     from diffusers_ext.cards.tuning import tell_control_reward
-    from diffusers_ext.control_data import encode, read_data
+    from diffusers_ext.control_data import FROM_CONTROLNET, encode, read_data, sources_of
     from diffusers_ext.control_options import base_of, check_options
     from diffusers_ext.control_start import start_controlnet
     from diffusers_ext.encoders import is_sdxl
@@ -124,7 +124,7 @@ def main(options: Options) -> None:
     objective.to(accelerator.device)
     if options.method == "consistency":
         check_agreement(objective, data.shown, accelerator)
-    loop.claim(accelerator, options)
+    loop.claim(accelerator, options, lambda: sources_of(options, data, base), FROM_CONTROLNET)
     if options.encoder_cache_dir is not None:
         data = encode(data, base, options, accelerator)
     gap = ConditionGap.on(data.held_out, objective, options.train_batch_size)

@@ -55,7 +55,7 @@ def main(options: Options) -> None:
     from diffusers_ext import loop
     from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards.controlnet import write_controlnet_card
-    from diffusers_ext.control_data import encode, read_data
+    from diffusers_ext.control_data import FROM_CONTROLNET, encode, read_data, sources_of
     from diffusers_ext.control_options import base_of, check_options
     from diffusers_ext.control_start import start_controlnet
     from diffusers_ext.data.preflight import contact_sheet
@@ -89,7 +89,7 @@ def main(options: Options) -> None:
         accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **pipe.components}))
         return
 
-    loop.claim(accelerator, options)
+    loop.claim(accelerator, options, lambda: sources_of(options, data, base), FROM_CONTROLNET)
     if accelerator.is_main_process:
         contact_sheet(data.shown, Path(options.output_dir) / "data.png")
     if cached:

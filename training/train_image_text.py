@@ -111,7 +111,7 @@ def main(options: Options) -> None:
         accelerator.print(loop.plan(options, len(rows), {"model": towers.model}))
         return
 
-    loop.claim(accelerator, options)
+    loop.claim(accelerator, options, lambda: sources_of(options, rows, held_out))
     cache = options.encoder_cache_dir or Path(options.output_dir) / "cache"
     encoders = Encoders(towers, cache, options.unlock_text_tower, accelerator.device, accelerator.is_main_process)
     dataset = ImageTexts.of(rows, encoders.images, encoders.texts, options.seed)
@@ -124,6 +124,23 @@ def main(options: Options) -> None:
         write_image_text_card(run_folder, len(rows), len(held_out))
         publish(run_folder, options)
     accelerator.end_training()
+
+
+def sources_of(options: Options, rows: list, held_out: list):
+    """What the weights of the projections come from."""
+    from diffusers_ext.provenance import Source, digest_of_files, digest_of_model, digest_of_values
+
+    def captioned(rows: list, name: str) -> Source:
+        digest = digest_of_values(digest_of_files(row.image for row in rows), [row.texts for row in rows])
+        return Source((name, "caption_column"), digest, f"{len(rows)} rows")
+
+    vision, *settings = options.vision_tower.removeprefix("timm:").split(",")
+    _, _, weights = vision.partition("@")
+    return {
+        "data": captioned(rows, "train_data_dir"),
+        "vision tower": Source(("vision_tower",), digest_of_values(digest_of_model(weights or vision), settings)),
+        "text tower": Source(("text_tower",), digest_of_model(options.text_tower)),
+    }
 
 
 def check_options(options: Options) -> None:

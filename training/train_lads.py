@@ -33,15 +33,20 @@ def main(options: Options) -> None:
 
     from diffusers_ext import lads_run
     from diffusers_ext.backbones import load_backbone
-    from diffusers_ext.hub import publish
+    from diffusers_ext.hub import check_push, publish
     from diffusers_ext.lads import LADSClassifier
     from diffusers_ext.lads_domains import Domains, embed_domains
+    from diffusers_ext.launch import check_parallelism
     from diffusers_ext.options import as_dict, command_line
-    from diffusers_ext.run_folder import check_run_folder, versions, write_options
+    from diffusers_ext.resume import claim
+    from diffusers_ext.run_folder import check_run_folder, versions
 
     # What the user can get wrong, before anything heavy.
     check_options(options)
+    check_parallelism()
     check_run_folder(options)
+    if options.push_to_hub and not options.dry_run:
+        check_push(Path(options.output_dir), options)
     domains = Domains.read(options.domains)
     check_used(options, USED_BY, domains="swap" if domains.swap else "targets")
     table = lads_run.read_table(options)
@@ -57,9 +62,15 @@ def main(options: Options) -> None:
         return
 
     run_folder, seeds = Path(options.output_dir), range(options.seed, options.seed + options.runs)
-    accelerator.wait_for_everyone()  # no rank writes before all have looked
-    if accelerator.is_main_process:
-        write_options(run_folder, options)
+    fits = run_folder / lads_run.FITS  # of an earlier, interrupted run
+    resumed = fits if options.resume_from_checkpoint and any(fits.glob("*.safetensors")) else None
+    claim(
+        accelerator,
+        options,
+        lambda: lads_run.sources_of(options, table, domains),
+        checkpoint=resumed,
+        fixed=lads_run.FIXED,
+    )
     splits = lads_run.embed_splits(table, domains, text, backbone, options, accelerator.is_main_process)
     few, splits, text = lads_run.set_aside(splits, text, list(domains.targets), options)
     fits = lads_run.train(splits, text, options, seeds, accelerator)

@@ -126,7 +126,7 @@ def main(options: Options) -> None:
         accelerator.print(loop.plan(options, len(training), {"reward": model}))
         return
 
-    loop.claim(accelerator, options)
+    loop.claim(accelerator, options, lambda: sources_of(options, training, held_out), FROM_REWARD)
     prepared = prepare_inputs(options, accelerator, model, frozen, [*training, *held_out])
     split = (options.train_batch_size, options.gradient_accumulation_steps, accelerator.num_processes)
     inputs = (prepared.image, prepared.text, options.seed)
@@ -193,6 +193,28 @@ def read_data(options: Options) -> tuple[list, list]:
                 f"{options.rankings}: no prompt with a strict pair {name}; give more, or --validation_rankings"
             )
     return training, held_out
+
+
+FROM_REWARD = (
+    "start a new run from these weights: another --output_dir, and --backbone {checkpoint}/reward (not for a head on an "
+    "open_clip model, which is trained anew in minutes)"
+)
+
+
+def sources_of(options: Options, training: list, held_out: list):
+    """What the weights of a reward model come from."""
+    from diffusers_ext.provenance import Source, digest_of_files, digest_of_model, digest_of_values
+
+    def ranked(prompts: list, named_by: tuple[str, ...]) -> Source:
+        files = digest_of_files(image for prompt in prompts for image in prompt.images)
+        judged = [(prompt.prompt, [ranking.ranking for ranking in prompt.valid]) for prompt in prompts]
+        return Source(named_by, digest_of_values(files, judged), f"{len(prompts)} prompts")
+
+    return {
+        "rankings": ranked(training, ("rankings", "split", "image_root", "max_train_samples")),
+        "rankings to measure on": ranked(held_out, ("validation_rankings",)),
+        "backbone": Source(("backbone",), digest_of_model(options.backbone)),
+    }
 
 
 def make_model(options: Options, training: list):

@@ -48,6 +48,7 @@ def main(options: Options) -> None:
     from diffusers_ext.tuning_options import base_of, check_options
     from diffusers_ext.tuning_previews import TuningPreview
     from diffusers_ext.tuning_start import (
+        FROM_UNET,
         check_reward,
         compile_unet,
         drawn_ids,
@@ -57,6 +58,7 @@ def main(options: Options) -> None:
         make_policy,
         prepare,
         read_source,
+        sources_of,
     )
 
     # What the user can get wrong, before anything heavy.
@@ -89,7 +91,7 @@ def main(options: Options) -> None:
         with accelerator.autocast():
             warning = check_reward(objective, dataset)
         accelerator.print(f"warning: {warning}" if warning else "the reward's gradient reaches the latents")
-    loop.claim(accelerator, options)
+    loop.claim(accelerator, options, lambda: sources_of(options, source, base, reward, held_out), FROM_UNET)
     xl = is_sdxl(base.folder)
     size = latent_size(options, pipe)
     preview = TuningPreview(

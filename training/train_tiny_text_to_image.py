@@ -94,10 +94,15 @@ def main(options: Options) -> None:
         train_batch_size=options.autoencoder_batch_size,
         learning_rate=options.autoencoder_learning_rate,
         resume_from_checkpoint=options.resume_from_checkpoint and "latest",
+        push_to_hub=False,
     )
+
+    def sources():
+        return sources_of(options, dataset)
+
     accelerator = loop.start(first_stage)
-    loop.claim(accelerator, options)
-    loop.claim(accelerator, first_stage)
+    loop.claim(accelerator, options, sources)
+    loop.claim(accelerator, first_stage, sources)
     loop.train(accelerator, AutoencoderObjective(vae, options.seed), small, first_stage)
 
     accelerator = loop.start(options)
@@ -117,6 +122,17 @@ def main(options: Options) -> None:
         write_text_to_image_card(output_dir)
         publish(output_dir, options)
     accelerator.end_training()
+
+
+def sources_of(options: Options, dataset):
+    """What the weights come from: drawn circles, of which the options say all, or captioned pictures."""
+    from diffusers_ext.provenance import Source, digest_of_files, digest_of_values
+
+    if options.train_data_dir is None:
+        return {"data": Source(("train_data_dir",), digest_of_values("fill50k"), f"{options.samples} circles")}
+    files = digest_of_files(row.image for row in dataset.rows)
+    digest = digest_of_values(files, [row.texts for row in dataset.rows])
+    return {"data": Source(("train_data_dir",), digest, f"{len(dataset.rows)} rows")}
 
 
 def make_data(options: Options):

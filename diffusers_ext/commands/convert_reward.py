@@ -42,6 +42,7 @@ def main(options: Options) -> None:
     tokenizer = _tokenizer(options.tokenizer)
 
     from ..cards.converted_reward import write_converted_card
+    from ..disk import follow_umask
     from ..rewards.modeling_image_reward import ImageRewardModel
 
     model = ImageRewardModel.from_official_checkpoint(source, text_config, vision_config, tokenizer)
@@ -54,6 +55,7 @@ def main(options: Options) -> None:
         raise InputError(f"--max_length: 2 to {model.config.text_config.max_position_embeddings} tokens")
     model.config.max_length = options.max_length
     model.save_pretrained(folder)
+    follow_umask(folder)
     write_converted_card(folder, source, model.config)
     print(f"{folder}: {sum(each.numel() for each in model.parameters()) / 1e6:.1f} M parameters, tokenizer and card")
 

@@ -23,11 +23,19 @@ def main(options: Options) -> None:
 
     from ..cards.check import card_problems
     from ..errors import InputError
-    from ..hub import push
+    from ..hub import check_push, open_repository, push
 
     if not options.folder or not Path(options.folder).is_dir():
         raise InputError(f"{options.folder or 'no folder'}: give a folder to publish; see --help")
+    folder = Path(options.folder)
+    check_push(folder.absolute(), options)
     problems = card_problems(options.folder)
     if problems and not options.force:
-        raise InputError("\n".join([*problems, "mend the card, or publish as it is with --force"]))
-    print(f"published at {push(Path(options.folder), options)}")
+        raise InputError("\n".join([*problems, "fix the card, or publish as it is with --force"]))
+    open_repository(folder.absolute(), options)
+    try:
+        print(f"published at {push(folder.absolute(), options)}")
+    except Exception as error:  # of the Hub or its transport
+        raise InputError(
+            f"{folder}: the upload failed ({error}); nothing is lost: try the same command again"
+        ) from None

@@ -5,6 +5,8 @@ from pathlib import Path
 from huggingface_hub import load_torch_model
 from torch import nn
 
+from ..disk import follow_umask
+
 WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors", "model{suffix}.safetensors"  # one file, or suffixed shards
 
 
@@ -20,6 +22,7 @@ class Objective(nn.Module):
         """Write each trainable module to a folder of its name."""
         for name, module in self.trainable.items():
             module.save_pretrained(folder / name)
+        follow_umask(folder)
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, in place and strictly."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..control_blocks import behind, front
 from ..control_lora import has_lora, merged, restore_lora, save_lora
+from ..disk import follow_umask
 from ..encoders import StableDiffusionEncoders
 from . import Objective
 from .diffusion import Diffusion
@@ -22,6 +23,7 @@ def save(objective: "ControlObjective", folder: Path) -> None:
         objective.controlnet.save_pretrained(folder)
     if "unet" in objective.trainable:
         objective.unet.save_pretrained(folder / "unet")
+    follow_umask(folder)
 
 
 class ControlObjective(Objective):
