@@ -4,16 +4,9 @@ from dataclasses import dataclass
 
 from .options import COUNT, NATURAL, POSITIVE, SEED, SHARE, WEIGHT, Range, group, option
 
-<<<<<<< HEAD
 _LABELLED = {"dataset_format": ("labelled",)}
 USED_BY: dict[str, dict] = {  # see `options.check_used`; it is the kind of --domains, known when they are read
     **{name: {"domains": ("targets",)} for name in ("source_domain", "few_images", "domain_class_text")},
-=======
-_TARGETS, _LABELLED = {"domains": ("targets",)}, {"dataset_format": ("labelled",)}
-USED_BY: dict[str, dict] = {  # see `options.check_used`; of --domains it is the kind: targets, or swap
-    **dict.fromkeys(("source_domain", "few_images", "domain_class_text"), _TARGETS),
-    **dict.fromkeys(("label_column", "domain_column", "split_column", "image_column"), _LABELLED),
->>>>>>> w-pictures
     "true_domains": {"domains": ("swap",)},
 }
 
@@ -84,16 +77,14 @@ class LADSDataOptions:
         "or a folder of Waterbirds, or of MNIST to make ColoredMNIST of",
         ("labelled", "waterbirds", "colored_mnist"),
     )
-<<<<<<< HEAD
     label_column: str = option("label", "column of the classes, in a table", requires=_LABELLED)
     domain_column: str = option("domain", "column of the domains, in a table", requires=_LABELLED)
-    split_column: str = option("split", "column of the splits, in a table", requires=_LABELLED)
-=======
-    label_column: str = option("label", "column of the classes, in a table")
-    domain_column: str = option("domain", "column of the domains, in a table")
-    split_column: str = option("split", "column of the splits, in a table: train, val or test")
-    image_column: str = option("image", "column of the pictures, in a table; file_name is read too")
->>>>>>> w-pictures
+    split_column: str = option(
+        "split", "column of the splits, in a table: train, val or test", requires=_LABELLED
+    )
+    image_column: str = option(
+        "image", "column of the pictures, in a table; file_name is read too", requires=_LABELLED
+    )
     mnist_cut: list[int] | None = option(
         None,
         "train, validation and test digits to take from MNIST's test file, where there is no training file",

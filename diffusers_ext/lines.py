@@ -87,11 +87,7 @@ def parse_json(text: str, origin: str | Path) -> Any:
         ):  # half a surrogate pair is valid JSON, and no text that could be written or tokenised
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-<<<<<<< HEAD
         where = f"{origin}:{error.lineno}" if "\n" in text else origin
-=======
-        where = origin if error.lineno == 1 else f"{origin} (line {error.lineno})"
->>>>>>> w-pictures
         raise InputError(f"{where}: not valid JSON ({error.msg}); fix or remove it") from None
     except RecursionError:
         raise InputError(f"{origin}: JSON nested too deeply; fix or remove it") from None

@@ -63,15 +63,12 @@ class DataOptions:
         "cifar20: CIFAR-100's binary version",
         ("labelled", "digits", "cifar20"),
     )
-<<<<<<< HEAD
     label_column: str = option("label", "column of the class, where the data are a table", requires=_TABLE)
     domain_column: str = option("domain", "column of the domain", requires=_TABLE)
-=======
-    label_column: str = option("label", "column of the class, where the data are a table")
-    domain_column: str = option("domain", "column of the domain")
-    split_column: str = option("split", "column of the split: train, val or test; test pictures are never learnt")
-    image_column: str = option("image", "column of the picture; file_name is read too")
->>>>>>> w-pictures
+    split_column: str = option(
+        "split", "column of the split: train, val or test; test pictures are never learnt", requires=_TABLE
+    )
+    image_column: str = option("image", "column of the picture; file_name is read too", requires=_TABLE)
     setting: str = option(
         "NCD", "what a session brings: new classes, new domains, or a block of both", ("NC", "ND", "NCD")
     )
@@ -224,17 +221,7 @@ def read_data(options: Options):
 
     if bool(options.data) == bool(options.domains):
         raise InputError("give either --data FOLDER or --domains name=folder ..., the labelled pictures to learn")
-<<<<<<< HEAD
-    table = _table(options)
-    tested = {sample.domain for sample in table.samples if sample.split == "test"}
-    drawn = np.array([sample.domain not in tested for sample in table.samples])
-    if drawn.any():
-        fractions = {"train": 1 - options.test_fraction, "test": options.test_fraction}
-        anew = iter(with_splits(table.take(drawn.nonzero()[0]), fractions, options.seed).samples)
-        table = replace(table, samples=tuple(next(anew) if new else old for old, new in zip(table.samples, drawn)))
-=======
     table = with_tests(_table(options), options.test_fraction, options.seed)
->>>>>>> w-pictures
     return table, np.array([sample.split == "test" for sample in table.samples])
 
 
