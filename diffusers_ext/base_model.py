@@ -1,19 +1,22 @@
 """The frozen base of a training: a Stable Diffusion 1.x, 2.x or XL folder, its VAE or another, and their types."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from huggingface_hub import snapshot_download
 from transformers import CLIPTokenizer
 
+from .base_check import check_channels, check_stable_diffusion, check_vae
 from .encoders import (
     StableDiffusionEncoders,
-    check_stable_diffusion,
-    check_vae,
     encoders_of,
     is_sdxl,
     load_stable_diffusion,
@@ -21,18 +24,22 @@ from .encoders import (
     parts_of,
     vae_config,
 )
+from .errors import InputError
+from .model_files import check_weights, variants_of
 
 
 class FullPrecisionAutoencoderKL(AutoencoderKL):
     """An autoencoder that computes in its weights' type under autocast too: SDXL's overflows in float16."""
 
-    def encode(self, x: torch.Tensor, *args, **kwargs):
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         with torch.autocast(x.device.type, enabled=False):
-            return super().encode(x.to(self.dtype), *args, **kwargs)
+            return super().encode(x.to(self.dtype), return_dict)
 
-    def decode(self, z: torch.Tensor, *args, **kwargs):
+    def decode(
+        self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | torch.Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            return super().decode(z.to(self.dtype), *args, **kwargs)
+            return super().decode(z.to(self.dtype), return_dict, generator)
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,12 @@ class BaseModel:
         Raises InputError if `model` is not a Stable Diffusion 1.x, 2.x or XL base, or the VAE not an AutoencoderKL.
         """
         folder = local_folder(model, revision=revision, variant=variant)
-        check_stable_diffusion(folder)
+        check_stable_diffusion(folder, variant)
         vae_folder = local_vae(other_vae) if other_vae else Path(folder) / "vae"
-        check_vae(str(vae_folder))
+        if other_vae:
+            check_vae(str(vae_folder))
+            check_weights(vae_folder)
+        check_channels(folder, vae_config(vae_folder))
         upcast = is_sdxl(folder) and vae_config(vae_folder).force_upcast and forward == torch.float16
         tokenizer = load_tokenizer(tokenizer_name, folder) if tokenizer_name else None
         return cls(folder, vae_folder, dtype or forward, upcast, variant, tokenizer)
@@ -90,9 +100,8 @@ class BaseModel:
         own = self.vae_folder == Path(self.folder) / "vae"
         if "vae" not in parts and (self.full_precision_vae or not own):
             kind = FullPrecisionAutoencoderKL if self.full_precision_vae else AutoencoderKL
-            vae = kind.from_pretrained(
-                self.vae_folder, torch_dtype=self.vae_dtype, variant=self.variant if own else None
-            )
+            variant = self.variant if own and self.variant in variants_of(self.vae_folder) else None
+            vae = kind.from_pretrained(self.vae_folder, torch_dtype=self.vae_dtype, variant=variant)
             parts["vae"] = vae.requires_grad_(False).eval()
         if self.tokenizer:
             parts.setdefault("tokenizer", self.tokenizer)
@@ -107,16 +116,41 @@ class BaseModel:
         return encoders_of(pipe, self.vae)
 
 
-def local_folder(model: str, **hub) -> str:
-    """Return the folder of a model, after downloading what a pipeline needs of it if it is a name on the Hub."""
-    return (
-        model
-        if Path(model).exists()
-        else DiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, **hub)
-    )
+def local_folder(model: str, revision: str | None = None, variant: str | None = None) -> str:
+    """Return the folder of a model, after downloading what a pipeline needs of it if it is a name on the Hub.
+
+    Raises InputError if it cannot be downloaded.
+    """
+    if Path(model).exists():
+        return model
+    with _told(model):
+        return str(
+            DiffusionPipeline.download(
+                model, safety_checker=None, feature_extractor=None, revision=revision, variant=variant
+            )
+        )
 
 
 def local_vae(model: str) -> Path:
     """Return the folder of an autoencoder, downloaded if it is a name on the Hub."""
-    wanted = ["config.json", "diffusion_pytorch_model*.safetensors*"]
-    return Path(model if Path(model).exists() else snapshot_download(model, allow_patterns=wanted))
+    if Path(model).exists():
+        return Path(model)
+    with _told(model):
+        return Path(
+            snapshot_download(model, allow_patterns=["config.json", "diffusion_pytorch_model*.safetensors*"])
+        )
+
+
+@contextmanager
+def _told(model: str) -> Iterator[None]:
+    """Turn what a download raises into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, AttributeError) as error:  # huggingface_hub's errors are OSErrors or ValueErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{model}: cannot be downloaded ({reason}); check the name, the network and the access, or give a folder. A"
+            " repository with files of one variant only needs --variant"
+        ) from error

@@ -146,12 +146,12 @@ def base_of(options: Any) -> str:
 def check_options(options: Any) -> None:
     """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
     from .data.encoded import check_fixed
-    from .encoders import check_stable_diffusion, check_vae
+    from .base_check import check_stable_diffusion, check_vae
     from .previews import extractor_of
 
     check_variants(options)
     check_attention(options)
-    check_stable_diffusion(base_of(options))
+    check_stable_diffusion(base_of(options), options.variant)
     extractor_of(options)
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)

@@ -1,10 +1,9 @@
-"""The frozen encoders of Stable Diffusion 1.x, 2.x and XL: pictures to latents, captions to embeddings; the check of a model.
+"""The frozen encoders of Stable Diffusion 1.x, 2.x and XL: pictures to latents, captions to embeddings.
 
 Shapes: B samples, images (B, 3, H, W), latents (B, c, H/f, W/f), text embeddings (B, tokens, width).
 """
 
 import inspect
-import json
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextM
 
 from . import randomness
 from .errors import InputError
+from .model_files import read_json
 
 SD_PARTS = {
     "vae": "AutoencoderKL",
@@ -234,53 +234,8 @@ def vae_scale_factor(config: FrozenDict) -> int:
     return 2 ** (len(config.block_out_channels) - 1)
 
 
-def check_stable_diffusion(model: str) -> None:
-    """Raise InputError unless `model` looks like a Stable Diffusion 1.x, 2.x or XL base; Hub names are left to the Hub."""
-    folder, index = Path(model), Path(model) / "model_index.json"
-    if not _is_there(model):
-        return
-    if not index.exists():
-        raise InputError(
-            f"{model}: no model_index.json; give the folder that save_pretrained of a Stable Diffusion pipeline wrote"
-        )
-    parts = _index(folder)
-    for part, wanted in parts_of(folder).items():
-        found = (parts.get(part) or [None, None])[1]
-        if found != wanted:
-            raise InputError(
-                f"{index}: the {part} of this {parts.get('_class_name')} is {found}, expected {wanted}; "
-                "give a Stable Diffusion 1.x, 2.x or XL base folder"
-            )
-        if not (folder / part).is_dir():
-            raise InputError(f"{folder / part}: missing, though model_index.json names it; the download is incomplete")
-    scheduler = (parts.get("scheduler") or [None, None])[1]
-    if str(scheduler).startswith("EDM"):
-        raise InputError(f"{index}: {scheduler} is of continuous-time diffusion (Karras et al. 2022); not supported")
-
-
-def check_vae(model: str) -> None:
-    """Raise InputError unless `model` looks like an autoencoder's folder; Hub names are left to the Hub."""
-    config = Path(model) / "config.json"
-    if not _is_there(model):
-        return
-    if not config.exists():
-        raise InputError(f"{model}: no config.json; give the folder of an AutoencoderKL, such as a model's vae/")
-    found = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-    if found != "AutoencoderKL":
-        raise InputError(f"{config}: {found}, expected AutoencoderKL")
-
-
-def _is_there(model: str) -> bool:
-    """Say whether a model is a folder here; InputError if it is neither that nor a name on the Hub."""
-    if Path(model).exists():
-        return True
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        return False
-    raise InputError(f"{model}: no such folder; give a diffusers folder or an owner/name on the Hub")
-
-
 def _index(folder: Path) -> dict:
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return read_json(folder / "model_index.json")
 
 
 def check_resolution(resolution: int, vae: FrozenDict, unet: FrozenDict) -> None:

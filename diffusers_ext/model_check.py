@@ -67,7 +67,7 @@ def _fit(folder: Path, index: dict) -> list[str]:
     """Return what keeps a Stable Diffusion folder from being a base; other pipelines are not looked at."""
     if index.get("_class_name") not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         return []
-    from .encoders import check_stable_diffusion, check_vae
+    from .base_check import check_stable_diffusion, check_vae
 
     return _attempt(lambda: check_stable_diffusion(str(folder))) or _attempt(lambda: check_vae(str(folder / "vae")))
 

@@ -138,7 +138,7 @@ def base_of(options: Any) -> str:
 
 def check_options(options: Any) -> None:
     """Raise InputError for what is missing or excludes each other, before any data are read."""
-    from .encoders import check_stable_diffusion, check_vae
+    from .base_check import check_stable_diffusion, check_vae
 
     check_used(options, USED_BY)
     if options.method == "dpo" and options.rankings is None:
@@ -165,7 +165,7 @@ def check_options(options: Any) -> None:
     if options.full_unet and (options.lora_alpha is not None or options.lora_target_modules):
         raise InputError("--full_unet has no adapters; leave out --lora_alpha and --lora_target_modules")
     check_ranges(options)
-    check_stable_diffusion(base_of(options))
+    check_stable_diffusion(base_of(options), options.variant)
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
 

@@ -25,7 +25,8 @@ from diffusers_ext.data import pairs as pairs_module
 from diffusers_ext.data.encoded import Encoded, EncoderCache
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.encoders import check_stable_diffusion, check_vae, encoders_of, load_stable_diffusion
+from diffusers_ext.base_check import check_stable_diffusion, check_vae
+from diffusers_ext.encoders import encoders_of, load_stable_diffusion
 from diffusers_ext.errors import InputError
 from diffusers_ext.loop import collate
 from diffusers_ext.metrics.condition_gap import ConditionGap

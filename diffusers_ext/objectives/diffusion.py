@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers import SchedulerMixin
 from diffusers.training_utils import compute_snr
 from torch.nn import functional as F
@@ -35,7 +36,7 @@ class Diffusion:
 
     @classmethod
     def from_options(cls, scheduler: SchedulerMixin, options: Any) -> "Diffusion":
-        """Raises InputError if the timestep window is empty or a value is out of range."""
+        """Raises InputError if the timestep window is empty, a value is out of range, or snr_gamma gives no weights."""
         end = scheduler.config.num_train_timesteps
         high = end if options.timestep_max is None else options.timestep_max
         if not 0 <= options.timestep_min < high <= end:
@@ -46,6 +47,8 @@ class Diffusion:
             raise InputError(f"--snr_gamma must be positive, got {options.snr_gamma}")
         if options.huber_delta <= 0:
             raise InputError(f"--huber_delta must be positive, got {options.huber_delta}")
+        if options.snr_gamma is not None:
+            _check_weights(scheduler, options.timestep_min, high)
         return cls(
             scheduler,
             options.seed,
@@ -119,3 +122,28 @@ class Diffusion:
         snr = compute_snr(self.scheduler, timesteps)
         divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.scheduler.config.prediction_type]
         return snr.clamp(max=self.snr_gamma) / divisor
+
+
+def _check_weights(scheduler: SchedulerMixin, low: int, high: int) -> None:
+    """Refuse `weights` where they are not defined, and say where they are zero: at a signal-to-noise ratio of 0.
+
+    In ε the weight is min(SNR, γ) / SNR, so 0 / 0; in v and z it is 0, as eq. 8 has it, and nothing is learnt there.
+    """
+    empty = [low + at for at, alpha in enumerate(scheduler.alphas_cumprod[low:high].tolist()) if alpha == 0]
+    if not empty:
+        return
+    prediction, last = scheduler.config.prediction_type, empty[0]
+    if prediction == "epsilon":
+        raise InputError(
+            f"--snr_gamma: this base's betas are rescaled to zero terminal SNR and it predicts epsilon, for which the weight at"
+            f" timestep {last} is 0/0; leave out --snr_gamma, give --timestep_max {last}, or, if the base was trained for"
+            " v_prediction, set prediction_type in its scheduler_config.json"
+        )
+    if len(empty) == high - low:
+        raise InputError(
+            f"--snr_gamma gives timestep {last}, of signal-to-noise ratio 0, the weight 0, and --timestep_min {low}"
+            f" --timestep_max {high} leaves no other; leave out --snr_gamma, or widen the window"
+        )
+    PartialState().print(
+        f"note: --snr_gamma gives timestep {last}, of signal-to-noise ratio 0, the weight 0: nothing is learnt there"
+    )
