@@ -10,12 +10,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .encoders import is_sdxl, parts_of, pooled_width, vae_config
 from .errors import InputError
-from .model_files import check_tensors, check_weights, read_json, variants_of
+from .model_files import check_json, check_tensors, check_weights, read_json, variants_of
 from .objectives.noising import WHAT_FITS, noising_problem
 
 WANTED = "give a Stable Diffusion 1.x, 2.x or XL base folder"
@@ -39,7 +39,8 @@ PLAIN = {  # fields of a text-to-image U-Net, and what any other value makes of 
     "class_embeddings_concat": (False, "takes class embeddings"),
     "conv_in_kernel": (3, "has a first convolution of another size than a ControlNet's"),
 }
-TEXT_CLASSES = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+NETWORKS = {kind.__name__: kind for kind in (UNet2DConditionModel, AutoencoderKL, ControlNetModel)}
+TEXT_CLASSES = {kind.__name__: kind for kind in (CLIPTextModel, CLIPTextModelWithProjection)}
 
 
 def check_stable_diffusion(model: str, variant: str | None = None) -> None:
@@ -81,6 +82,21 @@ def check_vae(model: str) -> None:
         raise InputError(f"{config}: {record.get('in_channels')} channels, expected the 3 of RGB pictures")
 
 
+def check_controlnet(model: str) -> None:
+    """Raise InputError unless `model` is the folder of a whole ControlNet; Hub names are left to the Hub."""
+    folder = Path(model)
+    if not _is_there(model):
+        return
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: one file; give the folder of a ControlNet in diffusers' format, with its config.json"
+        )
+    config = read_json(folder / "config.json")
+    if config.get("_class_name") != "ControlNetModel":
+        raise InputError(f"{folder / 'config.json'}: of a {config.get('_class_name')}, expected ControlNetModel")
+    _check_part_weights(folder, "ControlNetModel", None)
+
+
 def check_channels(folder: str | Path, vae: Mapping[str, Any]) -> None:
     """Raise InputError unless a base's U-Net works on the latents of this autoencoder, and on nothing else."""
     path = Path(folder) / "unet" / "config.json"
@@ -104,8 +120,10 @@ def _index(folder: Path) -> dict:
     if not (folder / "model_index.json").exists():
         inside = next((path.parent for path in sorted(folder.glob("*/model_index.json"))), None)
         above = folder.parent if (folder.parent / "model_index.json").is_file() else None
-        instead = f"give {inside or above}" if inside or above else (
-            "give the folder that save_pretrained of a Stable Diffusion pipeline wrote"
+        instead = (
+            f"give {inside or above}"
+            if inside or above
+            else ("give the folder that save_pretrained of a Stable Diffusion pipeline wrote")
         )
         raise InputError(f"{folder}: no model_index.json; {instead}")
     return read_json(folder / "model_index.json")
@@ -129,7 +147,9 @@ def _check_class(folder: Path, index: dict, part: str, wanted: str) -> None:
     kind = config.get("_class_name") or (config.get("architectures") or [None])[0]
     if kind is None or kind == wanted or (kind.startswith("CLIP") and wanted.startswith("CLIP")):
         return
-    raise InputError(f"{path}: of a {kind}, expected {wanted}; the folder holds another part than model_index.json says")
+    raise InputError(
+        f"{path}: of a {kind}, expected {wanted}; the folder holds another part than model_index.json says"
+    )
 
 
 def _check_unet(path: Path, config: dict, xl: bool) -> None:
@@ -138,7 +158,9 @@ def _check_unet(path: Path, config: dict, xl: bool) -> None:
             raise InputError(f"{path}: {name} is {config[name]}: this U-Net {meaning}; {WANTED}")
     wanted, found = "text_time" if xl else None, config.get("addition_embed_type")
     if found != wanted:
-        raise InputError(f"{path}: addition_embed_type is {found}, expected {wanted} beside these text encoders; {WANTED}")
+        raise InputError(
+            f"{path}: addition_embed_type is {found}, expected {wanted} beside these text encoders; {WANTED}"
+        )
 
 
 def _check_scheduler(folder: Path, index: dict) -> None:
@@ -164,7 +186,9 @@ def _check_scheduler(folder: Path, index: dict) -> None:
         if problem:
             raise InputError(f"{path}: {name} {problem}; {WHAT_FITS}")
     if config.get("beta_schedule") is None and config.get("trained_betas") is None:
-        raise InputError(f"{path}: names no beta_schedule, so what noise the base knows is not known; download it again")
+        raise InputError(
+            f"{path}: names no beta_schedule, so what noise the base knows is not known; download it again"
+        )
 
 
 def _check_texts(folder: Path, unet: dict) -> None:
@@ -197,7 +221,7 @@ def check_tokenizer(folder: Path, encoder: CLIPTextConfig) -> CLIPTokenizer:
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise InputError(f"{folder}: neither tokenizer.json nor vocab.json; the download is incomplete")
     for path in sorted(folder.glob("*.json")):
-        read_json(path)
+        check_json(path)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
     except Exception as error:  # tokenizers raises bare exceptions
@@ -222,11 +246,10 @@ def _check_part_weights(folder: Path, kind: str, variant: str | None) -> None:
     """Raise InputError unless the weight files of a part are whole and hold what its config.json asks for."""
     files = check_weights(folder, variant)
     with torch.device("meta"):
-        if kind in ("UNet2DConditionModel", "AutoencoderKL"):
-            part = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}[kind]
-            model = part.from_config(part.load_config(folder))
+        if kind in NETWORKS:
+            model = NETWORKS[kind].from_config(NETWORKS[kind].load_config(folder))
         else:
-            model = TEXT_CLASSES[folder.name](CLIPTextConfig.from_pretrained(folder))
+            model = TEXT_CLASSES[kind](CLIPTextConfig.from_pretrained(folder))
     check_tensors(files, {name: value.shape for name, value in model.state_dict().items()})
 
 

@@ -1,7 +1,7 @@
 """The frozen base of a training: a Stable Diffusion 1.x, 2.x or XL folder, its VAE or another, and their types."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from .base_check import check_channels, check_stable_diffusion, check_vae
 from .encoders import (
     StableDiffusionEncoders,
+    cut_captions,
     encoders_of,
     is_sdxl,
     load_stable_diffusion,
@@ -31,7 +32,9 @@ from .model_files import check_weights, variants_of
 class FullPrecisionAutoencoderKL(AutoencoderKL):
     """An autoencoder that computes in its weights' type under autocast too: SDXL's overflows in float16."""
 
-    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+    def encode(
+        self, x: torch.Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         with torch.autocast(x.device.type, enabled=False):
             return super().encode(x.to(self.dtype), return_dict)
 
@@ -107,6 +110,12 @@ class BaseModel:
             parts.setdefault("tokenizer", self.tokenizer)
         return load_stable_diffusion(self.folder, self.dtype, variant=self.variant, **parts)
 
+    def cut_captions(self, captions: Sequence[str]) -> str | None:
+        """Say how many captions this base's text encoder does not read to the end; see `encoders.cut_captions`."""
+        return cut_captions(
+            self.tokenizer or CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer"), captions
+        )
+
     def load_without_encoders(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
         """Load the pipeline without what makes latents and embeddings: for runs to which a cache brings them."""
         return self.load(**dict.fromkeys(name for name in parts_of(self.folder) if name != "unet"))
@@ -123,7 +132,7 @@ def local_folder(model: str, revision: str | None = None, variant: str | None = 
     """
     if Path(model).exists():
         return model
-    with _told(model):
+    with download_errors(model):
         return str(
             DiffusionPipeline.download(
                 model, safety_checker=None, feature_extractor=None, revision=revision, variant=variant
@@ -135,14 +144,12 @@ def local_vae(model: str) -> Path:
     """Return the folder of an autoencoder, downloaded if it is a name on the Hub."""
     if Path(model).exists():
         return Path(model)
-    with _told(model):
-        return Path(
-            snapshot_download(model, allow_patterns=["config.json", "diffusion_pytorch_model*.safetensors*"])
-        )
+    with download_errors(model):
+        return Path(snapshot_download(model, allow_patterns=["config.json", "diffusion_pytorch_model*.safetensors*"]))
 
 
 @contextmanager
-def _told(model: str) -> Iterator[None]:
+def download_errors(model: str) -> Iterator[None]:
     """Turn what a download raises into an InputError."""
     try:
         yield

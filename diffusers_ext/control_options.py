@@ -146,7 +146,7 @@ def base_of(options: Any) -> str:
 def check_options(options: Any) -> None:
     """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
     from .data.encoded import check_fixed
-    from .base_check import check_stable_diffusion, check_vae
+    from .base_check import check_controlnet, check_stable_diffusion, check_vae
     from .previews import extractor_of
 
     check_variants(options)
@@ -155,6 +155,8 @@ def check_options(options: Any) -> None:
     extractor_of(options)
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
+    if options.controlnet_model_name_or_path:
+        check_controlnet(options.controlnet_model_name_or_path)
     if options.transfer_from:
         check_stable_diffusion(options.transfer_from)
         if not options.controlnet_model_name_or_path:

@@ -4,6 +4,7 @@ Shapes: B samples, images (B, 3, H, W), latents (B, c, H/f, W/f), text embedding
 """
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ SD_PARTS = {
     "tokenizer": "CLIPTokenizer",
     "unet": "UNet2DConditionModel",
 }
+CAPTIONS_AT_ONCE = 10_000  # so many go through the tokenizer together
 SDXL_PARTS = {**SD_PARTS, "text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
 
 
@@ -170,10 +172,35 @@ def load_tokenizer(name: str, folder: str) -> CLIPTokenizer:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"--tokenizer_name {name}: {error}") from error
-    known = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder").vocab_size
-    if len(tokenizer) > known:
-        raise InputError(f"--tokenizer_name {name}: {len(tokenizer)} tokens, but the base's text encoder knows {known}")
+    encoder = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
+    if len(tokenizer) > encoder.vocab_size:
+        raise InputError(
+            f"--tokenizer_name {name}: {len(tokenizer)} tokens, but the base's text encoder knows {encoder.vocab_size}"
+        )
+    if tokenizer.model_max_length > encoder.max_position_embeddings:
+        raise InputError(
+            f"--tokenizer_name {name}: pads to {tokenizer.model_max_length:.4g} tokens, but the base's text encoder has"
+            f" {encoder.max_position_embeddings} positions; set model_max_length in its tokenizer_config.json"
+        )
     return tokenizer
+
+
+def cut_captions(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> str | None:
+    """Say how many captions are longer than the text encoder reads, and by how much; None where none is."""
+    limit, over = tokenizer.model_max_length, {}
+    distinct = list(dict.fromkeys(captions))
+    for first in range(0, len(distinct), CAPTIONS_AT_ONCE):
+        some = distinct[first : first + CAPTIONS_AT_ONCE]
+        lengths = map(len, tokenizer(some, truncation=False, verbose=False).input_ids)
+        over |= {caption: length - limit for caption, length in zip(some, lengths) if length > limit}
+    if not over:
+        return None
+    longest = max(over, key=over.__getitem__)
+    by = f"{min(over.values())} to {max(over.values())}" if len(set(over.values())) > 1 else str(over[longest])
+    return (
+        f"{len(over):,} of {len(distinct):,} different captions are longer than the {limit} tokens that the text encoder reads, by {by}"
+        f" tokens; what is beyond is cut off. The longest begins {longest[:60]!r}"
+    )
 
 
 def encoders_of(

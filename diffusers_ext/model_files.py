@@ -20,7 +20,9 @@ from .errors import InputError
 POINTER = b"version https://git-lfs.github.com/spec/"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = (".safetensors", ".bin")  # in the order in which diffusers and transformers look for them
-_VARIANT = re.compile(rf"(?:{'|'.join(STEMS)})\.(?:safetensors\.index\.)?(?!safetensors|bin|index)([\w-]+?)(?:-\d+-of-\d+)?\.")
+_VARIANT = re.compile(
+    rf"(?:{'|'.join(STEMS)})\.(?:safetensors\.index\.)?(?!safetensors|bin|index)([\w-]+?)(?:-\d+-of-\d+)?\."
+)
 AGAIN = "download it again"
 OLD_NAMES = {  # of attention in autoencoders before diffusers 0.17; and a prefix that transformers adds or takes away
     ".query.": ".to_q.",
@@ -33,14 +35,19 @@ OLD_NAMES = {  # of attention in autoencoders before diffusers 0.17; and a prefi
 
 def read_json(path: Path) -> dict:
     """Return a JSON object. Raises InputError for a missing or cut file, a Git LFS pointer, and anything but an object."""
-    check_downloaded(path)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); {AGAIN}") from None
+    record = check_json(path)
     if not isinstance(record, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(record).__name__}; {AGAIN}")
     return record
+
+
+def check_json(path: Path) -> object:
+    """Return what a JSON file holds. Raises InputError for a missing or cut file and for a Git LFS pointer."""
+    check_downloaded(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); {AGAIN}") from None
 
 
 def check_downloaded(path: Path) -> None:
@@ -81,7 +88,11 @@ def find_weights(folder: Path, variant: str | None = None) -> Path | None:
     dotted = f".{variant}" if variant else ""
     for ending in ENDINGS:
         for stem in STEMS:
-            names = (f"{stem}{dotted}{ending}", f"{stem}{ending}.index{dotted}.json", f"{stem}{dotted}{ending}.index.json")
+            names = (
+                f"{stem}{dotted}{ending}",
+                f"{stem}{ending}.index{dotted}.json",
+                f"{stem}{dotted}{ending}.index.json",
+            )
             for name in names:
                 if (folder / name).is_file():
                     return folder / name
@@ -172,8 +183,12 @@ def _no_weights(folder: Path, variant: str | None) -> str:
     if others and variant is None:
         return f"{folder}: has weights of the variant {' and '.join(others)} only; give --variant {others[0]}"
     if others:
-        return f"{folder}: no weights of the variant {variant}, but of {' and '.join(others)}; give --variant {others[0]}"
-    return f"{folder}: no weights (such as {STEMS[0]}.safetensors or {STEMS[1]}.safetensors); the download is incomplete"
+        return (
+            f"{folder}: no weights of the variant {variant}, but of {' and '.join(others)}; give --variant {others[0]}"
+        )
+    return (
+        f"{folder}: no weights (such as {STEMS[0]}.safetensors or {STEMS[1]}.safetensors); the download is incomplete"
+    )
 
 
 def _read_pickle(path: Path) -> None:

@@ -46,6 +46,11 @@ class Source:
     rows: list[Row]
     validation: list[str]
 
+    def captions(self) -> list[str]:
+        """Every text that the text encoders read: prompts, those of pictures, and those to measure on."""
+        prompts = [getattr(prompt, "prompt", prompt) for prompt in self.prompts]
+        return [*prompts, *self.validation, *(text for row in self.rows for text in row.texts)]
+
     @property
     def seen(self) -> int:
         """How many of the prompts to measure on are learnt from too."""

@@ -95,6 +95,8 @@ def main(options: Options) -> None:
     dtype = torch.float32 if options.unlock_decoder else forward
     hub = {"revision": options.revision, "variant": options.variant, "tokenizer_name": options.tokenizer_name}
     base = BaseModel.find(base_of(options), options.pretrained_vae_model_name_or_path, forward, dtype, **hub)
+    if cut := base.cut_captions(data.shown.captions()):
+        accelerator.print(f"warning: {cut}")
     pipe = base.load()
     controlnet = start_controlnet(options, base, pipe.unet, data.shown)
     diffusion = Diffusion.from_options(noising(pipe.scheduler), options)

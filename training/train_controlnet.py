@@ -77,6 +77,8 @@ def main(options: Options) -> None:
     other_vae = options.pretrained_vae_model_name_or_path
     hub = {"revision": options.revision, "variant": options.variant, "tokenizer_name": options.tokenizer_name}
     base = BaseModel.find(base_of(options), other_vae, forward, dtype, **hub)
+    if cut := base.cut_captions(data.shown.captions()):
+        accelerator.print(f"warning: {cut}")
     cached = options.encoder_cache_dir is not None and not options.dry_run
     pipe = base.load_without_encoders() if cached else base.load()
     controlnet = start_controlnet(options, base, pipe.unet, data.shown)

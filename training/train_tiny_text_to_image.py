@@ -92,9 +92,7 @@ def main(options: Options) -> None:
     pipe = StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
-    objective = TextToImageObjective(
-        unet, encoders, Diffusion(noising(scheduler), options.seed)
-    )
+    objective = TextToImageObjective(unet, encoders, Diffusion(noising(scheduler), options.seed))
     preview = TextToImagePreview(pipe, prompts, options)
     loop.train(accelerator, objective, Encoded(dataset, encode_in_memory(dataset, encoders)), options, preview)
 

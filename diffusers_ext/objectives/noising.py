@@ -43,7 +43,11 @@ def noising_problem(scheduler: SchedulerMixin) -> str | None:
     config, name = scheduler.config, type(scheduler).__name__
     if name.startswith("EDM"):
         return "is of continuous-time diffusion (Karras et al. 2022); not supported"
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+    if (
+        name.startswith("FlowMatch")
+        or config.get("use_flow_sigmas")
+        or config.get("prediction_type") == "flow_prediction"
+    ):
         return "is of flow matching, z_t = (1 − σ) z + σ ε; not supported"
     if config.get("prediction_type") not in PREDICTIONS:
         return f"its prediction_type is {config.get('prediction_type')}, not one of {', '.join(PREDICTIONS)}"
