@@ -145,8 +145,8 @@ def base_of(options: Any) -> str:
 
 def check_options(options: Any) -> None:
     """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
-    from .data.encoded import check_fixed
     from .base_check import check_controlnet, check_stable_diffusion, check_vae
+    from .data.encoded import check_fixed
     from .previews import extractor_of
 
     check_variants(options)

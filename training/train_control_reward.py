@@ -66,6 +66,7 @@ class Options(
 
 def main(options: Options) -> None:
     import torch
+
     from diffusers_ext import loop
     from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards.controlnet import write_controlnet_card

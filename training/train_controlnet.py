@@ -49,6 +49,7 @@ def main(options: Options) -> None:
         raise SystemExit(min(1, self_test(lambda **settings: main(Options(**settings)))))
 
     import torch
+
     from diffusers_ext import loop
     from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards.controlnet import write_controlnet_card
