@@ -49,7 +49,9 @@ class RewardReranker:
         self.draw = draw or getattr(pipeline, "plain_call", pipeline)
         signature = inspect.signature(self.draw)
         self.parameters = signature.parameters
-        self.__signature__ = joined(signature, (RewardReranker.__call__,))  # of this object, with its pipeline's arguments
+        self.__signature__ = joined(
+            signature, (RewardReranker.__call__,)
+        )  # of this object, with its pipeline's arguments
         self.evaluations = 0
         self._encoders: list[tuple[PreTrainedModel, list]] = []  # with what they answered in this call
 
