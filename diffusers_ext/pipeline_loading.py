@@ -42,7 +42,9 @@ def check_pipeline_files(name: str | Path, variant: str | None = None) -> None:
     if not folder.exists():
         return
     if not folder.is_dir() or not (folder / DiffusionPipeline.config_name).is_file():
-        raise InputError(f"{folder}: no folder of a pipeline in diffusers' format, with a {DiffusionPipeline.config_name}")
+        raise InputError(
+            f"{folder}: no folder of a pipeline in diffusers' format, with a {DiffusionPipeline.config_name}"
+        )
     for part, home in read_json(folder / DiffusionPipeline.config_name).items():
         if part.startswith("_") or not isinstance(home, list) or home[:1] == [None]:
             continue

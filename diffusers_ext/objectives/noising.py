@@ -6,9 +6,8 @@ diffusers fills what a configuration lacks with defaults. A scheduler of another
 become ε-prediction on linear betas without a word; here it is refused.
 """
 
-import warnings
-
 import torch
+from accelerate import PartialState
 from diffusers import DDPMScheduler, SchedulerMixin
 
 from ..errors import InputError
@@ -22,11 +21,10 @@ def noising(scheduler: SchedulerMixin) -> DDPMScheduler:
     check_noising(scheduler)
     ddpm = DDPMScheduler.from_config(scheduler.config)
     if ddpm.config.prediction_type == "epsilon" and ddpm.alphas_cumprod[-1] == 0:
-        warnings.warn(
-            "scheduler_config.json has rescale_betas_zero_snr with prediction_type epsilon: at the last timestep the input is"
+        PartialState().print(
+            "warning: scheduler_config.json has rescale_betas_zero_snr with prediction_type epsilon: at the last timestep the input is"
             " the noise itself, so predicting it teaches nothing, and samplers divide by zero there. Set prediction_type to"
-            " v_prediction if the base was trained so, or rescale_betas_zero_snr to false",
-            stacklevel=2,
+            " v_prediction if the base was trained so, or rescale_betas_zero_snr to false"
         )
     return ddpm
 
