@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -98,8 +99,8 @@ class BaseModel:
         """The type that the VAE's weights are kept in, and its moments in a cache."""
         return torch.float32 if self.full_precision_vae else self.dtype
 
-    def load(self, **parts) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-        """Load the pipeline, frozen; parts: those to use as they are, or None to do without."""
+    def load(self, **parts: Any) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """Load the pipeline, frozen; parts: those to use as they are, by their names in it, or None to do without."""
         own = self.vae_folder == Path(self.folder) / "vae"
         if "vae" not in parts and (self.full_precision_vae or not own):
             kind = FullPrecisionAutoencoderKL if self.full_precision_vae else AutoencoderKL

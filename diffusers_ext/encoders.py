@@ -6,6 +6,7 @@ Shapes: B samples, images (B, 3, H, W), latents (B, c, H/f, W/f), text embedding
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -222,19 +223,23 @@ def pooled_width(unet: UNet2DConditionModel) -> int:
 
 
 def load_stable_diffusion(
-    folder: str | Path, dtype: torch.dtype = torch.float32, **hub
+    folder: str | Path, dtype: torch.dtype = torch.float32, variant: str | None = None, **parts: Any
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """Load a Stable Diffusion 1.x, 2.x or XL pipeline, frozen, without safety checker and watermark.
 
-    hub: variant, and parts to use as they are, or None to do without.
+    variant: of its weight files. parts: those to use as they are, by their names in the pipeline, or None to do without.
     """
     if is_sdxl(folder):
-        pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=dtype, add_watermarker=False, **hub)
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            folder, dtype=dtype, add_watermarker=False, variant=variant, **parts
+        )
     else:
         without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, **without, **hub)
+        pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, variant=variant, **without, **parts)
     for name, part in pipe.components.items():
-        if name not in hub and isinstance(part, nn.Module):  # what is given stays as it is: its decoder may be learning
+        if name not in parts and isinstance(
+            part, nn.Module
+        ):  # what is given stays as it is: its decoder may be learning
             part.requires_grad_(False).eval()
     return pipe
 
