@@ -207,8 +207,14 @@ def _check_texts(folder: Path, unet: dict) -> None:
             f" {widths}; they do not belong together"
         )
     if "text_encoder_2" in configs:
-        config = UNet2DConditionModel.load_config(folder / "unet")
-        pooled = pooled_width(diffusers.configuration_utils.FrozenDict(config))
+        lacking = [
+            name for name in ("projection_class_embeddings_input_dim", "addition_time_embed_dim") if not unet.get(name)
+        ]
+        if lacking:
+            raise InputError(
+                f"{folder / 'unet' / 'config.json'}: names no {lacking[0]}, which SDXL has; download it again"
+            )
+        pooled = pooled_width(unet)
         if pooled != configs["text_encoder_2"].projection_dim:
             raise InputError(
                 f"{folder / 'unet' / 'config.json'}: reads pooled text of width {pooled}, text_encoder_2 gives"

@@ -4,7 +4,7 @@ Shapes: B samples, images (B, 3, H, W), latents (B, c, H/f, W/f), text embedding
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from diffusers import (
     AutoencoderKL,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
@@ -211,15 +210,15 @@ def encoders_of(
     if not isinstance(pipe, StableDiffusionXLPipeline):
         return StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae_config)
     second = pipe.text_encoder_2
-    width = second.config.projection_dim if second else pooled_width(pipe.unet)
+    width = second.config.projection_dim if second else pooled_width(pipe.unet.config)
     return StableDiffusionXLEncoders(
         pipe.vae, (pipe.text_encoder, second), (pipe.tokenizer, pipe.tokenizer_2), width, vae_config
     )
 
 
-def pooled_width(unet: UNet2DConditionModel) -> int:
-    """Return how much of an SDXL U-Net's added embedding is pooled text: all that the six time ids leave."""
-    return unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+def pooled_width(unet: Mapping[str, Any]) -> int:
+    """Return how much of an SDXL U-Net's added embedding is pooled text, by its config: all that the six time ids leave."""
+    return unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
 
 
 def load_stable_diffusion(

@@ -48,8 +48,9 @@ class LoopbackHub:
     def files(self, repository: str, revision: str = "main") -> dict[str, Path]:
         """The files of a repository by name; none where it has no such revision."""
         folder = self.folder(repository, revision)
-        found = sorted(folder.rglob("*")) if folder else []
-        names = {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
+        if folder is None:
+            return {}
+        names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         return {name: path for name, path in names.items() if name != PRIVATE}
 
     def commit(self, repository: str, revision: str = "main") -> str:
@@ -120,6 +121,7 @@ class Request:
 
 class Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
+    extra: dict[str, str]  # headers of a refusal
 
     def do_GET(self) -> None:
         self._answer(self._get)
@@ -290,7 +292,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, method: Callable[[Request], None]) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
-        self.extra: dict[str, str] = {}
+        self.extra = {}
         address = urlsplit(self.path)
         parts = [unquote(part) for part in address.path.strip("/").split("/")]
         body = b"" if self.command in ("GET", "HEAD") else self._body()

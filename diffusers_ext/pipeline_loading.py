@@ -107,7 +107,7 @@ def holds(module: str, name: str) -> bool:
         return False
 
 
-def _load_part(kind: type, folder: Path, settings: Mapping[str, Any]) -> Any:
+def _load_part(kind: Any, folder: Path, settings: Mapping[str, Any]) -> Any:
     dtype = settings.get("dtype", settings.get("torch_dtype"))
     dtype = dtype.get(folder.name, dtype.get("default")) if isinstance(dtype, dict) else dtype
     variant = settings.get("variant")

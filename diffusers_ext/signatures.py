@@ -9,7 +9,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 
 class CallMixin:
@@ -26,23 +26,24 @@ class CallMixin:
         super().__init_subclass__(**settings)
         own, *behind = [kind for kind in cls.__mro__ if "__call__" in vars(kind)]
         if own is not cls and "added" in vars(own) and (signature := _signature([own, *behind])):
-            cls.__call__ = _signed(cls, signature)
+            setattr(cls, "__call__", _signed(cls, signature))  # noqa: B010, mypy knows no other way
 
 
 def call_behind(pipe: Any, mixin: type) -> Callable:
     """Return `super(mixin, pipe).__call__`, the call that a mixin adds to, with its true signature."""
-    call, order = super(mixin, pipe).__call__, type(pipe).__mro__
+    call: Callable = getattr(super(mixin, pipe), "__call__")  # noqa: B004, B009
+    order = type(pipe).__mro__
     behind = [kind for kind in order[order.index(mixin) + 1 :] if "__call__" in vars(kind)]
     if "added" not in vars(behind[0]):
         return call
     signature = _signature(behind)
+    assert signature is not None, "a pipeline stands behind its mixins"
 
     @functools.wraps(call)
     def signed(*args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
-    signed.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
-    return signed
+    return _with(signed, signature.replace(parameters=list(signature.parameters.values())[1:]))
 
 
 def joined(call: inspect.Signature, added: Iterable[Callable], refused: Collection[str] = ()) -> inspect.Signature:
@@ -70,7 +71,7 @@ def joined(call: inspect.Signature, added: Iterable[Callable], refused: Collecti
 
 def _signature(callers: Sequence[type]) -> inspect.Signature | None:
     """The signature of mixins before a pipeline, classes that define `__call__` in their order; None without a pipeline."""
-    mixins = list(itertools.takewhile(lambda kind: "added" in vars(kind), callers))
+    mixins = cast("list[type[CallMixin]]", list(itertools.takewhile(lambda kind: "added" in vars(kind), callers)))
     if len(mixins) == len(callers):
         return None
     signature = inspect.signature(vars(callers[len(mixins)])["__call__"])
@@ -80,9 +81,13 @@ def _signature(callers: Sequence[type]) -> inspect.Signature | None:
 
 
 def _signed(cls: type, signature: inspect.Signature) -> Callable:
-    @functools.wraps(cls.__call__)
+    @functools.wraps(getattr(cls, "__call__"))  # noqa: B004, B009
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return super(cls, self).__call__(*args, **kwargs)
+        return getattr(super(cls, self), "__call__")(*args, **kwargs)  # noqa: B004, B009
 
-    __call__.__signature__ = signature
-    return __call__
+    return _with(__call__, signature)
+
+
+def _with(function: Callable, signature: inspect.Signature) -> Callable:
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function

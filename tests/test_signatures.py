@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, StableDiffusionControlNetPipeline
 from PIL import Image
 
-import diffusers_ext
+import diffusers_ext.pipelines
 from diffusers_ext import RewardReranker, embedded_model
 from diffusers_ext.carded import CardedModel
 from diffusers_ext.control_init import new_controlnet
@@ -175,13 +175,15 @@ def test_what_follows_a_parameter_that_was_taken_out_is_keyword_only():
 
 def public() -> Iterator[tuple[str, object, type | None]]:
     """(name, function, the class that it is of) of everything public that the package defines."""
-    for module in pkgutil.walk_packages(diffusers_ext.__path__, "diffusers_ext."):
-        words = module.name.split(".")
+    packages = [pkgutil.walk_packages(diffusers_ext.__path__, "diffusers_ext.")]
+    packages += [pkgutil.iter_modules(diffusers_ext.pipelines.__path__, "diffusers_ext.pipelines.")]
+    for module in (module.name for package in packages for module in package):
+        words = module.split(".")
         if any(word.startswith("_") for word in words) or words[1] in ("embedded", "annotate", "rewards"):
             continue  # rewards have tests of their own
-        home = importlib.import_module(module.name)
+        home = importlib.import_module(module)
         for name, value in vars(home).items():
-            if name.startswith("_") or getattr(value, "__module__", None) != module.name:
+            if name.startswith("_") or getattr(value, "__module__", None) != module:
                 continue
             if inspect.isclass(value):
                 for method, function in vars(value).items():
