@@ -13,6 +13,7 @@ _HOMES = {
     "LateLora": "unet_lora",
     "select_prompts": "prompts",
     "load_control_lora": "control_lora",
+    "load_pipeline": "pipeline_loading",
     "load_reward": "rewards.loading",
     "RewardReranker": "reranking",
 }

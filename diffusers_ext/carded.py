@@ -1,8 +1,8 @@
 """A diffusers model that is saved, and pushed, with a card that tells of it: diffusers' own is left to be filled in."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 from huggingface_hub import ModelCard, create_repo, upload_folder
@@ -19,18 +19,59 @@ class CardedModel(ModelMixin, ConfigMixin):
         """Return the card. name: of the folder or repository that the model goes to."""
         raise NotImplementedError
 
-    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
-        """Write config.json, the weights, and the card README.md; a backbone is not copied."""
-        if settings.pop("push_to_hub", False):
-            self.push_to_hub(settings.pop("repo_id", Path(folder).name), **settings)
-        super().save_pretrained(folder, **settings)
-        follow_umask(folder)
-        self.card(Path(folder).name).save(Path(folder) / "README.md")
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        *,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+    ) -> None:
+        """Write config.json, the weights, and the card README.md; a backbone is not copied.
 
-    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-        """Upload weights, configuration and card; return the repository's address."""
+        push_to_hub: upload it too, to repo_id or the folder's name; what follows is as in `push_to_hub`.
+        """
+        folder = Path(save_directory)
+        how = (is_main_process, save_function, safe_serialization, variant, max_shard_size)
+        super().save_pretrained(folder, *how)
+        follow_umask(folder)
+        if is_main_process:
+            self.card(folder.name).save(folder / "README.md")
+        if push_to_hub and is_main_process:
+            self.push_to_hub(
+                repo_id or folder.name, commit_message, private, token, create_pr, safe_serialization, variant
+            )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Upload weights, configuration and card; return the repository's address. Arguments as diffusers has them."""
         repository = create_repo(repo_id, private=private, token=token, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / repository.repo_name)
-            upload_folder(repo_id=repository.repo_id, folder_path=Path(folder) / repository.repo_name, token=token)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / repository.repo_name
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            upload_folder(
+                repo_id=repository.repo_id,
+                folder_path=folder,
+                path_in_repo=subfolder,
+                token=token,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                create_pr=create_pr,
+            )
         return str(repository)

@@ -108,16 +108,28 @@ def merged(controlnet: ControlNetModel) -> ControlNetModel:
     return whole
 
 
-def load_control_lora(model: str | Path, unet: UNet2DConditionModel, **hub) -> ControlNetModel:
+def load_control_lora(
+    model: str | Path,
+    unet: UNet2DConditionModel,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool | None = None,
+) -> ControlNetModel:
     """Rebuild a full ControlNet from its small part and a base, which may be another one of the same architecture.
 
     Args:
         model: a run's lora/ folder, or a name on the Hub.
         unet: the base's U-Net; it is not changed.
-        hub: subfolder, revision, token ... of a name on the Hub.
+        subfolder, revision, token, cache_dir, local_files_only: of a name on the Hub, as diffusers has them.
 
     Returns the merged ControlNet in the U-Net's type, on its device. Raises InputError if the two do not fit.
     """
+    chosen = {"subfolder": subfolder, "revision": revision, "token": token, "cache_dir": cache_dir}
+    chosen["local_files_only"] = local_files_only
+    hub = {name: value for name, value in chosen.items() if value is not None}
     config = ControlNetModel.load_config(model, **hub)
     check_architecture(config, unet.config)
     controlnet = ControlNetModel.from_unet(

@@ -193,19 +193,21 @@ def base_of(options: Any) -> str:
 
 def check_options(options: Any) -> None:
     """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
+    from .base_check import check_controlnet, check_stable_diffusion, check_vae
     from .data.encoded import check_fixed
-    from .encoders import check_stable_diffusion, check_vae
     from .previews import extractor_of
 
     check_variants(options)
     check_attention(options)
-    check_stable_diffusion(base_of(options))
+    check_stable_diffusion(base_of(options), options.variant)
     check_revision(options.revision, base_of(options))
     extractor_of(options)
     if options.condition and not options.label_maps:
         check_used(options, {"conditioning_image_column": {"condition": False}})
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
+    if options.controlnet_model_name_or_path:
+        check_controlnet(options.controlnet_model_name_or_path)
     if options.transfer_from:
         check_stable_diffusion(options.transfer_from)
     if options.encoder_cache_dir:

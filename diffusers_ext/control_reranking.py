@@ -68,7 +68,7 @@ class ControlRerankMixin(RerankMixin):
         `image` is one condition for all prompts, or a list with one per prompt. Raises InputError for an extractor with
         several ControlNets.
         """
-        draw = super(RerankMixin, self).__call__  # diffusers' own
+        draw = self.plain_call
         if condition_extractor is None:
             return RewardReranker(self, self.reward_model, draw)(*args, **kwargs)
         if isinstance(unwrap_module(self.controlnet), MultiControlNetModel):
@@ -81,6 +81,8 @@ class ControlRerankMixin(RerankMixin):
             for condition in _conditions(image.arguments.get("image"))
         ]
         return RewardReranker(self, rewards if len(rewards) > 1 else rewards[0], draw)(*args, **kwargs)
+
+    added = (__call__,)
 
     def _sized(self, condition: Any) -> Callable[[int, int], torch.Tensor]:
         """The condition as the network is given it, at any size."""

@@ -1,12 +1,13 @@
 """The ControlNet that a training starts from: a new one on its base, or one that is given."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from .base_model import BaseModel
+from .base_model import BaseModel, download_errors
 from .control_blocks import check_unused
 from .control_init import check_fit, init_hint, new_controlnet, transfer
 from .control_lora import add_lora
@@ -14,6 +15,7 @@ from .control_options import set_attention
 from .data.pairs import Pairs
 from .encoders import check_resolution, vae_scale_factor
 from .errors import InputError
+from .model_files import variants_of
 
 
 def start_controlnet(options: Any, base: BaseModel, unet: UNet2DConditionModel, shown: Pairs) -> ControlNetModel:
@@ -30,12 +32,15 @@ def start_controlnet(options: Any, base: BaseModel, unet: UNet2DConditionModel, 
     conditions, factor = shown.sample_conditions(64), vae_scale_factor(base.vae)
     source = unet  # what learns starts from weights that were never rounded to half precision
     if unet.dtype != torch.float32 and not options.lora_rank:
-        source = UNet2DConditionModel.from_pretrained(base.folder, subfolder="unet", variant=options.variant)
+        variant = options.variant if options.variant in variants_of(Path(base.folder) / "unet") else None
+        source = UNet2DConditionModel.from_pretrained(base.folder, subfolder="unet", variant=variant)
     if options.controlnet_model_name_or_path:
-        controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
+        with download_errors(options.controlnet_model_name_or_path):
+            controlnet = ControlNetModel.from_pretrained(options.controlnet_model_name_or_path)
         check_fit(controlnet, unet, factor, conditions.shape[1])
         if options.transfer_from:
-            old = UNet2DConditionModel.from_pretrained(options.transfer_from, subfolder="unet")
+            with download_errors(options.transfer_from):
+                old = UNet2DConditionModel.from_pretrained(options.transfer_from, subfolder="unet")
             transfer(controlnet, old, source)
         if options.controlnet_blocks:
             check_unused(controlnet, options.controlnet_blocks)

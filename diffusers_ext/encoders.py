@@ -1,18 +1,18 @@
-"""The frozen encoders of Stable Diffusion 1.x, 2.x and XL: pictures to latents, captions to embeddings; the check of a model.
+"""The frozen encoders of Stable Diffusion 1.x, 2.x and XL: pictures to latents, captions to embeddings.
 
 Shapes: B samples, images (B, 3, H, W), latents (B, c, H/f, W/f), text embeddings (B, tokens, width).
 """
 
 import inspect
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
 from diffusers.configuration_utils import FrozenDict
 from torch import nn
@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextM
 
 from . import randomness
 from .errors import InputError
+from .model_files import read_json
 
 SD_PARTS = {
     "vae": "AutoencoderKL",
@@ -28,6 +29,7 @@ SD_PARTS = {
     "tokenizer": "CLIPTokenizer",
     "unet": "UNet2DConditionModel",
 }
+CAPTIONS_AT_ONCE = 10_000  # so many go through the tokenizer together
 SDXL_PARTS = {**SD_PARTS, "text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
 
 
@@ -170,10 +172,35 @@ def load_tokenizer(name: str, folder: str) -> CLIPTokenizer:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"--tokenizer_name {name}: {error}") from error
-    known = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder").vocab_size
-    if len(tokenizer) > known:
-        raise InputError(f"--tokenizer_name {name}: {len(tokenizer)} tokens, but the base's text encoder knows {known}")
+    encoder = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
+    if len(tokenizer) > encoder.vocab_size:
+        raise InputError(
+            f"--tokenizer_name {name}: {len(tokenizer)} tokens, but the base's text encoder knows {encoder.vocab_size}"
+        )
+    if tokenizer.model_max_length > encoder.max_position_embeddings:
+        raise InputError(
+            f"--tokenizer_name {name}: pads to {tokenizer.model_max_length:.4g} tokens, but the base's text encoder has"
+            f" {encoder.max_position_embeddings} positions; set model_max_length in its tokenizer_config.json"
+        )
     return tokenizer
+
+
+def cut_captions(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> str | None:
+    """Say how many captions are longer than the text encoder reads, and by how much; None where none is."""
+    limit, over = tokenizer.model_max_length, {}
+    distinct = list(dict.fromkeys(captions))
+    for first in range(0, len(distinct), CAPTIONS_AT_ONCE):
+        some = distinct[first : first + CAPTIONS_AT_ONCE]
+        lengths = map(len, tokenizer(some, truncation=False, verbose=False).input_ids)
+        over |= {caption: length - limit for caption, length in zip(some, lengths) if length > limit}
+    if not over:
+        return None
+    longest = max(over, key=over.__getitem__)
+    by = f"{min(over.values())} to {max(over.values())}" if len(set(over.values())) > 1 else str(over[longest])
+    return (
+        f"{len(over):,} of {len(distinct):,} different captions are longer than the {limit} tokens that the text encoder reads, by {by}"
+        f" tokens; what is beyond is cut off. The longest begins {longest[:60]!r}"
+    )
 
 
 def encoders_of(
@@ -183,31 +210,35 @@ def encoders_of(
     if not isinstance(pipe, StableDiffusionXLPipeline):
         return StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer, vae_config)
     second = pipe.text_encoder_2
-    width = second.config.projection_dim if second else pooled_width(pipe.unet)
+    width = second.config.projection_dim if second else pooled_width(pipe.unet.config)
     return StableDiffusionXLEncoders(
         pipe.vae, (pipe.text_encoder, second), (pipe.tokenizer, pipe.tokenizer_2), width, vae_config
     )
 
 
-def pooled_width(unet: UNet2DConditionModel) -> int:
-    """Return how much of an SDXL U-Net's added embedding is pooled text: all that the six time ids leave."""
-    return unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+def pooled_width(unet: Mapping[str, Any]) -> int:
+    """Return how much of an SDXL U-Net's added embedding is pooled text, by its config: all that the six time ids leave."""
+    return unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
 
 
 def load_stable_diffusion(
-    folder: str | Path, dtype: torch.dtype = torch.float32, **hub
+    folder: str | Path, dtype: torch.dtype = torch.float32, variant: str | None = None, **parts: Any
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """Load a Stable Diffusion 1.x, 2.x or XL pipeline, frozen, without safety checker and watermark.
 
-    hub: variant, and parts to use as they are, or None to do without.
+    variant: of its weight files. parts: those to use as they are, by their names in the pipeline, or None to do without.
     """
     if is_sdxl(folder):
-        pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=dtype, add_watermarker=False, **hub)
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            folder, dtype=dtype, add_watermarker=False, variant=variant, **parts
+        )
     else:
         without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, **without, **hub)
+        pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, variant=variant, **without, **parts)
     for name, part in pipe.components.items():
-        if name not in hub and isinstance(part, nn.Module):  # what is given stays as it is: its decoder may be learning
+        if name not in parts and isinstance(
+            part, nn.Module
+        ):  # what is given stays as it is: its decoder may be learning
             part.requires_grad_(False).eval()
     return pipe
 
@@ -234,53 +265,8 @@ def vae_scale_factor(config: FrozenDict) -> int:
     return 2 ** (len(config.block_out_channels) - 1)
 
 
-def check_stable_diffusion(model: str) -> None:
-    """Raise InputError unless `model` looks like a Stable Diffusion 1.x, 2.x or XL base; Hub names are left to the Hub."""
-    folder, index = Path(model), Path(model) / "model_index.json"
-    if not _is_there(model):
-        return
-    if not index.exists():
-        raise InputError(
-            f"{model}: no model_index.json; give the folder that save_pretrained of a Stable Diffusion pipeline wrote"
-        )
-    parts = _index(folder)
-    for part, wanted in parts_of(folder).items():
-        found = (parts.get(part) or [None, None])[1]
-        if found != wanted:
-            raise InputError(
-                f"{index}: the {part} of this {parts.get('_class_name')} is {found}, expected {wanted}; "
-                "give a Stable Diffusion 1.x, 2.x or XL base folder"
-            )
-        if not (folder / part).is_dir():
-            raise InputError(f"{folder / part}: missing, though model_index.json names it; the download is incomplete")
-    scheduler = (parts.get("scheduler") or [None, None])[1]
-    if str(scheduler).startswith("EDM"):
-        raise InputError(f"{index}: {scheduler} is of continuous-time diffusion (Karras et al. 2022); not supported")
-
-
-def check_vae(model: str) -> None:
-    """Raise InputError unless `model` looks like an autoencoder's folder; Hub names are left to the Hub."""
-    config = Path(model) / "config.json"
-    if not _is_there(model):
-        return
-    if not config.exists():
-        raise InputError(f"{model}: no config.json; give the folder of an AutoencoderKL, such as a model's vae/")
-    found = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-    if found != "AutoencoderKL":
-        raise InputError(f"{config}: {found}, expected AutoencoderKL")
-
-
-def _is_there(model: str) -> bool:
-    """Say whether a model is a folder here; InputError if it is neither that nor a name on the Hub."""
-    if Path(model).exists():
-        return True
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        return False
-    raise InputError(f"{model}: no such folder; give a diffusers folder or an owner/name on the Hub")
-
-
 def _index(folder: Path) -> dict:
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return read_json(folder / "model_index.json")
 
 
 def check_resolution(resolution: int, vae: FrozenDict, unet: FrozenDict) -> None:

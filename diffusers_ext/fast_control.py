@@ -18,13 +18,14 @@ from torch import nn
 
 from .errors import InputError
 from .hooks import hooked
+from .signatures import CallMixin, call_behind
 
 ConnectionScales = Sequence[float] | Sequence[Sequence[float]]
 OFF = 0.0  # what a control that does not act adds, as a number: it sums with residuals of any shape
 REFERENCE_SIDE = 64  # latents of Stable Diffusion 1.5 at 512 px
 
 
-class FastControlMixin:
+class FastControlMixin(CallMixin):
     """Put it before a diffusers ControlNet pipeline in the bases of a class."""
 
     def __call__(
@@ -46,7 +47,7 @@ class FastControlMixin:
         Raises InputError (a ValueError) for a wrong number of connection scales, and for resolution weighting without
         classifier-free guidance, with `guess_mode`, or with a ControlNet that pools its residuals.
         """
-        call = inspect.signature(super().__call__).bind(*args, **kwargs)
+        call = inspect.signature(call_behind(self, FastControlMixin)).bind(*args, **kwargs)
         call.apply_defaults()
         if guidance_resolution_weighting:
             self._check_weighting(call.arguments)
@@ -54,6 +55,8 @@ class FastControlMixin:
             call.arguments["guess_mode"] = True
         with fast_control(self.controlnet, connection_scales, guidance_resolution_weighting):
             return super().__call__(*call.args, **call.kwargs)
+
+    added = (__call__,)
 
     def _check_weighting(self, arguments: dict[str, Any]) -> None:
         if arguments["guess_mode"]:

@@ -4,15 +4,17 @@
 names. Here that file is one line, an import from this package: every process then has the one real class, old folders
 get the repairs of a new version, and what was loaded can be saved again. Components of our own classes get such a line
 too, in their folders. Where the package is missing, diffusers says which `pip install` it takes.
+
+Where it is installed, nothing needs to be trusted: the class's own `from_pretrained`, or `diffusers_ext.load_pipeline`, take
+the installed classes and run no file of the repository.
 """
 
 import inspect
 import json
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import unwrap_module
@@ -21,8 +23,8 @@ from huggingface_hub import create_repo, file_exists, upload_folder
 from .cards.pipeline import Gallery, write_code_card, write_pipeline_card
 from .disk import follow_umask
 from .errors import InputError
+from .pipeline_loading import PIPELINES, REWARDS, download_without_code, holds, index_of, load_own_parts
 
-PIPELINES, REWARDS = "diffusers_ext.pipelines", "diffusers_ext.rewards"
 REMOTE = ("diffusers_modules", "transformers_modules")  # where code that came with weights is imported to
 CARD = "README.md"
 
@@ -33,9 +35,42 @@ class HubLoadable:
     A pipeline of your own works too: its file, which must hold one pipeline class and no relative imports, is copied.
     """
 
-    def save_config(self, save_directory: str | Path, **kwargs: Any) -> None:
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load as diffusers does; what this class, or another of this package, was saved to needs no `trust_remote_code`.
+
+        The class in hand is used, and for a reward of this package its installed class: the repository's code is not run.
+
+        Args:
+            kwargs: settings of `DiffusionPipeline.from_pretrained`, and parts to use as they are.
+        """
+        name = pretrained_model_name_or_path
+        index = None if kwargs.get("custom_pipeline") else index_of(name, kwargs)
+        if index and isinstance(index.get("_class_name"), list):
+            folder = Path(name) if Path(name).is_dir() else Path(cls.download(str(name), **kwargs))
+            kwargs |= load_own_parts(folder, index, kwargs)
+        return super().from_pretrained(name, **kwargs)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Download as diffusers does; of a repository with a pipeline's code, everything but the code."""
+        index = None if kwargs.get("custom_pipeline") else index_of(pretrained_model_name, kwargs)
+        if index and isinstance(index.get("_class_name"), list):
+            return download_without_code(pretrained_model_name, kwargs)
+        return super().download(pretrained_model_name, **kwargs)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> dict | tuple:
+        """Read `model_index.json` as diffusers does; a class that it names with its file is this one."""
+        found = super().load_config(pretrained_model_name_or_path, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = cls.__name__
+        return found
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `model_index.json` and the code files. `save_pretrained` calls it after writing the components."""
-        super().save_config(save_directory, **kwargs)
+        super().save_config(save_directory)
         folder, components = Path(save_directory), _component_homes(self)
         stem = write_code_file(folder, type(self))
         index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
@@ -48,9 +83,23 @@ class HubLoadable:
         parts = [path for name in self.components for path in (folder / name).glob("*config.json")]
         for path in [folder / self.config_name, *parts]:
             _forget_origin(path)
+        if push_to_hub:
+            _upload(self, folder, kwargs.pop("repo_id", None) or folder.resolve().name, **kwargs)
 
     def save_pretrained(
-        self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, gallery: Gallery = (), **kwargs: Any
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        *,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        gallery: Gallery = (),
     ) -> None:
         """Save as diffusers does, with the code files and a card; then upload the folder, if asked to.
 
@@ -58,35 +107,58 @@ class HubLoadable:
         hand, unless there is a gallery to show.
 
         Args:
-            push_to_hub: with `repo_id`, `private`, `token`, `commit_message` and `create_pr` as diffusers has them.
+            push_to_hub: upload to `repo_id`, by default of the folder's name; private, token, commit_message and create_pr
+                are those of `push_to_hub`.
             gallery: (image, caption) pairs for the card, such as the candidates of a prompt with seeds and scores.
 
         Raises InputError, before anything is written, for a class that no other process could import.
         """
         folder = Path(save_directory)
-        upload = {name: kwargs.pop(name) for name in ("token", "commit_message", "create_pr") if name in kwargs}
-        repository, private = kwargs.pop("repo_id", folder.resolve().name), kwargs.pop("private", None)
-        home = _home(type(self))[1]
+        self._save_parts(folder, safe_serialization, variant, max_shard_size)
+        name = repo_id or folder.resolve().name
+        if push_to_hub:
+            upload = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+            _upload(self, folder, name, gallery=gallery, **upload)
+        elif gallery or not (folder / CARD).exists():
+            write_pipeline_card(folder, self, name, gallery, _home(type(self))[1])
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        gallery: Gallery = (),
+    ) -> str:
+        """Upload the saved pipeline with its card; return the commit's address.
+
+        Args:
+            repo_id: `owner/name`, or `name` in one's own namespace; made where there is none.
+            private: only for a new repository.
+            create_pr: open a pull request instead of committing to the main branch.
+            subfolder: of the repository, to upload to; without a card.
+            gallery: as in `save_pretrained`.
+        """
+        with TemporaryDirectory() as folder:
+            self._save_parts(Path(folder), safe_serialization, variant, None)
+            upload = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+            return _upload(self, Path(folder), repo_id, subfolder=subfolder, gallery=gallery, **upload)
+
+    def _save_parts(
+        self, folder: Path, safe_serialization: bool, variant: str | None, max_shard_size: int | str | None
+    ) -> None:
+        """Write parts, index and code files."""
+        _home(type(self))
         _component_homes(self)
         # diffusers forgets what was set where the folder it came from had none.
         self.register_modules(**{name: part for name, part in self.components.items() if part is not None})
-        super().save_pretrained(folder, *args, **kwargs)
+        super().save_pretrained(str(folder), safe_serialization, variant, max_shard_size)
         follow_umask(folder)
-        kept, theirs = (folder / CARD).exists(), False
-        if push_to_hub:
-            token = upload.get("token")
-            repository = create_repo(repository, private=private, token=token, exist_ok=True).repo_id
-            theirs = not gallery and file_exists(repository, CARD, token=token)
-        if gallery or not (kept or theirs):
-            write_pipeline_card(folder, self, repository, gallery, home)
-        if push_to_hub:
-            ignored = [CARD] if theirs else None
-            upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=ignored, **upload)
-
-    def push_to_hub(self, repo_id: str, gallery: Gallery = (), **kwargs: Any) -> None:
-        """Upload the saved pipeline with its card; arguments as in `save_pretrained`."""
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, gallery=gallery, **kwargs)
 
     @classmethod
     def save_code(cls, folder: str | Path, name: str | None = None) -> None:
@@ -101,13 +173,57 @@ class HubLoadable:
             write_code_card(folder, cls, name or folder.resolve().name)
 
     @classmethod
-    def push_code(cls, repo_id: str, token: str | None = None, **settings: Any) -> None:
-        """Upload what `save_code` writes; settings are those of `huggingface_hub.create_repo`."""
-        repository = create_repo(repo_id, token=token, exist_ok=True, **settings).repo_id
+    def push_code(
+        cls,
+        repo_id: str,
+        token: str | bool | None = None,
+        *,
+        private: bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload what `save_code` writes; return the commit's address. Arguments as in `push_to_hub`."""
+        repository = create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
             cls.save_code(folder, repository)
             kept = [CARD] if file_exists(repository, CARD, token=token) else None
-            upload_folder(repo_id=repository, folder_path=folder, token=token, ignore_patterns=kept)
+            return upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                token=token,
+                ignore_patterns=kept,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+
+
+def _upload(
+    pipe: Any,
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+    subfolder: str | None = None,
+    gallery: Gallery = (),
+) -> str:
+    """Upload a folder that a pipeline was saved to, and its card unless one is there; return the commit's address."""
+    kind = type(pipe)
+    repository = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    theirs = not gallery and file_exists(repository, CARD, token=token)
+    if gallery or not (theirs or (folder / CARD).exists()):
+        write_pipeline_card(folder, pipe, repository, gallery, _home(kind)[1])
+    return upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        path_in_repo=subfolder,
+        token=token,
+        ignore_patterns=[CARD] if theirs or subfolder else None,
+        commit_message=commit_message or f"Upload {kind.__name__}",
+        create_pr=create_pr,
+    )
 
 
 def write_code_file(folder: Path, kind: type, stem: str | None = None) -> str:
@@ -130,7 +246,7 @@ def _home(kind: type) -> tuple[Path, str | None]:
     except (OSError, TypeError):
         raise InputError(f"{kind.__name__} is defined in no file; put it into one of its own to save it") from None
     module = f"{PIPELINES}.{source.stem}"
-    if not _holds(module, kind.__name__):
+    if not holds(module, kind.__name__):
         return source, None
     ours = Path(inspect.getfile(import_module(module)))
     return source, module if source.read_bytes() == ours.read_bytes() else None
@@ -156,20 +272,13 @@ def _component_homes(pipe: Any) -> dict[str, tuple[str, str]]:
             check_saved()
         if module.split(".")[0] in REMOTE:  # a class beside its weights: here it is the package's, if that has it
             module = f"{REWARDS}.{module.split('.')[-1]}"
-        if module == "__main__" or not _holds(module, kind.__name__):
+        if module == "__main__" or not holds(module, kind.__name__):
             raise InputError(
                 f"{part}: {kind.__name__} of {kind.__module__} cannot be imported by another process;"
                 " take it from an installed package"
             )
         homes[part] = (module, kind.__name__)
     return homes
-
-
-def _holds(module: str, name: str) -> bool:
-    try:
-        return find_spec(module) is not None and hasattr(import_module(module), name)
-    except ModuleNotFoundError:
-        return False
 
 
 def _import(module: str, name: str) -> str:

@@ -114,9 +114,9 @@ class LADSClassifier(CardedModel):
         return made.eval()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **settings: Any) -> "LADSClassifier":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "LADSClassifier":
         """Load from a folder or the Hub, as any diffusers model."""
-        model = super().from_pretrained(name, **settings)
+        model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         left = [key for key, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
         assert not left, f"not loaded: {left}"
         return model

@@ -3,19 +3,27 @@
     with LoopbackHub(folder) as hub:          # folder/owner/name/ are the model repositories
         os.environ["HF_ENDPOINT"] = hub.url   # in a process that has not imported huggingface_hub yet
 
-Served are: creating a repository, uploading (small files in the commit, large ones by the LFS protocol), information, file
-list, existence and download. One branch, no history, no tokens. Set HF_HUB_DISABLE_XET=1: that protocol is not spoken.
+Served are: creating and deleting a model repository, public or private (any token opens those); uploading (small files in the
+commit, large ones by the LFS protocol), deleting files; pull requests, read as refs/pr/N; information, file list,
+existence and download. There is one branch without history: main, or its commit. Everything else is answered 404 or 501 with
+a message. Set HF_HUB_DISABLE_XET=1: that protocol is not spoken.
 """
 
 import base64
 import hashlib
 import json
+import re
+import shutil
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 USER = "me"  # the owner of repositories created without one
+PULLS = ".pull-requests"  # beside the owners
+PRIVATE = ".private"  # marks a repository's folder, and is not a file of it
 
 
 class LoopbackHub:
@@ -25,6 +33,7 @@ class LoopbackHub:
         self.root = Path(root)
         self.requests: list[str] = []
         self.large: dict[str, bytes] = {}
+        self.writing = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -32,86 +41,192 @@ class LoopbackHub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.server.shutdown()
         self.server.server_close()
 
-    def files(self, repository: str) -> dict[str, Path]:
-        folder = self.root / repository
-        return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    def files(self, repository: str, revision: str = "main") -> dict[str, Path]:
+        """The files of a repository by name; none where it has no such revision."""
+        folder = self.folder(repository, revision)
+        if folder is None:
+            return {}
+        names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        return {name: path for name, path in names.items() if name != PRIVATE}
 
-    def commit(self, repository: str) -> str:
+    def commit(self, repository: str, revision: str = "main") -> str:
         """The commit id: a digest of names and contents, so that equal content has an equal id."""
-        contents = [f"{name}:{_digest(path)}" for name, path in self.files(repository).items()]
+        contents = [f"{name}:{_digest(path)}" for name, path in self.files(repository, revision).items()]
         return hashlib.sha1("\n".join(contents).encode()).hexdigest()
+
+    def folder(self, repository: str, revision: str = "main") -> Path | None:
+        """Where a revision lies: main, a pull request, or the commit of one of these; None where there is no such revision."""
+        main = self.root / repository
+        if not main.is_dir():
+            return None
+        if revision == "main":
+            return main
+        pulls = self.root / PULLS / repository
+        if number := re.fullmatch(r"refs/pr/(\d+)", revision):
+            return pulls / number[1] if (pulls / number[1]).is_dir() else None
+        names = ["main", *(f"refs/pr/{path.name}" for path in pulls.glob("*"))]
+        known = next((name for name in names if self.commit(repository, name) == revision), None)
+        return self.folder(repository, known) if known else None
+
+    def is_private(self, repository: str) -> bool:
+        return (self.root / repository / PRIVATE).is_file()
+
+    def open_pull_request(self, repository: str) -> str:
+        """Copy main to a new pull request; return its revision."""
+        number = 1 + len(list((self.root / PULLS / repository).glob("*")))
+        shutil.copytree(self.root / repository, self.root / PULLS / repository / str(number))
+        return f"refs/pr/{number}"
+
+
+@dataclass
+class Refusal(Exception):
+    """An answer other than success; code is what huggingface_hub tells errors apart by."""
+
+    status: int
+    message: str
+    code: str = ""
+
+
+@dataclass
+class Request:
+    """What was asked: the parts of the path, the query, and the body of what is not read."""
+
+    parts: list[str]
+    query: dict[str, list[str]] = field(default_factory=dict)
+    body: bytes = b""
+
+    @property
+    def repository(self) -> str:
+        """Of /api/models/owner/name/..."""
+        return "/".join(self.parts[2:4])
+
+    def has(self, name: str) -> bool:
+        """Whether a switch is on in the query."""
+        return self.query.get(name, [""])[0].lower() in ("1", "true")
+
+    def object(self) -> dict:
+        """The body as a JSON object."""
+        try:
+            record = json.loads(self.body)
+        except ValueError as error:
+            raise Refusal(400, f"the body is not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise Refusal(400, "the body is no JSON object")
+        return record
 
 
 class Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
+    extra: dict[str, str]  # headers of a refusal
 
     def do_GET(self) -> None:
-        parts = self._parts()
-        if parts[:2] == ["api", "models"] and len(parts) >= 4:
-            self._about("/".join(parts[2:4]), parts[4:])
-        elif len(parts) > 4 and parts[2] == "resolve":
-            self._download("/".join(parts[:2]), "/".join(parts[4:]))
-        else:
-            self._send(404)
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def do_PUT(self) -> None:
+        self._answer(self._put)
+
+    def do_DELETE(self) -> None:
+        self._answer(self._delete)
 
     do_HEAD = do_GET
 
-    def do_POST(self) -> None:
-        parts, body = self._parts(), self._body()
+    def _get(self, request: Request) -> None:
+        parts = request.parts
+        if parts == ["api", "whoami-v2"]:
+            self._who()
+        elif parts[:2] == ["api", "models"] and len(parts) >= 4:
+            self._about(request)
+        elif len(parts) > 4 and parts[2] == "resolve":
+            self._download("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+        else:
+            self._unknown()
+
+    def _post(self, request: Request) -> None:
+        parts = request.parts
         if parts == ["api", "repos", "create"]:
-            self._create(json.loads(body))
+            self._create(request.object())
         elif parts == ["api", "validate-yaml"]:
             self._json({"errors": [], "warnings": []})
         elif parts[-3:] == ["lfs", "objects", "batch"]:
-            objects = [{**each, "actions": self._put_action(each["oid"])} for each in json.loads(body)["objects"]]
+            objects = [{**item, "actions": self._put_action(item["oid"])} for item in request.object()["objects"]]
             self._json({"transfer": "basic", "objects": objects})
-        elif parts[4:5] == ["preupload"]:
-            files = [self._upload_mode(each["path"]) for each in json.loads(body)["files"]]
+        elif parts[:2] == ["api", "models"] and parts[4:5] == ["preupload"]:
+            self._folder(request.repository, request.parts[5])
+            files = [self._upload_mode(item["path"]) for item in request.object()["files"]]
             self._json({"files": files})
-        elif parts[4:5] == ["commit"]:
-            self._commit("/".join(parts[2:4]), body)
+        elif parts[:2] == ["api", "models"] and parts[4:5] == ["commit"]:
+            with self.hub.writing:
+                self._commit(request)
         else:
-            self._send(404)
+            self._unknown()
 
-    def do_PUT(self) -> None:
-        self.hub.large[self._parts()[-1]] = self._body()
+    def _put(self, request: Request) -> None:
+        if request.parts[:1] != ["large"]:
+            self._unknown()
+        oid = request.parts[-1]
+        if hashlib.sha256(request.body).hexdigest() != oid:
+            raise Refusal(400, f"the content does not have the digest {oid}")
+        self.hub.large[oid] = request.body
+        self._json({})
+
+    def _delete(self, request: Request) -> None:
+        if request.parts != ["api", "repos", "delete"]:
+            self._unknown()
+        repository = _name(request.object())
+        shutil.rmtree(self._folder(repository))
+        shutil.rmtree(self.hub.root / PULLS / repository, ignore_errors=True)
         self._json({})
 
     # ------------------------------------------------------------------ answers
 
+    def _who(self) -> None:
+        if not self._has_token():
+            raise Refusal(401, "no token")
+        self._json({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}})
+
     def _create(self, request: dict) -> None:
-        repository = f"{request.get('organization') or USER}/{request['name']}"
+        repository = _name(request)
         known = (self.hub.root / repository).is_dir()
-        (self.hub.root / repository).mkdir(parents=True, exist_ok=True)
+        if not known:
+            (self.hub.root / repository).mkdir(parents=True)
+            if request.get("visibility") == "private" or request.get("private"):
+                (self.hub.root / repository / PRIVATE).touch()
         self._json({"url": f"{self.hub.url}/{repository}"}, 409 if known else 200)
 
-    def _about(self, repository: str, rest: list[str]) -> None:
-        if not (self.hub.root / repository).is_dir():
-            return self._send(404, headers={"X-Error-Code": "RepoNotFound"})
-        files = self.hub.files(repository)
+    def _about(self, request: Request) -> None:
+        repository, rest = request.repository, request.parts[4:]
+        revision = rest[1] if len(rest) > 1 else "main"
+        if rest[:1] not in ([], ["revision"], ["tree"]) or (rest[:1] == ["revision"] and len(rest) != 2):
+            self._unknown()
+        self._folder(repository, revision)
+        files = self.hub.files(repository, revision)
         if rest[:1] == ["tree"]:
-            return self._json(
-                [
-                    {"type": "file", "oid": _digest(path), "size": path.stat().st_size, "path": name}
-                    for name, path in files.items()
-                ]
-            )
+            return self._json(_tree(files, "/".join(rest[2:]), request.has("recursive")))
         siblings = [{"rfilename": name} for name in files]
-        known = {"_id": repository, "id": repository, "modelId": repository, "private": False, "tags": []}
-        self._json({**known, "sha": self.hub.commit(repository), "downloads": 0, "likes": 0, "siblings": siblings})
+        known = {"_id": repository, "id": repository, "modelId": repository, "tags": [], "downloads": 0, "likes": 0}
+        known["private"] = self.hub.is_private(repository)
+        self._json({**known, "sha": self.hub.commit(repository, revision), "siblings": siblings})
 
-    def _download(self, repository: str, name: str) -> None:
-        if not (self.hub.root / repository).is_dir():
-            return self._send(404, headers={"X-Error-Code": "RepoNotFound"})
-        headers = {"X-Repo-Commit": self.hub.commit(repository)}
-        path = self.hub.files(repository).get(name)
+    def _download(self, repository: str, revision: str, name: str) -> None:
+        self._folder(repository, revision)
+        headers = {"X-Repo-Commit": self.hub.commit(repository, revision), "Accept-Ranges": "bytes"}
+        path = self.hub.files(repository, revision).get(name)
         if path is None:
-            return self._send(404, headers={"X-Error-Code": "EntryNotFound", **headers})
-        self._send(200, path.read_bytes(), {"ETag": f'"{_digest(path)}"', **headers}, "application/octet-stream")
+            self.extra = headers
+            raise Refusal(404, f"no file {name}", "EntryNotFound")
+        content, status = path.read_bytes(), 200
+        headers["ETag"] = f'"{_digest(path)}"'
+        if start := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            headers["Content-Range"] = f"bytes {start[1]}-{len(content) - 1}/{len(content)}"
+            content, status = content[int(start[1]) :], 206
+        self._send(status, content, headers, "application/octet-stream")
 
     def _upload_mode(self, name: str) -> dict:
         large = name.endswith((".safetensors", ".png"))
@@ -120,23 +235,76 @@ class Handler(BaseHTTPRequestHandler):
     def _put_action(self, oid: str) -> dict:
         return {"upload": {"href": f"{self.hub.url}/large/{oid}"}}
 
-    def _commit(self, repository: str, body: bytes) -> None:
-        for line in body.splitlines():
-            operation = json.loads(line)
-            value = operation["value"]
-            if operation["key"] in ("file", "lfsFile"):
-                path = self.hub.root / repository / value["path"]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                inline = operation["key"] == "file"
-                path.write_bytes(base64.b64decode(value["content"]) if inline else self.hub.large[value["oid"]])
-        commit = self.hub.commit(repository)
-        self._json({"commitUrl": f"{self.hub.url}/{repository}/commit/{commit}", "commitOid": commit})
+    def _commit(self, request: Request) -> None:
+        repository, revision = request.repository, request.parts[5]
+        folder = self._folder(repository, revision)
+        operations = [json.loads(line) for line in request.body.splitlines() if line.strip()]
+        contents = [self._content(operation) for operation in operations if operation["key"] != "header"]
+        parent = next((item["value"].get("parentCommit") for item in operations if item["key"] == "header"), None)
+        if parent and parent != self.hub.commit(repository, revision):
+            raise Refusal(412, f"the parent commit is not {parent}")
+        gone = [name for name, content in contents if content is None and not (folder / name).exists()]
+        if gone:
+            raise Refusal(404, f"no file {gone[0]} to delete", "EntryNotFound")
+        answer = {}
+        if request.has("create_pr"):
+            revision = self.hub.open_pull_request(repository)
+            answer["pullRequestUrl"] = f"{self.hub.url}/{repository}/discussions/{revision.rpartition('/')[2]}"
+        folder = self._folder(repository, revision)
+        for name, content in contents:
+            _write(folder / name, content)
+        commit = self.hub.commit(repository, revision)
+        self._json({**answer, "commitUrl": f"{self.hub.url}/{repository}/commit/{commit}", "commitOid": commit})
+
+    def _content(self, operation: dict) -> tuple[str, bytes | None]:
+        """(name, content) of one operation; None deletes."""
+        key, value = operation["key"], operation["value"]
+        name = PurePosixPath(value["path"])
+        if name.is_absolute() or ".." in name.parts or not name.parts or name.parts[0] == PRIVATE:
+            raise Refusal(400, f"{value['path']}: no name of a file in a repository")
+        if key == "file":
+            return str(name), base64.b64decode(value["content"])
+        if key == "lfsFile":
+            if value["oid"] not in self.hub.large:
+                raise Refusal(400, f"{name}: its content {value['oid']} was not uploaded")
+            return str(name), self.hub.large[value["oid"]]
+        if key in ("deletedFile", "deletedFolder"):
+            return str(name), None
+        raise Refusal(501, f"the operation {key} is not served here")
+
+    def _folder(self, repository: str, revision: str = "main") -> Path:
+        """Where a revision lies; a private repository is not there for those without a token."""
+        folder = self.hub.folder(repository)
+        if folder is None or (self.hub.is_private(repository) and not self._has_token()):
+            raise Refusal(404, f"no repository {repository}", "RepoNotFound")
+        folder = self.hub.folder(repository, revision)
+        if folder is None:
+            raise Refusal(404, f"{repository} has no revision {revision}", "RevisionNotFound")
+        return folder
+
+    def _has_token(self) -> bool:
+        return self.headers.get("Authorization", "").startswith("Bearer ")
+
+    def _unknown(self) -> None:
+        raise Refusal(501, f"{self.command} {urlsplit(self.path).path} is not served here")
 
     # ------------------------------------------------------------------ HTTP
 
-    def _parts(self) -> list[str]:
+    def _answer(self, method: Callable[[Request], None]) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
-        return [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        self.extra = {}
+        address = urlsplit(self.path)
+        parts = [unquote(part) for part in address.path.strip("/").split("/")]
+        body = b"" if self.command in ("GET", "HEAD") else self._body()
+        try:
+            method(Request(parts, parse_qs(address.query), body))
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            self._send(400, json.dumps({"error": f"not understood: {error!r}"}).encode())
+        except Refusal as refusal:
+            message = refusal.message.encode("ascii", "replace").decode()
+            headers = {"X-Error-Code": refusal.code, "X-Error-Message": message, **self.extra}
+            content = json.dumps({"error": refusal.message}).encode()
+            self._send(refusal.status, content, {name: value for name, value in headers.items() if value})
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -163,6 +331,40 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing; `LoopbackHub.requests` is the log."""
+
+
+def _name(request: dict) -> str:
+    """owner/name of a request about a whole repository."""
+    if request.get("type", "model") != "model":
+        raise Refusal(501, f"repositories of type {request['type']} are not served here")
+    return f"{request.get('organization') or USER}/{request['name']}"
+
+
+def _tree(files: dict[str, Path], under: str, recursive: bool) -> list[dict]:
+    """Files, and without recursion folders, of one folder of a repository."""
+    start = f"{under}/" if under else ""
+    inside = {name: path for name, path in files.items() if name.startswith(start)}
+    if not inside and under:
+        raise Refusal(404, f"no folder {under}", "EntryNotFound")
+    entries = {}
+    for name, path in inside.items():
+        first, _, deeper = name[len(start) :].partition("/")
+        if deeper and not recursive:
+            entries[start + first] = {"type": "directory", "oid": "", "size": 0, "path": start + first}
+        else:
+            entries[name] = {"type": "file", "oid": _digest(path), "size": path.stat().st_size, "path": name}
+    return list(entries.values())
+
+
+def _write(path: Path, content: bytes | None) -> None:
+    """Write a file, or delete it, or a folder."""
+    if content is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _digest(path: Path) -> str:

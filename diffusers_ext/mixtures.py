@@ -13,6 +13,7 @@ open is decided, and said, in mixture/em.py, mixture/reduction.py and mixture/me
 
 from collections import Counter
 from collections.abc import Iterable
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -114,10 +115,12 @@ class VMFMixtureClassifier(CardedModel):
         self._scores: Scores | None = None
 
     @classmethod
-    def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs: Any
+    ) -> "VMFMixtureClassifier":
         """Load from a folder or the Hub, as every diffusers model; a `torch_dtype` is ignored, statistics stay exact."""
-        options.pop("torch_dtype", None)
-        return super().from_pretrained(*arguments, **options)
+        kwargs.pop("torch_dtype", None)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_ready": None, "_scores": None}  # copies lay out their own

@@ -8,7 +8,6 @@ Prints a line for each part; all that is wrong is raised together, at the end.
 """
 
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from .errors import InputError
+from .model_files import check_downloaded, check_json, check_weights, read_json, variants_of
 
 LIBRARIES = ("diffusers", "transformers")
 SHOWN = 3  # names of weights in a message
@@ -43,9 +43,9 @@ def check_model(path: str, variant: str | None = None, say: Callable[[str], None
 
 def _check_pipeline(folder: Path, variant: str | None, say: Callable[[str], None]) -> list[str]:
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        return [f"{folder}/model_index.json: not JSON ({error}); download it again"]
+        index = read_json(folder / "model_index.json")
+    except InputError as error:
+        return [str(error)]
     say(
         f"{folder}: {index.get('_class_name')}, saved by diffusers {index.get('_diffusers_version', 'of unknown version')}"
     )
@@ -60,16 +60,16 @@ def _check_pipeline(folder: Path, variant: str | None, say: Callable[[str], None
             say(f"  {name}: {cls} of {library}, code of its own: not loaded here")
         else:
             problems += _check_part(folder / name, library, cls, variant, say)
-    return problems or _fit(folder, index)
+    return problems or _fit(folder, index, variant)
 
 
-def _fit(folder: Path, index: dict) -> list[str]:
+def _fit(folder: Path, index: dict, variant: str | None) -> list[str]:
     """Return what keeps a Stable Diffusion folder from being a base; other pipelines are not looked at."""
     if index.get("_class_name") not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         return []
-    from .encoders import check_stable_diffusion, check_vae
+    from .base_check import check_stable_diffusion
 
-    return _attempt(lambda: check_stable_diffusion(str(folder))) or _attempt(lambda: check_vae(str(folder / "vae")))
+    return _attempt(lambda: check_stable_diffusion(str(folder), variant))
 
 
 def _check_part(folder: Path, library: str, name: str, variant: str | None, say: Callable[[str], None]) -> list[str]:
@@ -77,9 +77,13 @@ def _check_part(folder: Path, library: str, name: str, variant: str | None, say:
         return [f"{folder}: missing; download the whole repository, or this folder of it"]
     cls = getattr(importlib.import_module(library), name, None)
     if cls is None:
-        return [f"{folder}: {library} has no {name}; upgrade it, or mend the name in model_index.json or config.json"]
+        return [
+            f"{folder}: {library} has no {name}; upgrade it, or correct the name in model_index.json or config.json"
+        ]
     try:
         part, problems = _load(cls, folder, variant)
+    except InputError as error:
+        return [str(error)]
     except Exception as error:  # each library and file format raises errors of its own
         return [f"{folder}: {name} cannot be loaded: {str(error).strip() or type(error).__name__}"]
     say(f"  {folder.name}: {name}{_size(part)}{_pickles(folder)}")
@@ -88,8 +92,14 @@ def _check_part(folder: Path, library: str, name: str, variant: str | None, say:
 
 def _load(cls: Any, folder: Path, variant: str | None) -> tuple[Any, list[str]]:
     """Load a part of a pipeline; return it and what its weights lack."""
+    for path in sorted(folder.glob("*.json")):
+        check_json(path)
+    for path in sorted(folder.glob("*.txt")):
+        check_downloaded(path)
     if not hasattr(cls, "save_pretrained") or not issubclass(cls, torch.nn.Module):
         return cls.from_pretrained(folder), []
+    check_weights(folder, variant)
+    variant = variant if variant in variants_of(folder) else None  # as diffusers' pipelines do
     safe = True if any(folder.glob("*.safetensors")) else None
     part, info = cls.from_pretrained(folder, variant=variant, use_safetensors=safe, output_loading_info=True)
     problems = [
@@ -141,10 +151,7 @@ def _attempt(check: Callable[[], None]) -> list[str]:
 
 
 def _config(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder}/config.json: not JSON ({error}); download it again") from None
+    return read_json(folder / "config.json")
 
 
 def _size(part: Any) -> str:

@@ -42,6 +42,7 @@ from .pruning import decode
 from .randomness import normal
 from .reranking import RewardReranker
 from .rewards.ensemble import EnsembleReward
+from .signatures import CallMixin, call_behind, joined
 
 GRADIENT_COST = 4  # evaluations per forward one: itself, again for the checkpoint, and a backward pass as two
 MOMENTUM, CLIP = 0.9, 0.1  # ReNO's
@@ -85,7 +86,9 @@ class NoiseSearch:
     """
 
     def __init__(self, pipeline: Any, reward: Any, draw: Callable | None = None):
-        self.pipeline, self.reward, self.draw = pipeline, reward, draw or pipeline.__call__
+        self.pipeline, self.reward = pipeline, reward
+        self.draw = draw or getattr(pipeline, "plain_call", pipeline.__call__)
+        self.__signature__ = joined(inspect.signature(self.draw), (NoiseSearch.__call__,), OWN)  # of this object
 
     def __call__(
         self,
@@ -146,6 +149,22 @@ class NoiseSearch:
             raise InputError(f"{type(self.pipeline).__name__} has no U-Net that starts from given latents")
         if taken := {*OWN} & arguments.keys():
             raise InputError(f"{', '.join(sorted(taken))}: a search sets that itself, or cannot do it")
+
+
+class NoiseSearchMixin(CallMixin):
+    """Put it before a diffusers pipeline in the bases of a class that has the component `reward_model`, which may be None."""
+
+    added, refused = (NoiseSearch.__call__,), OWN
+
+    @property
+    def plain_call(self) -> Callable:
+        """The call of the pipeline that this one extends."""
+        return call_behind(self, NoiseSearchMixin)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoiseSearchOutput:
+        """Search the noise for one prompt; arguments as in `NoiseSearch.__call__`."""
+        given = inspect.signature(self.plain_call).bind_partial(*args).arguments
+        return NoiseSearch(self, self.reward_model, self.plain_call)(**given, **kwargs)
 
 
 class _Run:

@@ -23,6 +23,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from .errors import InputError
 from .hooks import Chunked, hooked
+from .objectives.noising import PREDICTIONS
 from .rerank_request import Request
 
 
@@ -40,7 +41,11 @@ def check_pipeline(pipe: Any, parameters: Collection[str]) -> None:
         why = f"its {apart[0]}" if apart else "its U-Net's further inputs"
         raise InputError(f"{type(pipe).__name__} cannot be pruned by previews: {why} would not be cut; prune by drafts")
     scheduler, kind = pipe.scheduler, pipe.scheduler.config.get("prediction_type")
-    if kind not in ("epsilon", "v_prediction", "sample") or getattr(scheduler, "alphas_cumprod", None) is None:
+    if (
+        kind not in PREDICTIONS
+        or getattr(scheduler, "alphas_cumprod", None) is None
+        or scheduler.config.get("use_flow_sigmas")
+    ):
         raise InputError(f"{type(scheduler).__name__} cannot be pruned: no discrete schedule of ε, v or x prediction")
     if "noise_sampler" in vars(scheduler):  # one stream of noise for the whole batch
         raise InputError(f"{type(scheduler).__name__} cannot be pruned: it draws the noise of all candidates at once")

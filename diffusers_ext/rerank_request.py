@@ -47,11 +47,14 @@ class Request:
     def of_prompt(self, prompt: int, pipe: Any) -> dict[str, Any]:
         """The pipeline's arguments for one prompt."""
         several = isinstance(unwrap_module(getattr(pipe, "controlnet", None)), MultiControlNetModel)
-        images = () if several else IMAGES  # the list of several ControlNets has one per net
+        conditions = "control_image" if "control_image" in self.arguments else "image"
         count, arguments = len(self.prompts), dict(self.arguments)
         for name, value in arguments.items():
-            one = name in images and getattr(value, "ndim", 4) < 4  # a single picture as a tensor or an array
-            if (name.startswith(OF_PROMPT) or name in images) and not one:
+            if several and name == conditions:
+                arguments[name] = _conditions(name, value, prompt, count)
+                continue
+            one = name in IMAGES and getattr(value, "ndim", 4) < 4  # a single picture as a tensor or an array
+            if (name.startswith(OF_PROMPT) or name in IMAGES) and not one:
                 arguments[name] = _entry(value, prompt, count)
         return arguments
 
@@ -159,6 +162,25 @@ def _entry(value: Any, prompt: int, count: int) -> Any:
     if isinstance(value, (torch.Tensor, np.ndarray)) and len(value) == count:
         return value[prompt : prompt + 1]
     return value
+
+
+def _conditions(name: str, value: Any, prompt: int, count: int) -> Any:
+    """The conditions of several ControlNets for one prompt, one per net.
+
+    As diffusers has them: a list with one per net, for all prompts or, as tensors and arrays, with a row per prompt; or a list
+    of such lists, one per prompt.
+    """
+    if not isinstance(value, (list, tuple)) or not len(value):
+        return value
+    if isinstance(value[0], (list, tuple)):
+        if len(value) not in (1, count):
+            raise InputError(
+                f"{name}: {len(value)} lists of conditions for {count} prompts; give one list per prompt, each with one"
+                " condition per ControlNet"
+            )
+        return value[prompt if len(value) == count else 0]
+    rows = [getattr(condition, "ndim", 0) == 4 for condition in value]
+    return [_entry(condition, prompt, count) if row else condition for condition, row in zip(value, rows)]
 
 
 def _seeds(seed: Any, generator: Any, prompts: int, number: int) -> tuple[list[list[int]], torch.device]:

@@ -29,6 +29,7 @@ from .errors import InputError
 from .hooks import Remember, hooked
 from .pruning import Pruning, check_pipeline
 from .rerank_request import Request, Schedule, read_request
+from .signatures import CallMixin, call_behind, joined
 
 
 class RewardReranker:
@@ -43,8 +44,14 @@ class RewardReranker:
     """
 
     def __init__(self, pipeline: Any, reward: Any, draw: Callable | None = None):
-        self.pipeline, self.reward, self.draw = pipeline, reward, draw or pipeline
-        self.parameters = inspect.signature(self.draw).parameters
+        # A pipeline that chooses by itself is drawn from as the pipeline that it extends.
+        self.pipeline, self.reward = pipeline, reward
+        self.draw = draw or getattr(pipeline, "plain_call", pipeline)
+        signature = inspect.signature(self.draw)
+        self.parameters = signature.parameters
+        self.__signature__ = joined(
+            signature, (RewardReranker.__call__,)
+        )  # of this object, with its pipeline's arguments
         self.evaluations = 0
         self._encoders: list[tuple[PreTrainedModel, list]] = []  # with what they answered in this call
 
@@ -254,12 +261,19 @@ class RewardReranker:
         self.evaluations += len(next(each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)))
 
 
-class RerankMixin:
+class RerankMixin(CallMixin):
     """Put it before a diffusers pipeline in the bases of a class that has the component `reward_model`, which may be None."""
+
+    added = (RewardReranker.__call__,)
+
+    @property
+    def plain_call(self) -> Callable:
+        """The call of the pipeline that this one extends."""
+        return call_behind(self, RerankMixin)
 
     def __call__(self, *args: Any, **kwargs: Any) -> RerankOutput | tuple:
         """Draw several candidates of each prompt and return the best; arguments as in `RewardReranker.__call__`."""
-        return RewardReranker(self, self.reward_model, super().__call__)(*args, **kwargs)
+        return RewardReranker(self, self.reward_model, self.plain_call)(*args, **kwargs)
 
 
 def _callback(arguments: dict[str, Any], bar: Any, count: int, pruning: Pruning | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
 from .control_init import init_hint, new_controlnet
 from .data import fill50k
@@ -30,6 +30,7 @@ from .errors import InputError
 from .loop import collate
 from .objectives.control import ControlObjective
 from .objectives.diffusion import Diffusion
+from .objectives.noising import noising
 from .run_folder import read_metrics
 from .sampling import draw
 
@@ -96,7 +97,7 @@ class Bench:
     def first_steps(self) -> tuple[list[set[str]], set[str], bool]:
         """Take three steps: which tensors got a gradient in each, all that learn, and whether what is frozen stayed."""
         encoders = StableDiffusionEncoders(self.pipe.vae, self.pipe.text_encoder, self.pipe.tokenizer)
-        diffusion = Diffusion(DDPMScheduler.from_config(self.pipe.scheduler.config), SEED)
+        diffusion = Diffusion(noising(self.pipe.scheduler), SEED)
         objective = ControlObjective(self.controlnet(), self.pipe.unet, encoders, diffusion)
         parameters = dict(objective.controlnet.named_parameters())
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)

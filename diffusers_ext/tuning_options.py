@@ -196,7 +196,7 @@ def base_of(options: Any) -> str:
 
 def check_options(options: Any) -> None:
     """Raise InputError for what is missing or excludes each other, before any data are read."""
-    from .encoders import check_stable_diffusion, check_vae
+    from .base_check import check_stable_diffusion, check_vae
 
     check_declared(options)
     if options.method == "dpo" and options.rankings is None:
@@ -225,7 +225,7 @@ def check_options(options: Any) -> None:
             f"--tiny_decoder {options.tiny_decoder}: no folder of an AutoencoderTiny, nor a name on the Hub"
         )
     check_steps(options)
-    check_stable_diffusion(base_of(options))
+    check_stable_diffusion(base_of(options), options.variant)
     check_revision(options.revision, base_of(options))
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)

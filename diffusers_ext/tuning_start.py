@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
-from diffusers import AutoencoderTiny, DDPMScheduler
+from diffusers import AutoencoderTiny
 from torch.utils.data import Dataset
 
 from . import provenance
@@ -26,6 +26,7 @@ from .errors import InputError
 from .loop import collate
 from .objectives import Objective
 from .objectives.diffusion import Diffusion
+from .objectives.noising import noising
 from .objectives.policy import Policy
 from .objectives.preference import DPO
 from .objectives.reward_path import RewardPath, check_gradient
@@ -50,6 +51,11 @@ class Source:
     prompts: list
     rows: list[Row]
     validation: list[str]
+
+    def captions(self) -> list[str]:
+        """Every text that the text encoders read: prompts, those of pictures, and those to measure on."""
+        prompts = [getattr(prompt, "prompt", prompt) for prompt in self.prompts]
+        return [*prompts, *self.validation, *(text for row in self.rows for text in row.texts)]
 
     @property
     def seen(self) -> int:
@@ -208,7 +214,7 @@ def make_decoder(options: Any, pipe: Any) -> torch.nn.Module:
 def make_objective(options: Any, policy: Policy, pipe: Any, path: RewardPath) -> tuple[Objective, Sampler]:
     """Return the objective of --method, and the sampler that draws."""
     sampler = Sampler.of(pipe.scheduler, options.num_inference_steps, options.seed, options.eta)
-    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), options.seed)
+    diffusion = Diffusion(noising(pipe.scheduler), options.seed)
     if options.method == "dpo":
         return DPO(policy, diffusion, options.dpo_beta or 5000.0), sampler
     margin = options.reward_margin if options.use_margin else None

@@ -13,7 +13,7 @@ found.images[0], found.scores[0], found.held_out[0]
 ```
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
@@ -21,12 +21,12 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from diffusers_ext.hub_loadable import HubLoadable
-from diffusers_ext.noise_search import NoiseSearch, NoiseSearchOutput
+from diffusers_ext.noise_search import NoiseSearchMixin
 from diffusers_ext.rewards.interface import RewardModel
 from diffusers_ext.rewards.modeling_image_reward import ImageRewardModel
 
 
-class NoiseSearchPipeline(HubLoadable, StableDiffusionPipeline):
+class NoiseSearchPipeline(HubLoadable, NoiseSearchMixin, StableDiffusionPipeline):
     """`StableDiffusionPipeline` that searches its initial noise for a reward; `NoiseSearch.__call__` says what is new.
 
     reward_model: anything with `score(prompts, images)`, or None, which must be set before a call.
@@ -64,7 +64,3 @@ class NoiseSearchPipeline(HubLoadable, StableDiffusionPipeline):
             requires_safety_checker,
         )
         self.register_modules(reward_model=reward_model)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoiseSearchOutput:
-        """Search the noise for one prompt; arguments as in `NoiseSearch.__call__`."""
-        return NoiseSearch(self, self.reward_model, super().__call__)(*args, **kwargs)

@@ -77,19 +77,45 @@ class RewardRerankBlock(ModularPipelineBlocks):
         self.set_block_state(state, block)
         return components, state
 
-    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        push_to_hub: bool = False,
+        *,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+    ) -> None:
         """Write the JSON, as diffusers does, and the code file and card that it leaves to people; upload, if asked to."""
         folder = Path(save_directory)
+        name = repo_id or folder.resolve().name
         write_code_file(folder, type(self))
-        write_block_card(folder, type(self), kwargs.get("repo_id", folder.resolve().name))
-        super().save_config(str(folder), push_to_hub=push_to_hub, **kwargs)
+        write_block_card(folder, type(self), name)
+        super().save_pretrained(str(folder))
+        if push_to_hub:
+            self.push_to_hub(name, commit_message, private, token, create_pr)
 
-    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None, **upload: Any) -> None:
-        """Upload what `save_pretrained` writes; upload: arguments of `huggingface_hub.upload_folder`."""
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload what `save_pretrained` writes; return the commit's address. Arguments as diffusers' models have them."""
         repository = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, repo_id=repository)
-            upload_folder(repo_id=repository, folder_path=folder, token=token, **upload)
+            return upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                token=token,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                create_pr=create_pr,
+            )
 
 
 def _check(reward: Any, images: int, prompts: int, keep: int) -> None:

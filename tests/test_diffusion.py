@@ -111,9 +111,35 @@ def test_plain_losses():
         ({"timestep_max": 2000}, "no timestep"),
         ({"snr_gamma": 0.0}, "--snr_gamma must be positive"),
         ({"huber_delta": -1.0}, "--huber_delta must be positive"),
+        ({"snr_gamma": 1e-9}, "so nothing would be learnt"),
     ],
 )
 def test_impossible_options_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         Diffusion.from_options(scheduler(), SimpleNamespace(**{**OPTIONS, **change}))
     assert Diffusion.from_options(scheduler(), SimpleNamespace(**OPTIONS)).loss_type == "l2"
+
+
+ZERO = {"rescale_betas_zero_snr": True, "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@pytest.mark.parametrize("window", [{}, {"timestep_min": 998}, {"timestep_min": 999}])
+def test_min_snr_of_noise_at_zero_snr_is_refused(window):
+    """min(SNR, γ) / SNR is 0 / 0 there."""
+    given = SimpleNamespace(**{**OPTIONS, "snr_gamma": 5.0, **window})
+    with pytest.raises(InputError, match="timestep 999 is 0/0"):
+        Diffusion.from_options(scheduler(**ZERO), given)
+    assert Diffusion.from_options(scheduler(**ZERO), SimpleNamespace(**OPTIONS))
+    before = SimpleNamespace(**{**OPTIONS, "snr_gamma": 5.0, "timestep_max": 999})
+    weights = Diffusion.from_options(scheduler(**ZERO), before).weights(torch.arange(999))
+    assert weights.isfinite().all() and weights.max() <= 1
+
+
+def test_min_snr_of_velocity_at_zero_snr_is_zero_and_told(capsys):
+    given = {**OPTIONS, "snr_gamma": 5.0}
+    process = Diffusion.from_options(scheduler("v_prediction", **ZERO), SimpleNamespace(**given))
+    assert process.weights(torch.tensor([999])).item() == 0
+    assert "timestep 999, of signal-to-noise ratio 0, the weight 0" in capsys.readouterr().out
+    for kind in ("v_prediction", "sample"):
+        with pytest.raises(InputError, match="nothing would be learnt"):
+            Diffusion.from_options(scheduler(kind, **ZERO), SimpleNamespace(**{**given, "timestep_min": 999}))

@@ -9,8 +9,9 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 import diffusers_ext
+from diffusers_ext.base_check import check_stable_diffusion
 from diffusers_ext.data import fill50k
-from diffusers_ext.encoders import check_stable_diffusion, vae_scale_factor
+from diffusers_ext.encoders import vae_scale_factor
 from diffusers_ext.metrics.fill50k import colour_error, condition_following
 from diffusers_ext.sampling import draw
 

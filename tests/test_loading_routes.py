@@ -49,6 +49,14 @@ ROUTES = {
 from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
 result = picture(NoiseSearchPipeline.from_pretrained("saved", trust_remote_code=True))
 """,
+    "class, not trusted": """
+from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
+result = picture(NoiseSearchPipeline.from_pretrained("saved"))
+""",
+    "load_pipeline": """
+import diffusers_ext
+result = picture(diffusers_ext.load_pipeline("saved"))
+""",
     "checkout": """
 from diffusers_ext import load_reward
 pipe = DiffusionPipeline.from_pretrained("base", reward_model=load_reward("reward"),
@@ -68,7 +76,41 @@ first = NoiseSearchPipeline.from_pipe(base, reward_model=load_reward("reward"))
 result = picture(NoiseSearchPipeline.from_pipe(first))  # takes the reward along
 """,
 }
-LOCAL = ("folder", "checkout", "class")
+LOCAL = ("folder", "checkout", "class", "class, not trusted", "load_pipeline")
+OWN_CLASSES = {  # no file of the repository is run
+    "class, Hub": """
+from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
+result = picture(NoiseSearchPipeline.from_pretrained("me/search"))
+""",
+    "load_pipeline, Hub": """
+import diffusers_ext
+result = picture(diffusers_ext.load_pipeline("me/search"))
+""",
+    "class, its files spoilt": """
+import shutil
+from pathlib import Path
+from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
+shutil.copytree("saved", "spoilt")
+for path in Path("spoilt").rglob("*.py"):
+    path.write_text("raise SystemExit('run')")
+result = picture(NoiseSearchPipeline.from_pretrained("spoilt"))
+""",
+}
+PARTS = {
+    "another class": """
+from diffusers_ext.pipelines.reward_rerank import RewardRerankPipeline
+result = picture(RewardRerankPipeline.from_pretrained("saved"))["class"]
+""",
+    "without its reward": """
+from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
+result = names(NoiseSearchPipeline.from_pretrained("saved", reward_model=None))
+""",
+    "half precision": """
+from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
+pipe = NoiseSearchPipeline.from_pretrained("saved", dtype=torch.bfloat16)
+result = [str(pipe.unet.dtype), str(pipe.reward_model.dtype)]
+""",
+}
 HUB_ROUTES = {
     "Hub": 'result = picture(DiffusionPipeline.from_pretrained("me/search", trust_remote_code=True))',
     "Hub, code alone": """
@@ -212,7 +254,7 @@ def hub(work):
 def online(work, hub):
     """What every piece of code answers where there are the package and the network."""
     pieces = {"saving": (work / "code.json").read_text(), **PUBLISH, **ROUTES, **HUB_ROUTES, **ROUND_TRIPS, **REWARDS}
-    pieces |= {**AUTO_MODEL, **BLOCKS, **UNTRUSTED, **WHOLE}
+    pieces |= {**AUTO_MODEL, **BLOCKS, **UNTRUSTED, **WHOLE, **OWN_CLASSES, **PARTS}
     return fresh_processes.run(pieces, work, work / "site", HF_ENDPOINT=hub.url)[0]
 
 
@@ -241,6 +283,17 @@ def test_a_route_gives_the_same_pipeline(online, route):
     copied = route.startswith("checkout") and "saved" not in route  # the file of the checkout runs as a copy
     kind = "diffusers_modules.local.noise_search.NoiseSearchPipeline" if copied else SEARCH
     assert online[route] == {**online["saving"], "class": kind, "reward": REWARD}
+
+
+@pytest.mark.parametrize("route", OWN_CLASSES)
+def test_an_installed_class_runs_no_code_of_the_repository(online, route):
+    assert online[route] == online["saving"]
+
+
+def test_parts_of_an_installed_class(online):
+    assert online["another class"] == "diffusers_ext.pipelines.reward_rerank.RewardRerankPipeline"
+    assert online["without its reward"] == {"class": SEARCH, "reward": None}
+    assert online["half precision"] == ["torch.bfloat16", "torch.bfloat16"]
 
 
 @pytest.mark.parametrize("route", [*LOCAL, *OFFLINE_ROUTES])
@@ -327,9 +380,11 @@ def test_code_must_be_trusted(online, route):
 
 
 def test_remote_code_can_be_switched_off(work, hub, online):
-    pieces = {**{name: ROUTES[name] for name in ("folder", "checkout", "class")}, "Hub": HUB_ROUTES["Hub"]}
+    own = ("class", "class, not trusted", "load_pipeline")
+    pieces = {**{name: ROUTES[name] for name in ("folder", "checkout", *own)}, "Hub": HUB_ROUTES["Hub"]}
     package = work / "site"
     answers, _ = fresh_processes.run(pieces, work, package, HF_ENDPOINT=hub.url, DIFFUSERS_DISABLE_REMOTE_CODE="1")
     for route in ("folder", "checkout", "Hub"):
         assert "DIFFUSERS_DISABLE_REMOTE_CODE" in answers[route]["error"]
-    assert answers["class"] == online["class"]  # an installed class is no remote code
+    for route in own:  # an installed class is no remote code
+        assert answers[route] == online[route]

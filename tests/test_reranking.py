@@ -1,5 +1,6 @@
 """Best-of-N returns the pixels that the plain pipeline draws, in order of reward, whatever goes wrong on the way."""
 
+import copy
 import importlib.util
 import sys
 from pathlib import Path
@@ -516,6 +517,52 @@ class TestControl:
         )
         assert pruned.evaluations == 2 * (2 * 2 + 2)
         assert torch.allclose(pruned.images[0], again.images[pruned.order[0]], atol=1e-3)
+
+    def several(self, obeying, count: int):
+        """The pipeline with several ControlNets, and diffusers' own with the same."""
+        nets = [obeying.controlnet]
+        for seed in range(1, count):
+            torch.manual_seed(seed)
+            nets.append(copy.deepcopy(obeying.controlnet))
+            for parameter in nets[-1].controlnet_mid_block.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
+        parts = {**obeying.components, "controlnet": nets}
+        ours = type(obeying)(**parts, requires_safety_checker=False)
+        plain = StableDiffusionControlNetPipeline(
+            **{name: part for name, part in parts.items() if name != "reward_model"}, requires_safety_checker=False
+        )
+        for pipe in (ours, plain):
+            pipe.set_progress_bar_config(disable=True)
+        return ours, plain
+
+    @pytest.mark.parametrize("form", ["lists", "tensors", "shared"])
+    def test_several_controls_and_several_prompts(self, obeying, form):
+        """As diffusers has them: a list per prompt of one condition per net, rows of a tensor per net, or one for all."""
+        ours, plain = self.several(obeying, 2)
+        pictures = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        prompts = [PROMPT, OTHER, "red circle with blue background"]
+        of_prompt = [[pictures[prompt, net][None] for net in range(2)] for prompt in range(3)]
+        if form == "lists":
+            pil = [[Image.fromarray((net.permute(1, 2, 0) * 255).byte().numpy()) for net in nets] for nets in pictures]
+            image, of_prompt = pil, pil
+        elif form == "tensors":
+            image = [pictures[:, net] for net in range(2)]
+        else:
+            image, of_prompt = of_prompt[0], [of_prompt[0]] * 3
+        given = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt"}
+        scales = {"controlnet_conditioning_scale": [0.5, 1.0]}
+        best = ours(prompts, image=image, num_candidates=2, keep=1, seed=0, **given, **scales)
+        for prompt, text in enumerate(prompts):
+            seeds = generators([2 * prompt, 2 * prompt + 1])
+            kept = best.candidates[prompt][0].number
+            again = plain(text, image=of_prompt[prompt], num_images_per_prompt=2, generator=seeds, **given, **scales)
+            assert torch.equal(again.images[kept], best.images[prompt]), (form, prompt)
+
+    def test_lists_of_another_length_are_refused(self, obeying):
+        ours, _ = self.several(obeying, 2)
+        white = Image.new("RGB", (64, 64), "white")
+        with pytest.raises(InputError, match="2 lists of conditions for 3 prompts"):
+            ours([PROMPT, OTHER, PROMPT], image=[[white, white]] * 2, num_candidates=1, **FEW)
 
 
 class TestComponents:

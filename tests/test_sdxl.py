@@ -19,13 +19,14 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffusers_ext.base_check import check_stable_diffusion, check_vae
 from diffusers_ext.base_model import BaseModel, FullPrecisionAutoencoderKL
 from diffusers_ext.control_init import init_hint, new_controlnet, transfer
 from diffusers_ext.data import pairs as pairs_module
 from diffusers_ext.data.encoded import Encoded, EncoderCache
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.encoders import check_stable_diffusion, check_vae, encoders_of, load_stable_diffusion
+from diffusers_ext.encoders import encoders_of, load_stable_diffusion
 from diffusers_ext.errors import InputError
 from diffusers_ext.loop import collate
 from diffusers_ext.metrics.condition_gap import ConditionGap

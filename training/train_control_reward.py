@@ -84,7 +84,6 @@ class Options(
 
 def main(options: Options) -> None:
     import torch
-    from diffusers import DDPMScheduler
 
     from diffusers_ext import loop
     from diffusers_ext.base_model import BaseModel
@@ -98,6 +97,7 @@ def main(options: Options) -> None:
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import save
     from diffusers_ext.objectives.diffusion import Diffusion
+    from diffusers_ext.objectives.noising import noising
     from diffusers_ext.previews import ControlPreview
 
     # What the user can get wrong, before anything heavy.
@@ -113,9 +113,11 @@ def main(options: Options) -> None:
     dtype = torch.float32 if options.unlock_decoder else forward
     hub = {"revision": options.revision, "variant": options.variant, "tokenizer_name": options.tokenizer_name}
     base = BaseModel.find(base_of(options), options.pretrained_vae_model_name_or_path, forward, dtype, **hub)
+    if cut := base.cut_captions(data.shown.captions()):
+        accelerator.print(f"warning: {cut}")
     pipe = base.load()
     controlnet = start_controlnet(options, base, pipe.unet, data.shown)
-    diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
+    diffusion = Diffusion.from_options(noising(pipe.scheduler), options)
     objective = make_objective(options, controlnet, pipe.unet, base.encoders(pipe), diffusion, pipe.vae)
     if options.dry_run:
         accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **pipe.components}))

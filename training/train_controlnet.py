@@ -50,7 +50,6 @@ def main(options: Options) -> None:
         raise SystemExit(min(1, self_test(lambda **settings: main(Options(**settings)))))
 
     import torch
-    from diffusers import DDPMScheduler
 
     from diffusers_ext import loop
     from diffusers_ext.base_model import BaseModel
@@ -64,6 +63,7 @@ def main(options: Options) -> None:
     from diffusers_ext.metrics.condition_gap import ConditionGap
     from diffusers_ext.objectives.control import ControlObjective, save
     from diffusers_ext.objectives.diffusion import Diffusion
+    from diffusers_ext.objectives.noising import noising
     from diffusers_ext.previews import ControlPreview
 
     # What the user can get wrong, before anything heavy.
@@ -79,10 +79,12 @@ def main(options: Options) -> None:
     other_vae = options.pretrained_vae_model_name_or_path
     hub = {"revision": options.revision, "variant": options.variant, "tokenizer_name": options.tokenizer_name}
     base = BaseModel.find(base_of(options), other_vae, forward, dtype, **hub)
+    if cut := base.cut_captions(data.shown.captions()):
+        accelerator.print(f"warning: {cut}")
     cached = options.encoder_cache_dir is not None and not options.dry_run
     pipe = base.load_without_encoders() if cached else base.load()
     controlnet = start_controlnet(options, base, pipe.unet, data.shown)
-    diffusion = Diffusion.from_options(DDPMScheduler.from_config(pipe.scheduler.config), options)
+    diffusion = Diffusion.from_options(noising(pipe.scheduler), options)
     switches = (options.only_mid_control, options.unlock_decoder, options.controlnet_blocks)
     objective = ControlObjective(controlnet, pipe.unet, base.encoders(pipe), diffusion, *switches)
     if options.dry_run:

@@ -75,6 +75,8 @@ def main(options: Options) -> None:
     dtype = torch.float32 if options.full_unet else forward
     hub = {"revision": options.revision, "variant": options.variant}
     base = BaseModel.find(base_of(options), options.pretrained_vae_model_name_or_path, forward, dtype, **hub)
+    if cut := base.cut_captions(source.captions()):
+        accelerator.print(f"warning: {cut}")
     dataset, texts = prepare(source, base, options, accelerator)
     policy, pipe = make_policy(options, base, texts)
     check_resolution(options.resolution, pipe.vae.config, pipe.unet.config)

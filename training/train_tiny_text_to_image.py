@@ -64,7 +64,7 @@ class Options(OptimizerOptions, RunOptions):
 
 def main(options: Options) -> None:
     import torch
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     from diffusers_ext import loop
     from diffusers_ext import tiny_stable_diffusion as tiny
@@ -73,6 +73,7 @@ def main(options: Options) -> None:
     from diffusers_ext.encoders import StableDiffusionEncoders
     from diffusers_ext.hub import publish
     from diffusers_ext.objectives.diffusion import Diffusion
+    from diffusers_ext.objectives.noising import noising
     from diffusers_ext.objectives.text_to_image import AutoencoderObjective, TextToImageObjective
     from diffusers_ext.previews import TextToImagePreview
 
@@ -111,9 +112,7 @@ def main(options: Options) -> None:
     pipe = StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
-    objective = TextToImageObjective(
-        unet, encoders, Diffusion(DDPMScheduler.from_config(scheduler.config), options.seed)
-    )
+    objective = TextToImageObjective(unet, encoders, Diffusion(noising(scheduler), options.seed))
     preview = TextToImagePreview(pipe, prompts, options)
     loop.train(accelerator, objective, Encoded(dataset, encode_in_memory(dataset, encoders)), options, preview)
 

@@ -157,10 +157,10 @@ def _draw(options: Options, prompts: list[str], folder, journal: dict) -> None:
 def _reranker(options: Options):
     """Load pipeline and reward, after everything that can be checked without them was."""
     import torch
-    from diffusers import DiffusionPipeline
 
     from ..embedded import embedded_model
     from ..errors import InputError
+    from ..pipeline_loading import check_pipeline_files, load_pipeline
     from ..reranking import RewardReranker
     from ..rewards.loading import load_reward
 
@@ -169,7 +169,10 @@ def _reranker(options: Options):
     reward = load_reward(options.reward or "fill50k").to(device)
     model = embedded_model() if options.model == "embedded" else options.model
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, options.dtype))
+        check_pipeline_files(model)
+        pipe = load_pipeline(model, dtype=getattr(torch, options.dtype))
+    except InputError as error:
+        raise InputError(f"--model {error}") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"--model {model}: no pipeline could be loaded: {str(error).splitlines()[0]}") from None
     pipe.to(device).set_progress_bar_config(disable=True)

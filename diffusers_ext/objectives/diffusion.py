@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers import SchedulerMixin
 from diffusers.training_utils import compute_snr
 from torch.nn import functional as F
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 from .. import randomness
 from ..errors import InputError
 from ..randomness import Key
+
+NO_WEIGHT = 1e-3  # a weight below this teaches nothing beside the usual ones, which are near 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Diffusion:
 
     @classmethod
     def from_options(cls, scheduler: SchedulerMixin, options: Any) -> "Diffusion":
-        """Raises InputError if the timestep window is empty or a value is out of range."""
+        """Raises InputError if the timestep window is empty, a value is out of range, or snr_gamma gives no weights."""
         end = scheduler.config.num_train_timesteps
         high = end if options.timestep_max is None else options.timestep_max
         if not 0 <= options.timestep_min < high <= end:
@@ -46,7 +49,7 @@ class Diffusion:
             raise InputError(f"--snr_gamma must be positive, got {options.snr_gamma}")
         if options.huber_delta <= 0:
             raise InputError(f"--huber_delta must be positive, got {options.huber_delta}")
-        return cls(
+        diffusion = cls(
             scheduler,
             options.seed,
             options.snr_gamma,
@@ -57,6 +60,9 @@ class Diffusion:
             options.loss_type,
             options.huber_delta,
         )
+        if options.snr_gamma is not None:
+            diffusion._check_weights()
+        return diffusion
 
     def diffuse(self, latents: torch.Tensor, keys: list[Key], timesteps: torch.Tensor | None = None):
         """Return (z_t, t, target) of clean latents, z_t = √ᾱ_t z + √(1−ᾱ_t) ε (Ho et al. 2020, eq. 4).
@@ -119,3 +125,26 @@ class Diffusion:
         snr = compute_snr(self.scheduler, timesteps)
         divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.scheduler.config.prediction_type]
         return snr.clamp(max=self.snr_gamma) / divisor
+
+    def _check_weights(self) -> None:
+        """Refuse `weights` that are not defined or leave nothing to learn, and say where they are zero.
+
+        Where the signal-to-noise ratio is 0, the weight in ε is min(SNR, γ) / SNR, so 0 / 0; in v and z it is 0.
+        """
+        window = torch.arange(self.timestep_min, self.timestep_max)
+        empty = [int(timestep) for timestep in window if self.scheduler.alphas_cumprod[timestep] == 0]
+        if empty and self.scheduler.config.prediction_type == "epsilon":
+            raise InputError(
+                f"--snr_gamma: this base's betas are rescaled to zero terminal SNR and it predicts epsilon, for which the weight"
+                f" at timestep {empty[0]} is 0/0; leave out --snr_gamma, give --timestep_max {empty[0]}, or, if the base was"
+                " trained for v_prediction, set prediction_type in its scheduler_config.json"
+            )
+        if (largest := self.weights(window).max()) < NO_WEIGHT:
+            raise InputError(
+                f"--snr_gamma gives no timestep of --timestep_min {self.timestep_min} --timestep_max {self.timestep_max} a"
+                f" weight above {largest:.1g}, so nothing would be learnt; leave out --snr_gamma, or widen the window"
+            )
+        if empty:
+            PartialState().print(
+                f"note: --snr_gamma gives timestep {empty[0]}, of signal-to-noise ratio 0, the weight 0: nothing is learnt there"
+            )

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import randomness
 from ..randomness import Key
+from .noising import check_noising
 
 # (latents, timesteps (B,), what each sample is conditioned on) -> what the network predicts, in the latents' shape
 Predict = Callable[[torch.Tensor, torch.Tensor, dict], torch.Tensor]
@@ -56,7 +57,11 @@ class Sampler:
 
     @classmethod
     def of(cls, scheduler: SchedulerMixin, steps: int, seed: int, eta: float = 0.0) -> "Sampler":
-        """Take noise schedule, spacing of timesteps and prediction type from any scheduler of the base."""
+        """Take noise schedule, spacing of timesteps and prediction type from any scheduler of the base.
+
+        Raises InputError for schedulers of another process than DDPM's, such as flow matching.
+        """
+        check_noising(scheduler)
         ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
         ddim.set_timesteps(steps)
         after = ddim.timesteps - ddim.config.num_train_timesteps // steps
