@@ -134,7 +134,7 @@ class Session:
         """
         place = self._place_of(annotator, body)
         if missing := self._look(place):
-            raise InputError(f"{len(missing)} of the pictures are missing: skip this prompt, and tell who runs the server")
+            raise InputError(f"{len(missing)} of {len(self.images[place])} pictures missing: skip this prompt with K")
         self._check_digests(place, body)
         return self._append(annotator, self._checked(annotator, self.items[place], body), place, body)
 

@@ -134,8 +134,8 @@ def serve(
             f"warning: {host} is reached from other machines: whoever has the address below can judge", file=sys.stderr
         )
     access = read_access(session.folder, names if session.shares is not None else ())
-    root = _root(host, listening.getsockname()[1], allowed_hosts)
-    _print_links(session, root, access, names)
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    _print_links(session, f"http://{shown}:{listening.getsockname()[1]}/", allowed_hosts, access, names)
     config = uvicorn.Config(make_app(session, access, hosts, allowed_hosts), log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
 
@@ -147,22 +147,19 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on {host} port {port} ({error}); give another --port or --host") from None
 
 
-def _root(host: str, port: int, allowed_hosts: Sequence[str]) -> str:
-    """Return the address of the page as people on this machine type it, or as the proxy serves it."""
-    if allowed_hosts:
-        return f"https://{allowed_hosts[0]}/"
-    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}/"
-
-
-def _print_links(session, root: str, access, names: list[str]) -> None:
-    """Print the address that opens the page, and in a campaign one that opens it for each person alone."""
-    one = {"annotator": names[0]} if names and session.shares is None else {}
-    print(f"{len(session.items)} prompts. Open {root}?{urlencode({'token': access.token, **one})}", flush=True)
-    for name in names if session.shares is not None else ():
+def _print_links(session, root: str, allowed_hosts: Sequence[str], access, names: list[str]) -> None:
+    """Print the address that opens the page, here and behind a proxy, and in a campaign each person's own."""
+    several = session.shares is not None
+    one = {"annotator": names[0]} if names and not several else {}
+    query = urlencode({"token": access.token, **one})
+    print(f"{len(session.items)} prompts. Open {root}?{query}")
+    roots = [f"https://{host}/" for host in allowed_hosts]
+    for proxied in roots:
+        print(f"behind the proxy: {proxied}?{query}")
+    for name in names if several else ():
         done = session.progress(name)
-        query = urlencode({"token": access.link_of(name), "annotator": name})
-        print(f"  {name}, {done['judged']} of {done['total']}: {root}?{query}")
+        own = urlencode({"token": access.link_of(name), "annotator": name})
+        print(f"  {name}, {done['judged']} of {done['total']}: {[*roots, root][0]}?{own}")
     print("Ctrl-C stops; what was saved is kept. The addresses stay the same.", flush=True)
 
 
