@@ -52,7 +52,7 @@ def _fault(data: bytes, error: Exception) -> str:
     if data.startswith(LFS):
         return "a Git LFS pointer, not the picture; run git lfs pull"
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"not a picture; it starts with {data[:24]!r}"
+        return f"not a readable picture (not a picture of any known kind: it starts with {data[:24]!r})"
     return f"not a readable picture ({error or type(error).__name__})"
 
 
