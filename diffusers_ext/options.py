@@ -208,7 +208,7 @@ def _add_argument(parser: Any, field: dataclasses.Field, hint: Any) -> None:
     }
     if field.metadata["positional"]:
         del settings["dest"]  # argparse takes the name of a positional for it
-        parser.add_argument(field.name, nargs="?", metavar=field.name.upper(), type=kind, **settings)
+        parser.add_argument(field.name, nargs="*" if many else "?", metavar=field.name.upper(), type=kind, **settings)
         return
     if kind is bool:
         parser.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
