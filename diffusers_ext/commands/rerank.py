@@ -1,9 +1,10 @@
-"""Draw several candidates of each prompt and keep the best by a reward; run again, it goes on where it stopped.
+"""Draw several candidates of each prompt and keep the best by a reward; run again, it resumes where it stopped.
 
     diffusers-ext rerank --prompt "gold circle with midnight blue background" --guidance_scale 2 --output_dir runs/best
     diffusers-ext rerank --model path/to/sd15 --reward models/image-reward --prompt "a lighthouse in a storm" \\
         --candidates 16 --keep 4 --held_out pickscore --output_dir runs/lighthouse
     diffusers-ext rerank --model path/to/sdxl --reward pickscore --prompts_file prompts.txt --prune --dtype float16
+    diffusers-ext rerank --model path/to/sd15 --lora runs/tuned:0.8 style.safetensors --reward pickscore --prompt "a cat"
 
 The folder gets images/ (the kept ones, best first), candidates/ (all that were finished), scores.json (every seed and score,
 the command, the versions) and a labelled grid for each prompt.
@@ -18,6 +19,7 @@ from ..options import group, option
 @dataclass
 class Drawing:
     model: str = option("embedded", "folder or Hub name of any text-to-image pipeline; embedded: the package's own")
+    lora: list[str] | None = option(None, "LoRAs to put on it, PATH or PATH:WEIGHT each; the weight is 1 where not given")
     prompt: str | None = option(None, "the prompt")
     prompts_file: str | None = option(None, "instead: a .txt, .json, .jsonl or .csv of prompts")
     prompt_field: str = option("prompt", "the field that holds the prompt")
@@ -40,13 +42,14 @@ class Options(Drawing):
     keep: int = option(4, "pictures kept of each prompt")
     chunk_size: int = option(4, "pictures drawn at a time")
     prune: bool = option(False, "draw in a quarter of the steps, and only the better ones in all: about half the work")
-    output_dir: str = option("runs/rerank", "the folder to write; an unfinished one is gone on with")
+    output_dir: str = option("runs/rerank", "the folder to write; an unfinished one is resumed")
 
 
 def main(options: Options) -> None:
     from pathlib import Path
 
     prompts, folder = _prompts(options), Path(options.output_dir)
+    _check_inputs(options, folder)
     journal = _open(folder, options, prompts)
     try:
         _draw(options, prompts, folder, journal)
@@ -71,6 +74,18 @@ def _prompts(options: Options) -> list[str]:
     return [prompt.text for prompt in read_prompts(options.prompts_file, options.prompt_field)]
 
 
+def _check_inputs(options: Options, folder) -> None:
+    from ..outputs import check_output
+
+    for name in ("options.json", "journal.jsonl", "scores.json"):
+        check_output("--output_dir", folder / name, [options.prompts_file])
+    if options.lora:
+        from ..installed_pipelines import read_lora
+
+        for lora in options.lora:
+            read_lora(lora)
+
+
 # ------------------------------------------------------------------ the journal: a line per candidate, in chunks
 
 
@@ -90,10 +105,9 @@ def _open(folder, options: Options, prompts: list[str]) -> dict:
         raise InputError(f"--output_dir {folder}: cannot be written ({error})") from None
     path = folder / "options.json"
     if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["prompts"] != prompts:
+        earlier, before = _earlier(path)
+        if before != prompts:
             raise InputError(f"{folder} holds candidates of other prompts; name another --output_dir")
-        earlier = record["options"]
         changed = [name for name, value in asdict(options).items() if name not in free and earlier.get(name) != value]
         if changed:
             raise InputError(f"{folder} holds candidates of another --{changed[0]}; name another --output_dir")
@@ -109,6 +123,19 @@ def _open(folder, options: Options, prompts: list[str]) -> dict:
         rows[row["prompt"], row["number"]] = row
     write_atomically(journal, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
     return rows
+
+
+def _earlier(path) -> tuple[dict, list]:
+    """Return the options and prompts of an earlier run."""
+    import json
+
+    from ..errors import InputError
+
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return dict(record["options"]), list(record["prompts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not the options of a rerank run; name another --output_dir") from None
 
 
 def _command() -> str:
@@ -149,11 +176,11 @@ def _draw(options: Options, prompts: list[str], folder, journal: dict) -> None:
 def _reranker(options: Options):
     """Load pipeline and reward, after everything that can be checked without them was."""
     import torch
-    from diffusers import DiffusionPipeline
 
     from ..embedded import embedded_model
     from ..errors import InputError
-    from ..reranking import RewardReranker
+    from ..installed_pipelines import add_loras, load_pipeline, read_lora
+    from ..reranking import RerankMixin, RewardReranker
     from ..rewards.loading import load_reward
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -161,11 +188,17 @@ def _reranker(options: Options):
     reward = load_reward(options.reward or "fill50k").to(device)
     model = embedded_model() if options.model == "embedded" else options.model
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, options.dtype))
+        pipe = load_pipeline(model, getattr(torch, options.dtype))
+    except InputError:
+        raise
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"--model {model}: no pipeline could be loaded: {str(error).splitlines()[0]}") from None
+    if hasattr(pipe, "controlnet"):
+        raise InputError(f"--model {model}: draws from a condition picture, which this command does not take")
+    add_loras(pipe, [read_lora(lora) for lora in options.lora or ()])
     pipe.to(device).set_progress_bar_config(disable=True)
-    return RewardReranker(pipe, reward)
+    draw = super(RerankMixin, pipe).__call__ if isinstance(pipe, RerankMixin) else None  # one search, not one in another
+    return RewardReranker(pipe, reward, draw)
 
 
 def _chunk(options: Options, reranker, text: str, prompt: int, numbers: range, folder) -> list[dict]:
