@@ -90,10 +90,10 @@ def check_export(folder: Path, path: Path) -> None:
     from ..annotate.store import FOLDER
     from ..outputs import check_output
 
-    check_output("--export", path, [folder / name for name in TABLES])
+    table = next((at for at, name in enumerate(TABLES) if (folder / name).is_file()), len(TABLES))
+    check_output("--export", path, [folder / name for name in TABLES[table : table + 1]])
     if path.resolve().is_relative_to((folder / FOLDER).resolve()):
         raise InputError(f"--export {path}: lies among the judgements of {folder / FOLDER}; name a file elsewhere")
-    table = next((at for at, name in enumerate(TABLES) if (folder / name).is_file()), len(TABLES))
     if path.resolve().parent == folder.resolve() and path.name in TABLES[:table]:
         raise InputError(f"--export {path}: would be taken for the table of {folder} from then on; give another name")
 
