@@ -11,6 +11,8 @@ import { renderReport } from "./report.js";
 import { build, byId, describe, render, showView } from "./view.js";
 import { addressOf, call } from "./wire.js";
 
+const MISSING = "A picture of this prompt is missing. K skips the prompt; tell who runs the server.";
+
 const state = {
   annotator: "", todo: [], skipped: [], total: 0, judged: 0, // todo, skipped: positions not judged yet
   view: "login", position: 0, item: null, // and, of the item shown: judgement, past, future, selected, axis ...
@@ -61,7 +63,8 @@ const fetchItem = (position) =>
 async function show(position) {
   const item = await fetchItem(position);
   const { shown } = item.display;
-  Object.assign(state, { position, item, urls: shown.map((number) => addressOf(item.urls[number])), past: [], future: [] });
+  const urls = shown.map((number) => (item.missing.includes(number) ? null : addressOf(item.urls[number])));
+  Object.assign(state, { position, item, urls, past: [], future: [] });
   Object.assign(state, readDraft(state.annotator, item) ?? {
     judgement: item.judgement ? J.fromRecord(item.judgement, shown) : J.empty(shown.length),
     changed: false,
@@ -74,10 +77,10 @@ async function show(position) {
   showView("work", state);
   build(state, act);
   focusSelected();
-  if (item.missing.length) say("A picture of this prompt is missing. K skips the prompt; tell who runs the server.", true);
-  else if (state.changed) say("What you had entered here is back; it is not saved yet.");
+  if (state.changed) say("What you had entered here is back; it is not saved yet.");
   else if (item.skipped) say("Skipped before; saving judges it after all.");
   else say(item.judgement ? "Judged before; a change is saved as a correction." : "");
+  if (item.missing.length) say(MISSING, true);
   preload();
 }
 
@@ -202,7 +205,7 @@ async function save() {
   dropDraft(state.annotator, state.item);
   count(answer);
   await next(state.position);
-  say("Saved.");
+  sayDone("Saved.");
 }
 
 // Which prompt and pictures a judgement is of.
@@ -220,7 +223,7 @@ async function skip() {
   if (state.changed) keepDraft();
   count(answer);
   await next(state.position);
-  say("Skipped; it is listed at the end.");
+  sayDone("Skipped; it is listed at the end.");
 }
 
 function lead(missing) {
@@ -273,6 +276,12 @@ function zoom() {
   state.large = true;
   if (dialog.open) dialog.close();
   else dialog.showModal();
+}
+
+// What was done, and what is wrong with the prompt that is shown now.
+function sayDone(text) {
+  const missing = state.view === "work" && state.item.missing.length > 0;
+  say(missing ? `${text} ${MISSING}` : text, missing);
 }
 
 function say(text, fault = false) {

@@ -55,9 +55,13 @@ function chip(word, onClick) {
   return made;
 }
 
+const broken = () => element("p", { class: "broken" }, "Picture missing");
+
+// url: null where the picture is missing.
 function picture(url, image) {
+  if (url === null) return broken();
   const made = element("img", { src: url, alt: `image ${J.letter(image)}`, draggable: "false" });
-  made.addEventListener("error", () => made.replaceWith(element("p", { class: "broken" }, "Picture missing")));
+  made.addEventListener("error", () => made.replaceWith(broken()));
   return made;
 }
 
@@ -115,7 +119,7 @@ export function render(state) {
   byId("back").disabled = state.position === 0;
   byId("save").classList.toggle("ready", !J.missing(judgement).length);
   setText(byId("warnings"), warning(judgement));
-  byId("zoomed").src = state.urls[selected];
+  byId("zoomed").src = state.urls[selected] ?? "";
   byId("zoomed").alt = `image ${J.letter(selected)}`;
   setText(byId("zoom-caption"), `${J.letter(selected)}: ${describe(judgement, selected)}; now rating ${axis}`);
 }
