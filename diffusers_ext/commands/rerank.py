@@ -97,32 +97,46 @@ def _open(folder, options: Options, prompts: list[str]) -> dict:
     from ..errors import InputError
     from ..run_folder import versions
 
-    free = {"held_out", "device", "output_dir"} | (set() if options.prune else {"keep"})  # do not change what is drawn
     try:
         (folder / "candidates").mkdir(parents=True, exist_ok=True)
         (folder / "images").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"--output_dir {folder}: cannot be written ({error})") from None
-    path = folder / "options.json"
-    if path.exists():
-        earlier, before = _earlier(path)
-        if before != prompts:
-            raise InputError(f"{folder} holds candidates of other prompts; name another --output_dir")
-        changed = [name for name, value in asdict(options).items() if name not in free and earlier.get(name) != value]
-        if changed:
-            raise InputError(f"{folder} holds candidates of another --{changed[0]}; name another --output_dir")
+    rows = _read_journal(folder / "journal.jsonl")
+    if (folder / "options.json").exists():
+        _check_same(folder, options, prompts, bool(rows))
     record = {"command": _command(), "options": asdict(options), "versions": versions(), "prompts": prompts}
-    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(folder / "options.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(folder / "journal.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
+    return rows
+
+
+def _read_journal(path) -> dict:
+    import json
+
     rows: dict = {}
-    journal = folder / "journal.jsonl"
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             break  # cut by a kill
         rows[row["prompt"], row["number"]] = row
-    write_atomically(journal, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
     return rows
+
+
+def _check_same(folder, options: Options, prompts: list[str], holds_candidates: bool) -> None:
+    """Raise InputError for a folder of another run; one that has drawn nothing yet may become any other."""
+    from ..errors import InputError
+
+    free = {"held_out", "device", "output_dir"} | (set() if options.prune else {"keep"})  # do not change what is drawn
+    earlier, before = _earlier(folder / "options.json")
+    if not holds_candidates:
+        return
+    if before != prompts:
+        raise InputError(f"{folder} holds candidates of other prompts; name another --output_dir")
+    changed = [name for name, value in asdict(options).items() if name not in free and earlier.get(name) != value]
+    if changed:
+        raise InputError(f"{folder} holds candidates of another --{changed[0]}; name another --output_dir")
 
 
 def _earlier(path) -> tuple[dict, list]:
