@@ -7,9 +7,11 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MethodType
 from typing import NamedTuple
 
 import torch
@@ -65,6 +67,12 @@ def _link(folder: Path, view: Path, kind: type[DiffusionPipeline]) -> list[str]:
         index[REWARD] = [None, None]
     (view / DiffusionPipeline.config_name).write_text(json.dumps(index), encoding="utf-8")
     return [REWARD] if REWARD in index else []
+
+
+def plain_call(pipe: DiffusionPipeline) -> Callable:
+    """Return the call of diffusers' own class that a pipeline of ours is made of."""
+    kind = next(kind for kind in type(pipe).__mro__ if kind.__module__.startswith("diffusers.") and "__call__" in vars(kind))
+    return MethodType(vars(kind)["__call__"], pipe)
 
 
 # ------------------------------------------------------------------ LoRA

@@ -193,7 +193,7 @@ def _reranker(options: Options):
 
     from ..embedded import embedded_model
     from ..errors import InputError
-    from ..installed_pipelines import add_loras, load_pipeline, read_lora
+    from ..installed_pipelines import add_loras, load_pipeline, plain_call, read_lora
     from ..reranking import RerankMixin, RewardReranker
     from ..rewards.loading import load_reward
 
@@ -211,8 +211,8 @@ def _reranker(options: Options):
         raise InputError(f"--model {model}: draws from a condition picture, which this command does not take")
     add_loras(pipe, [read_lora(lora) for lora in options.lora or ()])
     pipe.to(device).set_progress_bar_config(disable=True)
-    draw = super(RerankMixin, pipe).__call__ if isinstance(pipe, RerankMixin) else None  # one search, not one in another
-    return RewardReranker(pipe, reward, draw)
+    # Of a pipeline that reranks itself, what its class draws with: one search, not one in another.
+    return RewardReranker(pipe, reward, plain_call(pipe) if isinstance(pipe, RerankMixin) else None)
 
 
 def _chunk(options: Options, reranker, text: str, prompt: int, numbers: range, folder) -> list[dict]:
