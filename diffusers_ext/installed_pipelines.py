@@ -1,7 +1,7 @@
 """Load a pipeline to draw with: one of this package by its installed class, so that no code of a repository runs.
 
-    pipe = load_pipeline("owner/published", torch.float32)
-    add_loras(pipe, ["runs/tuned", "style.safetensors:0.6"])
+pipe = load_pipeline("owner/published", torch.float32)
+add_loras(pipe, ["runs/tuned", "style.safetensors:0.6"])
 """
 
 import json
@@ -71,7 +71,9 @@ def _link(folder: Path, view: Path, kind: type[DiffusionPipeline]) -> list[str]:
 
 def plain_call(pipe: DiffusionPipeline) -> Callable:
     """Return the call of diffusers' own class that a pipeline of ours is made of."""
-    kind = next(kind for kind in type(pipe).__mro__ if kind.__module__.startswith("diffusers.") and "__call__" in vars(kind))
+    kind = next(
+        kind for kind in type(pipe).__mro__ if kind.__module__.startswith("diffusers.") and "__call__" in vars(kind)
+    )
     return MethodType(vars(kind)["__call__"], pipe)
 
 

@@ -20,7 +20,6 @@ from .cache import write_atomically
 from .checkpoints import sha256
 from .errors import InputError
 
-
 OF_MODELS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".txt", ".model", ".py")  # files that make a reward
 
 

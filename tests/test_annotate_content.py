@@ -108,7 +108,9 @@ def test_pictures_that_change_while_serving_are_seen(folder):
         session.save("ada", {**judgement(item, [1, 2, 3]), "digests": item["digests"]})
     newer = session.item("ada", 0)
     assert newer["digests"] != item["digests"] and newer["urls"] != item["urls"]
-    assert session.save("ada", {**judgement(newer, [1, 2, 3]), "digests": newer["digests"]})["digests"] == newer["digests"]
+    assert (
+        session.save("ada", {**judgement(newer, [1, 2, 3]), "digests": newer["digests"]})["digests"] == newer["digests"]
+    )
 
 
 # ---- what is no picture
@@ -172,7 +174,7 @@ def test_equal_prompts_without_ids_are_judged_apart(folder):
 def test_the_folder_of_a_reranking_with_repeats_and_many_candidates(tmp_path):
     (tmp_path / "candidates").mkdir()
     names = [[f"candidates/{prompt}-{number}.png" for number in range(30)] for prompt in range(2)]
-    for name in sum(names, []):
+    for name in (name for row in names for name in row):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     drawn = [
         {"prompt": "a red circle", "candidates": [{"number": at, "image": name} for at, name in enumerate(row)]}

@@ -431,7 +431,21 @@ def test_the_output_is_never_an_input(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     before = table.read_bytes(), (tmp_path / "e.npy").read_bytes()
     with pytest.raises(SystemExit):
-        main(["select-prompts", "--prompts", str(table), "--embeddings", "e.npy", "--count", "5", "--k", "9", "--output", name])
+        main(
+            [
+                "select-prompts",
+                "--prompts",
+                str(table),
+                "--embeddings",
+                "e.npy",
+                "--count",
+                "5",
+                "--k",
+                "9",
+                "--output",
+                name,
+            ]
+        )
     assert "which it would replace" in capsys.readouterr().err
     assert (table.read_bytes(), (tmp_path / "e.npy").read_bytes()) == before
 

@@ -303,7 +303,9 @@ def test_copies_of_pictures_with_equal_names_stay_apart(tmp_path):
 
 def one_prompt(images_of, number: int = 40) -> list[RankedPrompt]:
     return [
-        RankedPrompt(str(at), "our logo on a mug", tuple(map(Path, images_of(at))), (Ranking("a", (1, 2)),), origin=f"r:{at}")
+        RankedPrompt(
+            str(at), "our logo on a mug", tuple(map(Path, images_of(at))), (Ranking("a", (1, 2)),), origin=f"r:{at}"
+        )
         for at in range(number)
     ]
 
@@ -331,7 +333,10 @@ def test_a_picture_ranked_against_itself_is_named_or_left_out(tmp_path):
     pictures(tmp_path, "a.png", "b.png")
     Image.new("RGB", (9, 9), "red").save(tmp_path / "b.png")
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
-    rows = [{**GOOD, "id": str(n), "images": names} for n, names in enumerate((["a.png", "b.png"], ["a.png", "a.png"], ["a.png", "copy.png"]))]
+    rows = [
+        {**GOOD, "id": str(n), "images": names}
+        for n, names in enumerate((["a.png", "b.png"], ["a.png", "a.png"], ["a.png", "copy.png"]))
+    ]
     for row in rows:
         row["rankings"] = [{"annotator": "x", "ranking": [1, 2]}]
     tie = {**rows[2], "id": "tie", "rankings": [{"annotator": "x", "ranking": [1, 1]}]}

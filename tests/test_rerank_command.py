@@ -136,7 +136,15 @@ def test_only_classes_of_this_package_are_taken_for_installed():
     from diffusers_ext.installed_pipelines import installed_class
 
     assert installed_class(["noise_search", "NoiseSearchPipeline"]).__name__ == "NoiseSearchPipeline"
-    for name in ("StableDiffusionPipeline", ["os", "system"], ["no_such", "X"], ["../x", "X"], ["reward_rerank", "X"], [1, 2], None):
+    for name in (
+        "StableDiffusionPipeline",
+        ["os", "system"],
+        ["no_such", "X"],
+        ["../x", "X"],
+        ["reward_rerank", "X"],
+        [1, 2],
+        None,
+    ):
         assert installed_class(name) is None
 
 
@@ -164,7 +172,12 @@ def pixels(folder) -> np.ndarray:
 
 
 def test_loras_are_put_on_with_their_weights(lora, tmp_path):
-    cases = {"none": [], "zero": [f"{lora}:0"], "half": [f"{lora}:0.5"], "file": [f"{lora}/pytorch_lora_weights.safetensors:.5"]}
+    cases = {
+        "none": [],
+        "zero": [f"{lora}:0"],
+        "half": [f"{lora}:0.5"],
+        "file": [f"{lora}/pytorch_lora_weights.safetensors:.5"],
+    }
     cases["twice"] = [f"{lora}:0.25", f"{lora}:0.25"]
     for name, loras in cases.items():
         words = ["--lora", *loras] if loras else []

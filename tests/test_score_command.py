@@ -102,7 +102,12 @@ def test_what_a_rewards_name_stands_for(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model.safetensors").write_bytes(b"1")
     (tmp_path / "ensemble.json").write_text(json.dumps({"members": {str(tmp_path / "model"): {}, "fill50k": {}}}))
-    names = [tmp_path / "model", tmp_path / "ensemble.json", f"clip:{tmp_path / 'model'}", f"aesthetic:no.pth@{tmp_path / 'model'}"]
+    names = [
+        tmp_path / "model",
+        tmp_path / "ensemble.json",
+        f"clip:{tmp_path / 'model'}",
+        f"aesthetic:no.pth@{tmp_path / 'model'}",
+    ]
     before = [weights_of(str(name)) for name in names]
     (tmp_path / "model/README.md").write_text("a card changes nothing")
     assert [weights_of(str(name)) for name in names] == before and None not in before
@@ -113,7 +118,9 @@ def test_what_a_rewards_name_stands_for(tmp_path):
     assert weights_of("clip:ViT-B-32/openai") is None and weights_of("no.such.module:reward") is None
 
 
-@pytest.mark.parametrize("sources", [["0.png"], ["0.png", "2.png"], ["*.png"], ["[01].png", "2.png"], ["**/*.png"], ["."]])
+@pytest.mark.parametrize(
+    "sources", [["0.png"], ["0.png", "2.png"], ["*.png"], ["[01].png", "2.png"], ["**/*.png"], ["."]]
+)
 def test_pictures_are_files_globs_or_a_folder(folder, own_reward, tmp_path, sources):
     draw(folder / "sub/3.png", "white")
     run(*[folder / source for source in sources], *ARGUMENTS, tmp_path / "scores.jsonl")
@@ -151,7 +158,9 @@ def test_the_output_is_never_an_input(folder, tmp_path, monkeypatch, name, capsy
 
 
 def test_a_file_of_something_else_is_no_output(folder, tmp_path):
-    for number, text in enumerate((b"\xff\xfe", b"[1]\n[2]\n", b'{"image": 1, "prompt": "a", "reward": "b"}\n{}\n', b"[" * 10**5 + b"\n\n")):
+    for number, text in enumerate(
+        (b"\xff\xfe", b"[1]\n[2]\n", b'{"image": 1, "prompt": "a", "reward": "b"}\n{}\n', b"[" * 10**5 + b"\n\n")
+    ):
         path = tmp_path / f"{number}.jsonl"
         path.write_bytes(text)
         with pytest.raises(InputError, match="name another"):

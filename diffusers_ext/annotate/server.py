@@ -137,7 +137,9 @@ class Guard:
             return PlainTextResponse("Open the address that diffusers-ext annotate printed.\n", 403)
         if request.method not in ("GET", "HEAD") and not self._is_our_page(request.headers):
             origin = _split(request.headers.get("origin", "")).netloc[:80]
-            told = f"only the page itself may write, and it was opened at {origin!r}; start with --allowed_host {origin}"
+            told = (
+                f"only the page itself may write, and it was opened at {origin!r}; start with --allowed_host {origin}"
+            )
             return _error(403, told)
         return None
 

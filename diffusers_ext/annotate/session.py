@@ -206,11 +206,17 @@ class Session:
             others = sum(id in self._place and id not in current for id in latest)
             gone = len(latest) - others - len(current)
             if by_name:
-                notes.append(f"{name}: {by_name} judgements of an earlier version name no digests; they count by file names")
+                notes.append(
+                    f"{name}: {by_name} judgements of an earlier version name no digests; they count by file names"
+                )
             if others:
-                notes.append(f"{name}: {others} judgements are of other pictures or texts than now; they stay, and do not count")
+                notes.append(
+                    f"{name}: {others} judgements are of other pictures or texts than now; they stay, and do not count"
+                )
             if gone > 0:
-                notes.append(f"{name}: {gone} judgements are of prompts that are not in the table; they stay, and do not count")
+                notes.append(
+                    f"{name}: {gone} judgements are of prompts that are not in the table; they stay, and do not count"
+                )
         return notes
 
     def judged(self) -> list[RankedPrompt]:
@@ -238,9 +244,7 @@ class Session:
         return {
             "total": len(self.items),
             "agreement": _number(found.by_prompt.micro),
-            "people": [
-                {**_person(name, judged, shares.get(name)), **self._counts(name)} for name in self._everybody()
-            ],
+            "people": [{**_person(name, judged, shares.get(name)), **self._counts(name)} for name in self._everybody()],
             "pairs": [
                 {
                     "people": [names[a], names[b]],

@@ -71,7 +71,9 @@ def _people(options: Options) -> list[str]:
     people = [annotator_name(name) for name in options.annotators or ()]
     twice = next((name for name in people if people.count(name) > 1), None)
     if twice:
-        raise InputError(f"--annotators: {twice} twice (case does not tell people apart); give each a name of their own")
+        raise InputError(
+            f"--annotators: {twice} twice (case does not tell people apart); give each a name of their own"
+        )
     return people
 
 

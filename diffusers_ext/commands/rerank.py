@@ -19,7 +19,9 @@ from ..options import group, option
 @dataclass
 class Drawing:
     model: str = option("embedded", "folder or Hub name of any text-to-image pipeline; embedded: the package's own")
-    lora: list[str] | None = option(None, "LoRAs to put on it, PATH or PATH:WEIGHT each; the weight is 1 where not given")
+    lora: list[str] | None = option(
+        None, "LoRAs to put on it, PATH or PATH:WEIGHT each; the weight is 1 where not given"
+    )
     prompt: str | None = option(None, "the prompt")
     prompts_file: str | None = option(None, "instead: a .txt, .json, .jsonl or .csv of prompts")
     prompt_field: str = option("prompt", "the field that holds the prompt")

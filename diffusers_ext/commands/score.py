@@ -162,16 +162,14 @@ def _score(left: list, pairs: dict, records, options: Options) -> None:
     import torch
     from tqdm import tqdm
 
-    from ..errors import InputError
     from ..rewards.loading import load_reward
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     reward = load_reward(options.reward).to(options.device or accelerator, getattr(torch, options.dtype))
-    try:
-        file = open(options.output, "a", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {options.output}: cannot be written ({error.strerror})") from None
-    with file, tqdm(total=len(left), desc="scoring", unit="picture", dynamic_ncols=True) as bar:
+    with (
+        open(options.output, "a", encoding="utf-8") as file,
+        tqdm(total=len(left), desc="scoring", unit="picture", dynamic_ncols=True) as bar,
+    ):
         for start in range(0, len(left), options.batch_size):
             batch = left[start : start + options.batch_size]
             images = {pair: _load(pairs[pair]) for pair in batch}

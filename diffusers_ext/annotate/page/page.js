@@ -4,9 +4,9 @@
 // gone from there only once the server has said that it is on the disk.
 
 import { dropDraft, newNonce, readDraft, writeDraft } from "./drafts.js";
-import { makeDraggable } from "./drag.js";
+import { listen } from "./events.js";
 import * as J from "./judgement.js";
-import { actionOf, buildHelp } from "./keys.js";
+import { buildHelp } from "./keys.js";
 import { renderReport } from "./report.js";
 import { build, byId, describe, render, showView } from "./view.js";
 import { addressOf, call } from "./wire.js";
@@ -340,53 +340,13 @@ async function act(name, ...given) {
   while (state.pending.length && !state.busy) act(...state.pending.shift());
 }
 
-document.addEventListener("keydown", (event) => {
-  const onButton = event.target.closest("button, input, a") && ["Enter", " "].includes(event.key);
-  const asked = actionOf(event);
-  if (state.view === "login" || byId("help").open || onButton) return;
-  if (event.key === "Escape" && state.view === "report") act("leaveReport");
-  if (!asked || (event.repeat && ["save", "rate", "skip"].includes(asked[0]))) return;
-  event.preventDefault();
-  const [name, argument] = asked;
-  const strip = event.target.closest(".strip");
-  if (name === "step" && strip) rateBeside(event.target, strip, argument);
-  else if (name === "rate") act("rateKey", argument);
-  else if (name === "issue") act("issue", state.selected, argument);
-  else if (name === "save" && byId("zoom").open) zoom();
-  else act(name, argument);
-});
-
-// On a row of numbers, left and right choose the number beside.
-function rateBeside(button, strip, step) {
-  const value = Math.min(7, Math.max(1, Number(button.dataset.value) + step));
-  act("rate", Number(strip.closest(".card").dataset.image), strip.closest(".rating").dataset.axis, value);
-  strip.querySelector("[tabindex='0']").focus();
-}
-
-function listen() {
-  const clicks = { save: "save", skip: "skip", "to-skipped": "toSkipped", undo: "undo", "by-rating": "byRating", "to-report": "report", "to-help": "help",
-    "from-report": "leaveReport", "show-newer": "showNewer" };
-  for (const [id, name] of Object.entries(clicks)) byId(id).addEventListener("click", () => act(name));
-  byId("back").addEventListener("click", () => act("go", -1));
-  byId("close-help").addEventListener("click", () => byId("help").close());
-  byId("cards").addEventListener("dblclick", (event) => event.target.closest(".picture") && act("zoom"));
-  byId("zoom").addEventListener("click", zoom);
-  byId("zoom").addEventListener("close", () => {
-    state.large = false;
-    focusSelected();
-  });
-  // A click leaves the focus on the card, so that Enter saves and does not press that button again.
-  byId("work").addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault());
-  document.addEventListener("visibilitychange", pauseClock);
-  makeDraggable((image) => act("select", image, false), (image, target) => act("drop", image, target));
-  byId("name-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    begin(byId("name").value).catch((error) => { byId("name-error").textContent = error.message; });
-  });
+function zoomClosed() {
+  state.large = false;
+  focusSelected();
 }
 
 buildHelp();
-listen();
+listen({ state, act, zoom, zoomClosed, pauseClock, begin });
 const asked = new URLSearchParams(location.search).get("annotator");
 const clean = asked ? `?annotator=${encodeURIComponent(asked)}` : location.pathname; // the token is not for the history
 history.replaceState(null, "", clean + location.hash);
