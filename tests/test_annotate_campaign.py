@@ -205,7 +205,7 @@ def test_odd_json_is_a_bad_request(session, content):
 
 def test_a_nonce_that_no_file_can_hold_is_refused(session):
     item = session.item("ada", 0)
-    for nonce in ("\ud800" * 10, "short", 12345678, "ö" * 10):
+    for nonce in ("\ud800" * 10, "short", 12345678):
         with pytest.raises(InputError, match="nonce"):
             session.save("ada", judgement(item, [1, 2, 3], nonce=nonce))
 

@@ -249,7 +249,9 @@ async def _conflict(request: Request, error: Exception) -> Response:
 
 async def _damaged(request: Request, error: Exception) -> Response:
     log.error("%s", error)
-    return _error(500, "the file of these judgements is damaged; tell who runs the server, whose terminal says where")
+    return _error(
+        500, "the file of these judgements is damaged; tell whoever runs the server, whose terminal says where"
+    )
 
 
 async def _disk(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ A judgement counts for the prompt and the pictures that it was made of, which ar
 renamed keep it, others under the same names do not get it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -161,7 +162,7 @@ class Session:
 
     def _append(self, annotator: str, record: dict, place: int, body: dict) -> dict:
         nonce, replaces = body.get("nonce"), body.get("replaces")
-        good = isinstance(nonce, str) and 8 <= len(nonce) <= 64 and nonce.isascii()
+        good = isinstance(nonce, str) and 8 <= len(nonce) <= 64 and not re.search(r"[\ud800-\udfff]", nonce)
         if not good or type(replaces) is not int:
             raise InputError("nonce: expected a text of 8 to 64 letters; replaces: a whole number")
         return self.of(annotator).append({**record, "digests": self.digests[place], "nonce": nonce}, replaces)

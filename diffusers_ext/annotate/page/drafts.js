@@ -1,7 +1,7 @@
 // What is entered and not saved yet, kept in the browser through reloads and restarts of the server.
 //
 // Drafts stand under the project, as the browser keeps those of all folders that were ever served at this address.
-// Storage may be full or forbidden; then a reload loses what is not saved, and everything else goes on.
+// Storage may be full or forbidden; then a reload loses what is not saved, and everything else works.
 
 const nameOf = (annotator, item) => `annotate/${item.project}/${annotator}/${item.id}`;
 

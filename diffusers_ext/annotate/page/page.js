@@ -11,7 +11,7 @@ import { renderReport } from "./report.js";
 import { build, byId, describe, render, showView } from "./view.js";
 import { addressOf, call } from "./wire.js";
 
-const MISSING = "A picture of this prompt is missing. K skips the prompt; tell who runs the server.";
+const MISSING = "A picture of this prompt is missing. K skips the prompt; tell whoever runs the server.";
 
 const state = {
   annotator: "", todo: [], skipped: [], total: 0, judged: 0, // todo, skipped: positions not judged yet
