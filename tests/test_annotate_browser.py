@@ -1,5 +1,6 @@
 """The annotation page as people use it: a real headless Chromium on the real command."""
 
+import re
 import shutil
 
 import pytest
@@ -285,12 +286,8 @@ def test_a_server_that_dies_costs_nothing_that_was_entered(visit, tmp_path):
     press(page, "Enter")
     expect(page.locator("#message")).to_contain_text("Not saved. The server does not answer")
     port = address.split("/?")[0].rsplit(":", 1)[-1]
-    with served(folder, "--port", port, "--annotator", "ada") as (_, address, _):
-        press(page, "Enter")
-        expect(page.locator("#message")).to_contain_text("open the address that it printed")
-        page.goto(address)
-        expect(page.locator("#message")).to_contain_text("not saved yet")
-        press(page, "Enter")
+    with served(folder, "--port", port, "--annotator", "ada"):
+        press(page, "Enter")  # the token is the same, so the page that was open saves
         expect(page.locator("#count")).to_have_text("2 of 3")
     assert len(lines_of(folder, "ada")) == 2
 
@@ -328,3 +325,157 @@ def test_screen_readers_and_keyboards_find_everything(visit, address):
     expect(page.get_by_role("group", name="image B: not ranked, overall 6")).to_be_focused()
     press(page, "Tab Tab")
     assert page.evaluate("document.activeElement.tagName") == "BUTTON"  # on to the buttons, past the other cards
+
+
+# ---- small windows, fingers, and no mouse
+
+
+@pytest.mark.parametrize("width, height", [(360, 740), (800, 600)])
+def test_fingers_can_do_everything_in_a_narrow_window(browser, folder, address, width, height):
+    context = browser.new_context(viewport={"width": width, "height": height}, has_touch=True)
+    page = context.new_page()
+    page.goto(address)
+    page.get_by_label("Name").fill(f"touch{width}")
+    page.get_by_role("button", name="Start").tap()
+    expect(page.locator(".card")).to_have_count(3)
+    for letter in "ABC":
+        for axis in ("Overall", "Alignment", "Fidelity"):
+            page.get_by_role("radiogroup", name=f"{axis} of {letter}").get_by_role("radio", name=f"{axis} 4").tap()
+    for letter in "ABC":
+        page.get_by_role("button", name=f"rank {letter} worse").tap()
+    assert ranks(page) == ["A", "B", "C"]
+    page.get_by_role("button", name="rank C better").tap()
+    page.get_by_role("button", name="tie C with the next better one").tap()
+    assert ranks(page) == ["AC", "B"]
+    sizes = page.locator("button:visible").evaluate_all(
+        "all => all.map(each => each.getBoundingClientRect()).filter(box => box.width < 44 || box.height < 44).length"
+    )
+    assert sizes == 0
+    assert page.evaluate("document.querySelector('#work').scrollWidth <= innerWidth")
+    page.get_by_role("button", name="see B large").tap()
+    expect(page.get_by_role("dialog", name="the selected image, large")).to_be_visible()
+    page.locator("#zoom").tap()
+    page.get_by_role("button", name="Save and continue").tap()
+    expect(page.locator("#count")).to_have_text("1 of 3")
+    assert lines_of(folder, f"touch{width}")[0]["rankings"][0]["ratings"][0]["overall"] == 4
+    context.close()
+
+
+@pytest.mark.parametrize("width", [390, 640])
+def test_grabbing_a_thumbnail_does_not_scroll_it_away(visit, address, width):
+    page = visit(address)
+    page.set_viewport_size({"width": width, "height": 700})
+    enter(page, f"narrow{width}")
+    page.locator("#by-rating").scroll_into_view_if_needed()
+    place = "document.querySelector('#work').scrollTop"
+    before = page.evaluate(place)
+    thumb, gap = page.locator('.thumb[data-thumb="1"]').bounding_box(), page.locator(".gap.last").bounding_box()
+    page.mouse.move(thumb["x"] + 20, thumb["y"] + 20)
+    page.mouse.down()
+    assert page.evaluate(place) == before > 0
+    page.mouse.move(gap["x"] + 60, gap["y"] + 8, steps=6)
+    page.mouse.up()
+    assert ranks(page) == ["B"]
+
+
+def test_ratings_are_reached_with_tab(visit, address):
+    page = enter(visit(address), "tabs")
+    press(page, "Tab Tab Tab Tab Tab")  # past the four buttons that rank
+    label = "document.activeElement.ariaLabel ?? document.activeElement.getAttribute('aria-label')"
+    assert page.evaluate(label) == "Overall 1"
+    press(page, "ArrowRight ArrowRight")  # as in every group of radio buttons
+    assert page.evaluate(label) == "Overall 3"
+    expect(page.get_by_role("group", name="image A: not ranked, overall 3, alignment –")).to_be_visible()
+    press(page, "Tab")
+    assert page.evaluate(label) == "Alignment 1"
+    press(page, "Space")
+    expect(page.get_by_role("group", name="image A: not ranked, overall 3, alignment 1")).to_be_visible()
+
+
+# ---- what is skipped, what is missing, whose draft it is
+
+
+def test_skipped_prompts_are_listed_at_the_end(visit, tmp_path):
+    folder = candidates(tmp_path)
+    with served(folder, "--port", "0") as (_, address, _):
+        page = enter(visit(address), "ada")
+        press(page, "7 7")
+        page.get_by_role("button", name="Skip").click()
+        expect(page.locator("#message")).to_have_text("Skipped; it is listed at the end.")
+        for count in (1, 2):
+            judge_all_alike(page)
+            expect(page.locator("#count")).to_have_text(f"{count} of 3")
+        expect(page.get_by_text("Done, apart from 1 skipped prompt")).to_be_visible()
+        page.get_by_role("button", name="Return to what was skipped").click()
+        expect(page.locator("#message")).to_contain_text("What you had entered here is back")
+        press(page, "Shift+A 7 7 7 Shift+B 4 4 4 Shift+C 4 4 4 r Enter")
+        expect(page.get_by_text("All prompts are judged")).to_be_visible()
+    assert [line.get("skipped", False) for line in lines_of(folder, "ada")] == [True, False, False, False]
+
+
+def test_a_picture_that_vanishes_stops_nobody(visit, tmp_path):
+    folder = candidates(tmp_path)
+    with served(folder, "--port", "0") as (_, address, _):
+        page = enter(visit(address), "gus")
+        press(page, "n")
+        expect(page.locator("#prompt")).not_to_be_empty()
+        expect(page).to_have_url(re.compile("#2$"))
+        place = page.locator(".card img").first.get_attribute("src").split("/")[1]
+        press(page, "b")
+        expect(page).to_have_url(re.compile("#1$"))
+        (folder / f"images/{place}-1.png").unlink()
+        judge_all_alike(page)
+        expect(page.locator("#message")).to_contain_text("Saved. A picture of this prompt is missing. K skips")
+        expect(page.get_by_text("Picture missing").first).to_be_visible()
+        judge_all_alike(page)
+        expect(page.locator("#message")).to_contain_text("Not saved. 1 of 3 pictures missing")
+        press(page, "k")
+        judge_all_alike(page)
+        expect(page.locator("#count")).to_have_text("2 of 3")
+        page.goto(address)
+        enter_again = page.get_by_label("Name")
+        enter_again.fill("gus")
+        press(page, "Enter")
+        expect(page.get_by_text("Done, apart from 1 skipped prompt")).to_be_visible()
+
+
+def test_a_draft_stays_with_its_project(visit, tmp_path):
+    """Equal ids, names and pictures on one port: what was entered in one folder does not appear in another."""
+    one, other = candidates(tmp_path / "one"), candidates(tmp_path / "other")
+    with served(one, "--port", "0") as (_, address, _):
+        page = enter(visit(address), "kim")
+        press(page, "6 6 6")
+    port = address.split("/?")[0].rsplit(":", 1)[-1]
+    with served(other, "--port", port) as (_, address, _):
+        page.goto(address)
+        enter(page, "kim")
+        expect(page.get_by_role("group", name="image A: not ranked, overall –")).to_be_visible()
+    with served(one, "--port", port) as (_, address, _):
+        page.goto(address)
+        enter(page, "kim")
+        expect(page.locator("#message")).to_contain_text("not saved yet")
+
+
+def test_a_personal_link_needs_no_name(visit, tmp_path):
+    folder = candidates(tmp_path)
+    with served(folder, "--port", "0", "--annotators", "ada", "bob", "--overlap", "2") as (process, _, _):
+        link = next(word for word in process.stdout.readline().split() if "annotator=ada" in word)
+        page = visit(link)
+        expect(page.locator(".card")).to_have_count(3)
+        assert page.title() == "Annotate: ada" and "token" not in page.url
+        press(page, "g")
+        row = page.get_by_role("row", name="bob 0 of 3")
+        expect(row).to_be_visible(timeout=60_000)
+
+
+def test_undo_outlives_a_look_at_the_agreement(visit, address):
+    page = enter(visit(address), "undo")
+    assert page.evaluate("document.activeElement.closest('.card') !== null")
+    press(page, "5 ArrowUp z")
+    expect(page.locator("#message")).to_have_text("Undone.")
+    press(page, "g")
+    expect(page.locator("#report")).to_be_visible(timeout=60_000)
+    assert page.evaluate("document.querySelector('#report').scrollTop") == 0
+    press(page, "Escape z")
+    expect(page.get_by_role("group", name="image A: not ranked, overall –")).to_be_visible()
+    expect(page.locator("#message")).to_have_text("Undone.")

@@ -418,3 +418,43 @@ def test_real_prompts_are_covered_better_than_by_chance(shared, tmp_path):
     chosen = prompts.coverage(unit, prompts.select_prompts(unit, 12, k=10))["nearest"]
     by_chance = [prompts.coverage(unit, prompts.random_choice(128, 12, seed))["nearest"] for seed in range(5)]
     assert chosen > max(by_chance)
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "link.jsonl", "hard.jsonl", "sub/../prompts.jsonl", "e.npy"])
+def test_the_output_is_never_an_input(tmp_path, monkeypatch, capsys, name):
+    table = tmp_path / "prompts.jsonl"
+    table.write_text("".join(json.dumps({"prompt": f"prompt {n}"}) + "\n" for n in range(30)))
+    np.save(tmp_path / "e.npy", generator(0, "rows").standard_normal((30, 8)).astype(np.float32))
+    (tmp_path / "link.jsonl").symlink_to(table)
+    (tmp_path / "hard.jsonl").hardlink_to(table)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = table.read_bytes(), (tmp_path / "e.npy").read_bytes()
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "select-prompts",
+                "--prompts",
+                str(table),
+                "--embeddings",
+                "e.npy",
+                "--count",
+                "5",
+                "--k",
+                "9",
+                "--output",
+                name,
+            ]
+        )
+    assert "which it would replace" in capsys.readouterr().err
+    assert (table.read_bytes(), (tmp_path / "e.npy").read_bytes()) == before
+
+
+def test_the_report_does_not_replace_the_prompts_either(tmp_path, capsys):
+    table = tmp_path / "chosen.report.json"
+    table.write_text(json.dumps([f"prompt {n}" for n in range(30)]))
+    np.save(tmp_path / "e.npy", np.eye(30, dtype=np.float32))
+    words = ["--prompts", table, "--embeddings", tmp_path / "e.npy", "--count", 5, "--k", 9]
+    with pytest.raises(SystemExit):
+        main(["select-prompts", *map(str, words), "--output", str(tmp_path / "chosen.jsonl")])
+    assert "which it would replace" in capsys.readouterr().err and len(read_prompts(table)) == 30

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusers_ext import cli
 from diffusers_ext.data import simulated_rankings
-from diffusers_ext.data.ranking_checks import check_images, count, leaks, normalised
+from diffusers_ext.data.ranking_checks import check_images, count, hold_out, leaks, normalised
 from diffusers_ext.data.ranking_formats import read_rankings
 from diffusers_ext.data.rankings import RankedPrompt, Ranking, read, write
 from diffusers_ext.errors import InputError
@@ -257,37 +257,101 @@ def test_leaks_name_the_row_whose_picture_is_missing(tmp_path):
         leaks(here, gone)
 
 
-# ---------------------------------------------------------------- one prompt for all; a picture against itself
+# ---- people, copies, and rankings of one prompt
 
 
-def _ranked(number: int, text: str, images: tuple):
-    from diffusers_ext.data.rankings import RankedPrompt, Ranking
+@pytest.mark.parametrize(
+    "names, people",
+    [
+        (["lab/ada", "lab/bob"], 2),
+        (["a/ada", "b/ada"], 2),
+        (["lab/1", "lab/2"], 2),
+        (["Ada", "ada"], 2),
+        (["ada", "ada/2", "ada/3"], 1),  # as group_by_prompt names one person's several
+        (["ada", "ada/3"], 2),
+        (["x/ada", "x/ada/2"], 1),
+    ],
+)
+def test_people_are_told_apart_by_their_whole_names(names, people):
+    from diffusers_ext.metrics.preference import agreement
 
-    ranking = Ranking("me", tuple(range(1, len(images) + 1)))
-    return RankedPrompt(str(number), text, images, (ranking,), origin=f"r.jsonl:{number + 1}")
+    rankings_ = tuple(Ranking(name, (1, 2)) for name in names)
+    prompt = RankedPrompt("1", "a", (Path("a.png"), Path("b.png")), rankings_)
+    assert count([prompt]).annotators == people == len(agreement([prompt]).annotators)
 
 
-def test_rankings_of_one_prompt_are_split_by_their_sets(tmp_path):
-    from diffusers_ext.data.ranking_checks import hold_out
+def test_copies_of_pictures_with_equal_names_stay_apart(tmp_path):
+    from io import BytesIO
 
-    prompts = [_ranked(n, "our logo" + " " * (n % 2), (tmp_path / f"{n}a", tmp_path / f"{n}b")) for n in range(40)]
+    from diffusers_ext.data.files import Member
+
+    def archive(name: str, colour: str) -> Member:
+        stream = BytesIO()
+        Image.new("RGB", (4, 4), colour).save(stream, "JPEG")
+        (tmp_path / name).write_bytes(stream.getvalue())
+        return Member(tmp_path / name, "0001/0.jpg", 0, len(stream.getvalue()))
+
+    colours = {"one.tar": "red", "two.tar": "blue", "three.tar": "red"}
+    files = [archive(name, colour) for name, colour in colours.items()]
+    for name, pair in (("a", files[:2]), ("b", files[1:])):
+        write(tmp_path / "out" / f"{name}.jsonl", [RankedPrompt("1", "a", tuple(pair), (Ranking("x", (1, 2)),))])
+    first, second = (read(tmp_path / "out" / f"{name}.jsonl")[0].images for name in "ab")
+    shown = [Image.open(path).getpixel((0, 0)) for path in (*first, *second)]
+    assert [pixel[0] > 200 for pixel in shown] == [True, False, False, True]
+    assert len(set((tmp_path / "out" / "images").iterdir())) == 2 and all(path.suffix == ".jpg" for path in first)
+
+
+def one_prompt(images_of, number: int = 40) -> list[RankedPrompt]:
+    return [
+        RankedPrompt(
+            str(at), "our logo on a mug", tuple(map(Path, images_of(at))), (Ranking("a", (1, 2)),), origin=f"r:{at}"
+        )
+        for at in range(number)
+    ]
+
+
+@pytest.mark.parametrize(
+    "images_of, name",
+    [
+        (lambda at: [f"{at}a", f"{at}b"], "pictures"),
+        (lambda at: [f"{at % 8}", f"{(at + 3) % 8}"], "set of pictures"),
+        (lambda at: [f"{at // 2}a", f"{at // 2}b"], "pictures"),
+    ],
+)
+def test_rankings_of_one_prompt_are_split_by_their_pictures(images_of, name, capsys):
+    prompts = one_prompt(images_of)
     training, held_out = hold_out(prompts, 64, seed=0)
-    assert len(held_out) == 4 and len(training) == 36 and not set(held_out) & set(training)
-    mixed = [*prompts, _ranked(40, "another", (tmp_path / "c", tmp_path / "d"))]
-    training, held_out = hold_out(mixed, 64, seed=0)
-    assert len({prompt.prompt.strip() for prompt in held_out}) <= 1  # words stay on one side where there are several
+    assert held_out and len(training) + len(held_out) == len(prompts) and len(held_out) <= 5
+    sets = [{frozenset(prompt.images) for prompt in side} for side in (training, held_out)]
+    assert not sets[0] & sets[1]
+    assert f"split off by their {name}" in capsys.readouterr().out
+    assert hold_out(prompts, 64, seed=0) == (training, held_out)
+    assert hold_out(prompts, 0, seed=0)[1] == [] and hold_out(one_prompt(lambda at: "ab"), 64, 0)[1] == []
 
 
-@pytest.mark.parametrize("images", [("a.png", "a.png"), ("b.png", "a.png", "b.png")])
-def test_a_picture_against_itself_is_named(tmp_path, images):
-    from PIL import Image
+def test_a_picture_ranked_against_itself_is_named_or_left_out(tmp_path):
+    pictures(tmp_path, "a.png", "b.png")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "b.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    rows = [
+        {**GOOD, "id": str(n), "images": names}
+        for n, names in enumerate((["a.png", "b.png"], ["a.png", "a.png"], ["a.png", "copy.png"]))
+    ]
+    for row in rows:
+        row["rankings"] = [{"annotator": "x", "ranking": [1, 2]}]
+    tie = {**rows[2], "id": "tie", "rankings": [{"annotator": "x", "ranking": [1, 1]}]}
+    prompts = read(lines(tmp_path / "r.jsonl", *rows, tie))
+    with pytest.raises(InputError, match=r"(?s)r.jsonl:2: images\[0\] and images\[1\] are the same.*r.jsonl:3: images"):
+        check_images(prompts)
+    assert [prompt.id for prompt in check_images(prompts, skip=True)] == ["0", "tie"]
 
-    from diffusers_ext.data.ranking_checks import check_images
 
-    for name in {*images, "c.png"}:
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    good = _ranked(0, "a", (tmp_path / "c.png", tmp_path / images[-1]))
-    bad = _ranked(1, "a", tuple(tmp_path / name for name in images))
-    with pytest.raises(InputError, match=r"r\.jsonl:2: a picture is ranked against itself"):
-        check_images([good, bad])
-    assert check_images([good, bad], skip=True) == [good]
+def test_rankings_are_not_written_over_what_is_read(tmp_path, capsys):
+    pictures(tmp_path, "a.png", "b.png", "c.png")
+    path, other = lines(tmp_path / "r.jsonl", GOOD), lines(tmp_path / "other.jsonl", {**GOOD, "prompt": "else"})
+    before = path.read_bytes(), other.read_bytes()
+    for output in (path, other):
+        with pytest.raises(SystemExit):
+            cli.main(["rankings", str(path), "--against", str(other), "--output", str(output)])
+        assert "which it would replace" in capsys.readouterr().err
+    assert (path.read_bytes(), other.read_bytes()) == before

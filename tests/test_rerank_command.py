@@ -104,3 +104,117 @@ def test_another_search_is_not_mixed_in(whole, prompts, tmp_path, capsys):
     with pytest.raises(SystemExit):
         rerank("--prompts_file", prompts, "--seed", 1, "--output_dir", tmp_path / "copy")
     assert "another --seed" in capsys.readouterr().err
+
+
+# ---- the package's own pipelines, LoRAs, and outputs that are inputs
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The package's own pipeline as it is published, with a code file that must not run."""
+    from diffusers_ext import embedded_model
+    from diffusers_ext.pipelines.reward_rerank import RewardRerankPipeline
+    from diffusers_ext.rewards.named import NamedReward
+
+    folder = tmp_path_factory.mktemp("published")
+    pipe = RewardRerankPipeline.from_pretrained(embedded_model(), reward_model=NamedReward("fill50k"))
+    pipe.save_pretrained(folder)
+    for code in folder.rglob("*.py"):
+        code.write_text("raise SystemExit('the code of a repository ran')\n")
+    return folder
+
+
+def test_the_packages_own_pipeline_is_drawn_from_without_its_code(published, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+    given = ["--prompt", PROMPTS[0], "--reward", "fill50k", "--output_dir", tmp_path / "run"]
+    rerank("--model", published, *given)
+    (found,) = told(tmp_path / "run")
+    assert [row["seed"] for row in found["candidates"]] == [row["seed"] for row in told(whole)[0]["candidates"]]
+
+
+def test_only_classes_of_this_package_are_taken_for_installed():
+    from diffusers_ext.installed_pipelines import installed_class
+
+    assert installed_class(["noise_search", "NoiseSearchPipeline"]).__name__ == "NoiseSearchPipeline"
+    for name in (
+        "StableDiffusionPipeline",
+        ["os", "system"],
+        ["no_such", "X"],
+        ["../x", "X"],
+        ["reward_rerank", "X"],
+        [1, 2],
+        None,
+    ):
+        assert installed_class(name) is None
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from diffusers_ext import embedded_model
+    from diffusers_ext.unet_lora import add_lora, save_lora
+
+    unet = UNet2DConditionModel.from_pretrained(embedded_model(), subfolder="unet")
+    add_lora(unet, rank=2)
+    torch.manual_seed(0)
+    for name, weight in unet.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    folder = tmp_path_factory.mktemp("lora")
+    save_lora(unet, folder)
+    return folder
+
+
+def pixels(folder) -> np.ndarray:
+    return np.asarray(Image.open(folder / "candidates" / "0000-0000.png"), dtype=int)
+
+
+def test_loras_are_put_on_with_their_weights(lora, tmp_path):
+    cases = {
+        "none": [],
+        "zero": [f"{lora}:0"],
+        "half": [f"{lora}:0.5"],
+        "file": [f"{lora}/pytorch_lora_weights.safetensors:.5"],
+    }
+    cases["twice"] = [f"{lora}:0.25", f"{lora}:0.25"]
+    for name, loras in cases.items():
+        words = ["--lora", *loras] if loras else []
+        rerank("--prompt", PROMPTS[0], "--candidates", 1, *words, "--output_dir", tmp_path / name)
+    drawn = {name: pixels(tmp_path / name) for name in cases}
+    assert np.array_equal(drawn["none"], drawn["zero"]) and np.array_equal(drawn["half"], drawn["file"])
+    assert np.abs(drawn["half"] - drawn["none"]).max() > 10
+    assert np.abs(drawn["half"] - drawn["twice"]).max() <= 2
+
+
+def test_loras_that_cannot_be_used_are_named(lora, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    for given, message in [
+        (f"{tmp_path}/nowhere:0.5", "no such folder or file"),
+        (f"{lora}:nan", "finite"),
+        (":0.5", "no such folder or file"),
+        (f"{tmp_path}/empty", "cannot be put on"),
+        (f"{tmp_path}/bad.safetensors", "cannot be put on"),
+    ]:
+        with pytest.raises(SystemExit):
+            rerank("--prompt", PROMPTS[0], "--lora", given, "--output_dir", tmp_path / "run")
+        said = capsys.readouterr().err
+        assert "--lora" in said and message in said
+
+
+def test_prompts_inside_the_run_folder_are_not_replaced(tmp_path, capsys):
+    (tmp_path / "scores.json").write_text(json.dumps(PROMPTS))
+    with pytest.raises(SystemExit):
+        rerank("--prompts_file", tmp_path / "scores.json", "--output_dir", tmp_path)
+    assert "which it would replace" in capsys.readouterr().err
+    assert json.loads((tmp_path / "scores.json").read_text()) == PROMPTS
+
+
+def test_a_damaged_run_folder_is_named(tmp_path, capsys):
+    for text in ("{", "[]", '{"options": 1}'):
+        (tmp_path / "options.json").write_text(text)
+        with pytest.raises(SystemExit):
+            rerank("--prompt", PROMPTS[0], "--output_dir", tmp_path)
+        assert "not the options of a rerank run" in capsys.readouterr().err

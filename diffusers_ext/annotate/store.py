@@ -2,6 +2,9 @@
 
     DIR/annotations/ada.jsonl
 
+A line names the pictures by their paths and by the SHA-256 of their bytes ("digests"), so that a judgement never counts
+for other pictures that came under the same names. A prompt that was skipped is a line with "skipped": true and no ranking.
+
 A judgement counts as saved when its line has reached the disk (fsync), and only then is the page told so. A correction
 is one more line, and an item's last line wins. A line that a crash cut short was never told to be saved; it is removed
 before the next line is written. Any number of threads and processes may use the same file: each holds its lock while it
@@ -24,6 +27,10 @@ FOLDER = "annotations"
 NAME = r"[^\W_][\w-]{0,39}"
 WAIT = 30  # seconds for another process to finish writing
 log = logging.getLogger(__name__)
+
+
+class Damaged(InputError):
+    """A file of judgements cannot be read; the message names the file, so it is for the terminal, not for the page."""
 
 
 class Conflict(Exception):
@@ -54,8 +61,11 @@ class Judgements:
     """The judgements of one annotator."""
 
     def __init__(self, folder: Path, annotator: str):
-        """Read the file, if there is one, and mend its end; raises InputError where a line in it is damaged."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Read the file, if there is one, and repair its end; raises InputError where a line in it is damaged."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); judgements could not be kept") from None
         self.path = folder / f"{annotator}.jsonl"
         self._lock = FileLock(folder / f".{annotator}.lock", timeout=WAIT)
         self._latest: dict[str, dict] = {}
@@ -118,18 +128,18 @@ class Judgements:
             self._take(line)
         self._end += len(whole)
         if len(whole) < len(data):
-            self._mend(data[len(whole) :])
+            self._repair(data[len(whole) :])
 
     def _take(self, line: bytes) -> None:
         self._lines += 1
         try:
             judgement = json.loads(line)
             self._latest[judgement["id"]] = {"nonce": None, "revision": 1, **judgement}
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             where = f"{self.path}:{self._lines}"
-            raise InputError(f"{where}: damaged ({error!r}); restore the file or remove the line") from None
+            raise Damaged(f"{where}: damaged ({error!r}); restore the file or remove the line") from None
 
-    def _mend(self, torn: bytes) -> None:
+    def _repair(self, torn: bytes) -> None:
         """Remove a line that was cut short, or end it where only the line break is missing."""
         try:
             self._take(torn)

@@ -6,13 +6,14 @@ says so; start again to go on. docs/annotation.md has the keys and the format.
 
     diffusers-ext annotate candidates/
     diffusers-ext annotate candidates/ --annotator ada --port 7862
+    diffusers-ext annotate candidates/ --annotators ada bob cyd --overlap 2
     diffusers-ext annotate candidates/ --export rankings.jsonl
 """
 
 import ipaddress
-import secrets
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
@@ -27,28 +28,89 @@ _SERVED = {"export": False}
 class Options:
     folder: str = option(".", "pictures and their table", positional=True, path="read")
     annotator: str | None = option(None, "who judges; default: the page asks", requires=_SERVED)
+    annotators: list[str] | None = option(
+        None, "a campaign of these people: each gets a link of their own", requires=_SERVED
+    )
+    overlap: int | None = option(
+        None,
+        "people of the campaign who judge each prompt; default: all of them",
+        COUNT,
+        requires={"annotators": True},
+    )
     port: int = option(7861, "where the page is served; 0 takes any free port", PORT, requires=_SERVED)
     host: str = option(
         "127.0.0.1",
         "address to listen on; other than loopback, everybody on the network may try the token",
         requires=_SERVED,
     )
-    seed: int = option(0, "of the orders in which people meet prompts and images", SEED, requires=_SERVED)
+    allowed_host: list[str] | None = option(
+        None, "names, with :PORT where it is not the usual one, under which a proxy serves the page", requires=_SERVED
+    )
+    seed: int = option(
+        0, "of the orders in which people meet prompts and images, and of who judges what", SEED, requires=_SERVED
+    )
     export: str | None = option(None, "write everybody's last judgements to this rankings file, and stop", path="file")
 
 
 def main(options: Options) -> None:
     from ..annotate.items import read_items
     from ..annotate.session import Session
-    from ..annotate.store import annotator_name
 
-    name = annotator_name(options.annotator) if options.annotator is not None else None
+    people = _people(options)
     folder = Path(options.folder)
-    session = Session(folder, read_items(folder), options.seed)
+    if options.export:
+        check_export(folder, Path(options.export))
+    items = read_items(folder)
+    session = Session(folder, items, options.seed, _shares(options, people, [item.id for item in items]))
+    for note in session.notes():
+        print(f"note: {note}", file=sys.stderr)
     if options.export:
         export(session, options.export)
     else:
-        serve(session, options.host, options.port, name)
+        names = [options.annotator] if options.annotator is not None else people
+        serve(session, options.host, options.port, names, options.allowed_host or ())
+
+
+def _people(options: Options) -> list[str]:
+    """Return the names of the campaign as files have them; InputError where two are the same."""
+    from ..annotate.store import annotator_name
+
+    if options.annotator is not None and options.annotators:
+        raise InputError("give --annotator for one person, or --annotators for a campaign")
+    if options.overlap is not None and not options.annotators:
+        raise InputError("--overlap is for --annotators, without which nothing reads it: give both, or neither")
+    if options.annotator is not None:
+        options.annotator = annotator_name(options.annotator)
+    people = [annotator_name(name) for name in options.annotators or ()]
+    twice = next((name for name in people if people.count(name) > 1), None)
+    if twice:
+        raise InputError(
+            f"--annotators: {twice} twice (case does not tell people apart); give each a name of their own"
+        )
+    return people
+
+
+def _shares(options: Options, people: list[str], ids: list[str]) -> dict[str, set[str]] | None:
+    from ..annotate.campaign import assign
+
+    if not people:
+        return None
+    overlap = len(people) if options.overlap is None else options.overlap
+    return assign(ids, people, overlap, options.seed)
+
+
+def check_export(folder: Path, path: Path) -> None:
+    """Raise InputError if the export would replace the judgements, or the table that they are of."""
+    from ..annotate.items import TABLES
+    from ..annotate.store import FOLDER
+    from ..outputs import check_output
+
+    table = next((at for at, name in enumerate(TABLES) if (folder / name).is_file()), len(TABLES))
+    check_output("--export", path, [folder / name for name in TABLES[table : table + 1]])
+    if path.resolve().is_relative_to((folder / FOLDER).resolve()):
+        raise InputError(f"--export {path}: lies among the judgements of {folder / FOLDER}; name a file elsewhere")
+    if path.resolve().parent == folder.resolve() and path.name in TABLES[:table]:
+        raise InputError(f"--export {path}: would be taken for the table of {folder} from then on; give another name")
 
 
 def export(session, path: str) -> None:
@@ -58,36 +120,62 @@ def export(session, path: str) -> None:
     judged = [item for item in session.judged() if item.rankings]
     if not judged:
         raise InputError(f"{session.folder}: holds no judgements of these prompts yet")
-    write(path, judged)
+    try:
+        write(path, judged)
+    except OSError as error:
+        raise InputError(f"--export {path}: cannot be written ({error.strerror})") from None
     print(
         f"{path}: {len(judged)} of {len(session.items)} prompts, {sum(len(item.rankings) for item in judged)} rankings"
     )
 
 
-def serve(session, host: str, port: int, annotator: str | None) -> None:
-    """Serve the page until interrupted; print its address, which holds the token."""
+def serve(
+    session, host: str, port: int, annotators: str | Sequence[str] | None = None, allowed_hosts: Sequence[str] = ()
+) -> None:
+    """Serve the page until interrupted; print its address, which holds the token, and one for each of several people."""
     try:
         import uvicorn
 
+        from ..annotate.access import read_access
         from ..annotate.server import make_app
     except ImportError as error:
         raise InputError(f"{error.name} is missing; pip install 'diffusers_ext[app]'") from None
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise InputError(f"cannot listen on {host} port {port} ({error}); give another --port or --host") from None
+    names = [annotators] if isinstance(annotators, str) else list(annotators or ())
+    listening = _listen(host, port)
     hosts = ["localhost", "127.0.0.1", "[::1]"]
     if not _is_loopback(host):
         hosts = ["*"]
         print(
             f"warning: {host} is reached from other machines: whoever has the address below can judge", file=sys.stderr
         )
-    token, query = secrets.token_urlsafe(24), {"annotator": annotator} if annotator else {}
+    access = read_access(session.folder, names if session.shares is not None else ())
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}/?{urlencode({'token': token, **query})}"
-    print(f"{len(session.items)} prompts. Open {address}\nCtrl-C stops; what was saved is kept.", flush=True)
-    config = uvicorn.Config(make_app(session, token, hosts), log_level="warning", access_log=False)
+    _print_links(session, f"http://{shown}:{listening.getsockname()[1]}/", allowed_hosts, access, names)
+    config = uvicorn.Config(make_app(session, access, hosts, allowed_hosts), log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {host} port {port} ({error}); give another --port or --host") from None
+
+
+def _print_links(session, root: str, allowed_hosts: Sequence[str], access, names: list[str]) -> None:
+    """Print the address that opens the page, here and behind a proxy, and in a campaign each person's own."""
+    several = session.shares is not None
+    one = {"annotator": names[0]} if names and not several else {}
+    query = urlencode({"token": access.token, **one})
+    print(f"{len(session.items)} prompts. Open {root}?{query}")
+    roots = [f"https://{host}/" for host in allowed_hosts]
+    for proxied in roots:
+        print(f"behind the proxy: {proxied}?{query}")
+    for name in names if several else ():
+        done = session.progress(name)
+        own = urlencode({"token": access.link_of(name), "annotator": name})
+        print(f"  {name}, {done['judged']} of {done['total']}: {[*roots, root][0]}?{own}")
+    print("Ctrl-C stops; what was saved is kept. The addresses stay the same.", flush=True)
 
 
 def _is_loopback(host: str) -> bool:

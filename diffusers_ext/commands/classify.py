@@ -46,8 +46,10 @@ def main(options: Options) -> None:
     from ..backbones import load_backbone
     from ..cache import write_atomically
     from ..lads import LADSClassifier
+    from ..outputs import check_output
 
     files, truth = _pictures(Path(options.data))
+    check_output("--output", options.output, [options.data, *(file for file in files if isinstance(file, Path))])
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     device = options.device or accelerator
     classifier = LADSClassifier.from_pretrained(options.model).to(device)

@@ -30,9 +30,12 @@ def main(options: Options) -> None:
     from ..data.rankings import write
     from ..errors import InputError
     from ..metrics.preference import agreement
+    from ..outputs import check_output
 
     if not options.rankings:
         raise InputError("give rankings: diffusers-ext rankings FILE; see --help")
+    if options.output:
+        check_output("--output", options.output, [options.rankings, options.against])
     prompts = read_rankings(options.rankings, options.image_root, options.split)
     if options.check_images:
         check_images(prompts)

@@ -1,9 +1,10 @@
-"""Draw several candidates of each prompt and keep the best by a reward; run again, it goes on where it stopped.
+"""Draw several candidates of each prompt and keep the best by a reward; run again, it resumes where it stopped.
 
     diffusers-ext rerank --prompt "gold circle with midnight blue background" --guidance_scale 2 --output_dir runs/best
     diffusers-ext rerank --model path/to/sd15 --reward models/image-reward --prompt "a lighthouse in a storm" \\
         --candidates 16 --keep 4 --held_out pickscore --output_dir runs/lighthouse
     diffusers-ext rerank --model path/to/sdxl --reward pickscore --prompts_file prompts.txt --prune --dtype float16
+    diffusers-ext rerank --model path/to/sd15 --lora runs/tuned:0.8 style.safetensors --reward pickscore --prompt "a cat"
 
 The folder gets images/ (the kept ones, best first), candidates/ (all that were finished), scores.json (every seed and score,
 the command, the versions) and a labelled grid for each prompt.
@@ -19,6 +20,9 @@ from ..options import COUNT, SEED, WEIGHT, group, option
 class Drawing:
     model: str = option(
         "embedded", "folder or Hub name of any text-to-image pipeline; embedded: the package's own", path="read"
+    )
+    lora: list[str] | None = option(
+        None, "LoRAs to put on it, PATH or PATH:WEIGHT each; the weight is 1 where not given"
     )
     prompt: str | None = option(None, "the prompt", blank=True)
     prompts_file: str | None = option(None, "instead: a .txt, .json, .jsonl or .csv of prompts", path="read")
@@ -56,6 +60,7 @@ def main(options: Options) -> None:
     from pathlib import Path
 
     prompts, folder = _prompts(options), Path(options.output_dir)
+    _check_inputs(options, folder)
     journal = _open(folder, options, prompts)
     try:
         _draw(options, prompts, folder, journal)
@@ -78,6 +83,18 @@ def _prompts(options: Options) -> list[str]:
     return [prompt.text for prompt in read_prompts(options.prompts_file, options.prompt_field)]
 
 
+def _check_inputs(options: Options, folder) -> None:
+    from ..outputs import check_output
+
+    for name in ("options.json", "journal.jsonl", "scores.json"):
+        check_output("--output_dir", folder / name, [options.prompts_file])
+    if options.lora:
+        from ..installed_pipelines import read_lora
+
+        for lora in options.lora:
+            read_lora(lora)
+
+
 # ------------------------------------------------------------------ the journal: a line per candidate, in chunks
 
 
@@ -90,33 +107,61 @@ def _open(folder, options: Options, prompts: list[str]) -> dict:
     from ..lines import journal_lines
     from ..run_folder import versions
 
-    free = {"held_out", "device", "output_dir"} | (set() if options.prune else {"keep"})  # do not change what is drawn
     try:
         (folder / "candidates").mkdir(parents=True, exist_ok=True)
         (folder / "images").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"--output_dir {folder}: cannot be written ({error})") from None
-    path = folder / "options.json"
-    if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["prompts"] != prompts:
-            raise InputError(f"{folder} holds candidates of other prompts; name another --output_dir")
-        earlier = record["options"]
-        changed = [name for name, value in asdict(options).items() if name not in free and earlier.get(name) != value]
-        if changed:
-            raise InputError(f"{folder} holds candidates of another --{changed[0]}; name another --output_dir")
+    rows = _read_journal(folder / "journal.jsonl")
+    if (folder / "options.json").exists():
+        _check_same(folder, options, prompts, bool(rows))
     record = {"command": _command(), "options": asdict(options), "versions": versions(), "prompts": prompts}
-    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(folder / "options.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(folder / "journal.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
+    return rows
+
+
+def _read_journal(path) -> dict:
+    import json
+
+    from ..lines import journal_lines
+
     rows: dict = {}
-    journal = folder / "journal.jsonl"
-    for line in journal_lines(journal):
+    for line in journal_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             break  # cut by a kill
         rows[row["prompt"], row["number"]] = row
-    write_atomically(journal, "".join(json.dumps(row) + "\n" for row in rows.values()).encode())
     return rows
+
+
+def _check_same(folder, options: Options, prompts: list[str], holds_candidates: bool) -> None:
+    """Raise InputError for a folder of another run; one that has drawn nothing yet may become any other."""
+    from ..errors import InputError
+
+    free = {"held_out", "device", "output_dir"} | (set() if options.prune else {"keep"})  # do not change what is drawn
+    earlier, before = _earlier(folder / "options.json")
+    if not holds_candidates:
+        return
+    if before != prompts:
+        raise InputError(f"{folder} holds candidates of other prompts; name another --output_dir")
+    changed = [name for name, value in asdict(options).items() if name not in free and earlier.get(name) != value]
+    if changed:
+        raise InputError(f"{folder} holds candidates of another --{changed[0]}; name another --output_dir")
+
+
+def _earlier(path) -> tuple[dict, list]:
+    """Return the options and prompts of an earlier run."""
+    import json
+
+    from ..errors import InputError
+
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return dict(record["options"]), list(record["prompts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not the options of a rerank run; name another --output_dir") from None
 
 
 def _command() -> str:
@@ -160,8 +205,9 @@ def _reranker(options: Options):
 
     from ..embedded import embedded_model
     from ..errors import InputError
+    from ..installed_pipelines import add_loras, plain_call, read_lora
     from ..pipeline_loading import check_pipeline_files, load_pipeline
-    from ..reranking import RewardReranker
+    from ..reranking import RerankMixin, RewardReranker
     from ..rewards.loading import load_reward
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -175,8 +221,12 @@ def _reranker(options: Options):
         raise InputError(f"--model {error}") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"--model {model}: no pipeline could be loaded: {str(error).splitlines()[0]}") from None
+    if hasattr(pipe, "controlnet"):
+        raise InputError(f"--model {model}: draws from a condition picture, which this command does not take")
+    add_loras(pipe, [read_lora(lora) for lora in options.lora or ()])
     pipe.to(device).set_progress_bar_config(disable=True)
-    return RewardReranker(pipe, reward)
+    # Of a pipeline that reranks itself, what its class draws with: one search, not one in another.
+    return RewardReranker(pipe, reward, plain_call(pipe) if isinstance(pipe, RerankMixin) else None)
 
 
 def _chunk(options: Options, reranker, text: str, prompt: int, numbers: range, folder) -> list[dict]:

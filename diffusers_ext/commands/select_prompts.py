@@ -56,10 +56,13 @@ class Options(Embeddings, Prompts):
 def main(options: Options) -> None:
     from diffusers_ext.data.texts import read_prompts, without_duplicates
     from diffusers_ext.errors import InputError
+    from diffusers_ext.outputs import check_output
     from diffusers_ext.prompts import check, load_faiss, select_prompts, unit_rows
 
     if not options.prompts or bool(options.encoder) == bool(options.embeddings):
         raise InputError("give --prompts FILE, and either --encoder or --embeddings")
+    for written in (options.output, report_path(options)):
+        check_output("--output", written, [options.prompts, options.embeddings])
     if options.approximate:
         load_faiss()
     everything = read_prompts(options.prompts, options.prompt_field)
@@ -127,19 +130,29 @@ def report(options: Options, unit, chosen, total: int) -> dict:
     return {"options": asdict(options), **counts, **measures}
 
 
+def report_path(options: Options):
+    from pathlib import Path
+
+    return Path(options.output).with_suffix(".report.json")
+
+
 def write(options: Options, chosen: list, measures: dict) -> None:
     """Write each chosen prompt's row with its "index" in the file and its "order", and the report: each whole or not at all."""
     import json
     from pathlib import Path
 
     from diffusers_ext.cache import write_atomically
+    from diffusers_ext.errors import InputError
 
-    path = Path(options.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, beside = Path(options.output), report_path(options)
     rows = [
         {**prompt.fields, "prompt": prompt.text, "index": prompt.index, "order": order}
         for order, prompt in enumerate(chosen)
     ]
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    write_atomically(path.with_suffix(".report.json"), (json.dumps(measures, indent=1) + "\n").encode())
-    print(f"{path}, {path.with_suffix('.report.json')}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_atomically(beside, (json.dumps(measures, indent=1) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({error.strerror})") from None
+    print(f"{path}, {beside}")

@@ -15,14 +15,18 @@ numbers are a tie, and only their order counts; null means that this person did 
 Shapes: K images of a prompt, P pairs.
 """
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import InputError
 from ..lines import parse_json, read_lines
@@ -31,6 +35,7 @@ from .files import File
 RATINGS = ("overall", "alignment", "fidelity")  # each from 1 to 7 (Xu et al. 2023, section 2.2)
 ISSUES = ("conflict", "limbs", "unclear", "toxic", "sex", "violence")  # the keys of the released annotations
 NUMBER = (int, float)
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "AVIF": ".avif", "BMP": ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,15 @@ class RankedPrompt:
         """The rankings to use."""
         return [ranking for ranking in self.rankings if ranking.valid]
 
+    @property
+    def people(self) -> list[str]:
+        """Whose each valid ranking is: of one person's several, `group_by_prompt` names the n-th "name/n".
+
+        A name like that counts as a further ranking only where all those before it are there: "lab/ada" is a person.
+        """
+        names = {ranking.annotator for ranking in self.rankings}
+        return [_person(ranking.annotator, names) for ranking in self.valid]
+
     def pairs(self) -> np.ndarray:
         """Return the strict pairs of all valid rankings, (P, 2) int64: as often as people gave them, either way round."""
         return np.concatenate([np.empty((0, 2), np.int64), *(ranking.pairs() for ranking in self.valid)])
@@ -89,6 +103,14 @@ class RankedPrompt:
         """Return this prompt with one more ranking, in place of an earlier one of the same person."""
         others = tuple(each for each in self.rankings if each.annotator != ranking.annotator)
         return replace(self, rankings=(*others, ranking))
+
+
+def _person(name: str, names: set[str]) -> str:
+    person, slash, number = name.rpartition("/")
+    if not slash or not re.fullmatch(r"[1-9][0-9]{0,3}", number) or number == "1":
+        return name
+    earlier = {person, *(f"{person}/{n}" for n in range(2, int(number)))}
+    return person if earlier <= names else name
 
 
 def read(path: str | Path) -> list[RankedPrompt]:
@@ -180,7 +202,7 @@ def group_by_prompt(prompts: Sequence[RankedPrompt]) -> list[RankedPrompt]:
     """Join entries of equal text, so that images they share are encoded once; the first one's id stays.
 
     Data of two images a line (HPDv2, Pick-a-Pic) compare each image several times. A ranking keeps None at images that
-    its author did not see, and the n-th ranking of the same person becomes "name/n".
+    its author did not see, and the n-th ranking of the same person becomes "name/n" (see `RankedPrompt.people`).
     """
     groups: dict[tuple[str, str], list[RankedPrompt]] = {}
     for prompt in prompts:
@@ -220,12 +242,26 @@ def _name_from(image: File, folder: Path) -> str:
     """Return an image's path from `folder`; what lies inside an archive or a table is copied there first."""
     if isinstance(image, Path):
         return Path(os.path.relpath(image, folder)).as_posix()
-    copy = folder / "images" / Path(image.name).name
+    with image.open("rb") as file:
+        data = file.read()
+    copy = folder / "images" / copy_name(image.name, data)
     if not copy.exists():
+        from ..cache import write_atomically  # here, as it imports torch
+
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with image.open("rb") as file:
-            copy.write_bytes(file.read())
+        write_atomically(copy, data)
     return copy.relative_to(folder).as_posix()
+
+
+def copy_name(name: str, data: bytes) -> str:
+    """Return a name for a copy of a picture: its own, and what tells it from every other picture of that name."""
+    path = Path(name)
+    try:
+        with Image.open(BytesIO(data)) as opened:
+            suffix = SUFFIXES.get(opened.format or "", path.suffix)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        suffix = path.suffix  # copied as it is: `ranking_checks.check_images` says what is wrong with it
+    return f"{path.stem}-{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
 
 
 def _ranking(values: dict, count: int, origin: str) -> Ranking:

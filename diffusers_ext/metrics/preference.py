@@ -127,12 +127,12 @@ def agreement(prompts: Sequence[RankedPrompt]) -> Agreement:
     "name/2" and the like, the further rankings of one person for one prompt, count as that person's, and are not
     compared with their own.
     """
-    people = sorted({_person(ranking) for prompt in prompts for ranking in prompt.valid})
+    people = sorted({person for prompt in prompts for person in prompt.people})
     place = {name: at for at, name in enumerate(people)}
     same, total = np.zeros((2, len(people), len(people)))
     by_prompt = np.zeros((2, len(prompts)))
     for at, prompt in enumerate(prompts):
-        rows = [place[_person(ranking)] for ranking in prompt.valid]
+        rows = [place[person] for person in prompt.people]
         if len(rows) < 2:
             continue
         ranks = np.array([ranking.ranking for ranking in prompt.valid], dtype=float)
@@ -177,10 +177,6 @@ def _over_rankings(
         defined = [value for value in each if value is not None]
         values.append((sum(defined), len(defined)))
     return Ratio(*np.array(values, dtype=float).T)
-
-
-def _person(ranking) -> str:
-    return ranking.annotator.split("/")[0]
 
 
 def _arrays(scores: Scores) -> list[np.ndarray]:

@@ -1,11 +1,12 @@
 // What is entered and not saved yet, kept in the browser through reloads and restarts of the server.
 //
-// Storage may be full or forbidden; then a reload loses what is not saved, and everything else goes on.
+// Drafts stand under the project, as the browser keeps those of all folders that were ever served at this address.
+// Storage may be full or forbidden; then a reload loses what is not saved, and everything else works.
 
-const nameOf = (annotator, item) => `annotate/${annotator}/${item.id}`;
+const nameOf = (annotator, item) => `annotate/${item.project}/${annotator}/${item.id}`;
 
-// A draft counts only for the same images in the same order on the page, begun from the same revision.
-const groundOf = ({ revision, images, display }) => JSON.stringify([revision, images, display]);
+// A draft counts only for the same text and pictures in the same order on the page, begun from the same revision.
+const groundOf = ({ revision, prompt, digests, display }) => JSON.stringify([revision, prompt, digests, display.shown]);
 
 export function writeDraft(annotator, item, draft) {
   try {

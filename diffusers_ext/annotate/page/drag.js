@@ -4,13 +4,14 @@
 import { byId } from "./view.js";
 
 const START = 4; // pixels of movement that tell a drag from a click
+const EDGE = 48; // pixels from the edge of the window where dragging scrolls
 
 export function makeDraggable(grab, drop) {
   const work = byId("work");
   let held = null;
 
   work.addEventListener("pointerdown", (event) => {
-    const source = event.target.closest(".thumb, .picture");
+    const source = event.target.closest("button") ? null : event.target.closest(".thumb, .picture");
     const scrolls = event.pointerType === "touch" && !source?.matches(".thumb"); // a finger on a card scrolls the page
     if (!source || event.button || scrolls) return;
     const image = source.dataset.thumb ?? source.closest(".card").dataset.image;
@@ -24,6 +25,7 @@ export function makeDraggable(grab, drop) {
     if (!held || (!held.ghost && Math.hypot(event.clientX - held.x, event.clientY - held.y) < START)) return;
     held.ghost ??= lift(held.image);
     held.ghost.style.transform = `translate(${event.clientX}px, ${event.clientY}px)`;
+    scrollAtEdge(work, event.clientY);
     mark(targetAt(event));
   });
 
@@ -50,6 +52,12 @@ function lift(image) {
   document.body.classList.add("dragging");
   thumb.classList.add("lifted");
   return ghost;
+}
+
+function scrollAtEdge(work, y) {
+  const { top, bottom } = work.getBoundingClientRect();
+  if (y < top + EDGE) work.scrollBy(0, -EDGE / 4);
+  if (y > bottom - EDGE) work.scrollBy(0, EDGE / 4);
 }
 
 function targetAt(event) {

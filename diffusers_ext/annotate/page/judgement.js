@@ -8,7 +8,9 @@ export const AXIS_TITLES = { overall: "Overall", alignment: "Alignment", fidelit
 export const ISSUES = ["conflict", "limbs", "unclear", "toxic", "sex", "violence"];
 export const PROMPT_FLAGS = ["ambiguous", "harmful"];
 
-export const letter = (image) => String.fromCharCode(65 + image);
+// A to Z, then AA, AB ...
+export const letter = (image) =>
+  (image < 26 ? "" : letter(Math.floor(image / 26) - 1)) + String.fromCharCode(65 + (image % 26));
 export const names = (images) => images.map(letter).join(", ");
 
 export function empty(count) {

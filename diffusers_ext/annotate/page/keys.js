@@ -20,8 +20,9 @@ const TABLE = [
   [ISSUES.map((issue) => KEY_OF[issue]).join("  "), `flag the image: ${ISSUES.join(", ")}`, issueKeys],
   [PROMPT_FLAGS.map((flag) => KEY_OF[flag]).join("  "), `flag the prompt: ${PROMPT_FLAGS.join(", ")}`, flagKeys],
   ["Z  Shift+Z", "undo, redo; also Ctrl", { Z: ["undo"], "Shift+Z": ["redo"] }],
-  ["Enter", "save and go on", { Enter: ["save"] }],
-  ["B  N", "go back, go on, without saving", { B: ["go", -1], N: ["go", 1] }],
+  ["Enter", "save and continue", { Enter: ["save"] }],
+  ["K", "skip this prompt; skipped ones are listed at the end", { K: ["skip"] }],
+  ["B  N", "previous, next prompt, without saving", { B: ["go", -1], N: ["go", 1] }],
   ["G", "progress and agreement", { G: ["report"] }],
   ["?", "these keys", { "?": ["help"] }],
 ];

@@ -4,15 +4,17 @@
 // gone from there only once the server has said that it is on the disk.
 
 import { dropDraft, newNonce, readDraft, writeDraft } from "./drafts.js";
-import { makeDraggable } from "./drag.js";
+import { listen } from "./events.js";
 import * as J from "./judgement.js";
-import { actionOf, buildHelp } from "./keys.js";
+import { buildHelp } from "./keys.js";
 import { renderReport } from "./report.js";
 import { build, byId, describe, render, showView } from "./view.js";
-import { call } from "./wire.js";
+import { addressOf, call } from "./wire.js";
+
+const MISSING = "A picture of this prompt is missing. K skips the prompt; tell whoever runs the server.";
 
 const state = {
-  annotator: "", todo: [], total: 0, judged: 0, // todo: positions not judged yet
+  annotator: "", todo: [], skipped: [], total: 0, judged: 0, // todo, skipped: positions not judged yet
   view: "login", position: 0, item: null, // and, of the item shown: judgement, past, future, selected, axis ...
   busy: false, pending: [], large: false,
 };
@@ -20,7 +22,7 @@ const state = {
 // ---- which prompt
 
 async function begin(annotator) {
-  const progress = await call(`/api/progress?annotator=${encodeURIComponent(annotator)}`);
+  const progress = await call(`api/progress?annotator=${encodeURIComponent(annotator)}`);
   state.annotator = progress.annotator;
   history.replaceState(null, "", `?annotator=${encodeURIComponent(state.annotator)}${location.hash}`);
   document.title = `Annotate: ${state.annotator}`;
@@ -31,8 +33,8 @@ async function begin(annotator) {
   else await next();
 }
 
-function count({ todo, total, judged }) {
-  Object.assign(state, { todo, total, judged });
+function count({ todo, skipped, total, judged }) {
+  Object.assign(state, { todo, skipped, total, judged });
 }
 
 // The first prompt after this one that is not judged, or from the start again.
@@ -47,15 +49,22 @@ function finish() {
   state.position = state.total;
   history.replaceState(null, "", location.href.split("#")[0]);
   showView("done", state);
+  const { length } = state.skipped;
+  byId("done-title").textContent = length
+    ? `Done, apart from ${length} skipped ${length === 1 ? "prompt" : "prompts"}. Thank you.`
+    : "All prompts are judged. Thank you.";
+  byId("to-skipped").hidden = !length;
+  byId("to-skipped").textContent = "Return to what was skipped";
 }
 
 const fetchItem = (position) =>
-  call(`/api/item?annotator=${encodeURIComponent(state.annotator)}&position=${position}`);
+  call(`api/item?annotator=${encodeURIComponent(state.annotator)}&position=${position}`);
 
 async function show(position) {
   const item = await fetchItem(position);
   const { shown } = item.display;
-  Object.assign(state, { position, item, urls: shown.map((number) => item.urls[number]), past: [], future: [] });
+  const urls = shown.map((number) => (item.missing.includes(number) ? null : addressOf(item.urls[number])));
+  Object.assign(state, { position, item, urls, past: [], future: [] });
   Object.assign(state, readDraft(state.annotator, item) ?? {
     judgement: item.judgement ? J.fromRecord(item.judgement, shown) : J.empty(shown.length),
     changed: false,
@@ -69,7 +78,9 @@ async function show(position) {
   build(state, act);
   focusSelected();
   if (state.changed) say("What you had entered here is back; it is not saved yet.");
+  else if (item.skipped) say("Skipped before; saving judges it after all.");
   else say(item.judgement ? "Judged before; a change is saved as a correction." : "");
+  if (item.missing.length) say(MISSING, true);
   preload();
 }
 
@@ -78,7 +89,7 @@ async function preload() {
   const position = state.todo.find((each) => each > state.position);
   if (position === undefined) return;
   const { urls } = await fetchItem(position).catch(() => ({ urls: [] }));
-  for (const url of urls) new Image().src = url;
+  for (const url of urls) new Image().src = addressOf(url);
 }
 
 // ---- the clock
@@ -118,21 +129,25 @@ function back(from, to, nothing) {
   if (!from.length) return say(nothing);
   to.push(state.judgement);
   become(from.pop());
+  say(from === state.past ? "Undone." : "Redone.");
 }
 
-function select(image) {
+function select(image, scrolls = true) {
   if (image === state.selected || image < 0 || image >= state.urls.length) return;
   const axis = J.AXES.find((each) => state.judgement.ratings[image][each] === null) ?? J.AXES[0];
   Object.assign(state, { selected: image, axis });
   render(state);
-  focusSelected();
+  focusSelected(scrolls);
 }
 
-function focusSelected() {
+function focusSelected(scrolls = true) {
   const card = document.querySelector(`.card[data-image="${state.selected}"]`);
-  if (byId("zoom").open || card.contains(document.activeElement)) return;
+  const focused = document.activeElement;
+  if (byId("zoom").open) return;
+  if (focused.closest(".strip")) return card.querySelector(".active [tabindex='0']").focus();
+  if (card.contains(focused)) return;
   card.focus({ preventScroll: true });
-  card.scrollIntoView({ block: "nearest" });
+  if (scrolls) card.scrollIntoView({ block: "nearest" });
 }
 
 function rate(image, axis, value) {
@@ -171,24 +186,44 @@ function ranked(judgement) {
   sayRank(state.selected);
 }
 
+function rankedAt(image, change) {
+  select(image, false);
+  ranked(change(state.judgement, image));
+}
+
 // ---- saving
 
 async function save() {
   const missing = J.missing(state.judgement);
   if (missing.length) return lead(missing);
   if (!state.changed && state.item.judgement) return next(state.position);
-  const body = {
-    annotator: state.annotator, id: state.item.id, images: state.item.images, display: state.item.display,
-    nonce: state.nonce, replaces: state.item.revision, time_s: Math.round(10 * secondsSoFar()) / 10,
-    ...J.toRecord(state.judgement, state.item.display.shown),
-  };
+  const body = { ...identity(), nonce: state.nonce, time_s: Math.round(10 * secondsSoFar()) / 10,
+    ...J.toRecord(state.judgement, state.item.display.shown) };
   say("Saving …");
-  const answer = await call("/api/judgement", body).catch(notSaved);
+  const answer = await call("api/judgement", body).catch(notSaved);
   if (!answer) return;
   dropDraft(state.annotator, state.item);
   count(answer);
   await next(state.position);
-  say("Saved.");
+  sayDone("Saved.");
+}
+
+// Which prompt and pictures a judgement is of.
+function identity() {
+  const { id, images, digests, display, revision } = state.item;
+  return { annotator: state.annotator, id, images, digests, display, replaces: revision };
+}
+
+// What was entered stays here as a draft, for when one returns.
+async function skip() {
+  if (state.item.judgement) return say("This prompt is judged; N goes to the next one.");
+  const answer = await call("api/skip", { ...identity(), nonce: newNonce() }).catch(notSaved);
+  if (!answer) return;
+  state.item.revision = answer.saved.revision;
+  if (state.changed) keepDraft();
+  count(answer);
+  await next(state.position);
+  sayDone("Skipped; it is listed at the end.");
 }
 
 function lead(missing) {
@@ -218,15 +253,21 @@ async function showNewer() {
 
 async function report() {
   say("Counting …");
-  renderReport(await call("/api/report"));
+  renderReport(await call("api/report"));
+  if (state.view === "work") state.seconds = secondsSoFar();
   state.view = "report";
   showView("report", state);
-  byId("from-report").focus();
+  say("");
+  byId("from-report").focus({ preventScroll: true });
+  byId("report").scrollTop = 0;
 }
 
-async function leaveReport() {
-  if (state.position < state.total) await show(state.position);
-  else finish();
+// Back to the prompt as it was left, with all that can be undone.
+function leaveReport() {
+  if (state.position >= state.total) return finish();
+  Object.assign(state, { view: "work", since: performance.now() });
+  showView("work", state);
+  focusSelected();
 }
 
 // Closing gives the focus back to the card that had it before, which then must not count as selecting that image.
@@ -235,6 +276,12 @@ function zoom() {
   state.large = true;
   if (dialog.open) dialog.close();
   else dialog.showModal();
+}
+
+// What was done, and what is wrong with the prompt that is shown now.
+function sayDone(text) {
+  const missing = state.view === "work" && state.item.missing.length > 0;
+  say(missing ? `${text} ${MISSING}` : text, missing);
 }
 
 function say(text, fault = false) {
@@ -252,11 +299,14 @@ function fail(text) {
 
 const ACTIONS = {
   rate, drop,
-  select: (image) => { if (!state.large) select(image); },
+  select: (image, scrolls) => { if (!state.large) select(image, scrolls); },
   rateKey: rateAndGoOn,
   axis: (axis) => { state.axis = axis; render(state); },
   step: (by) => select(state.selected + by),
   letter: select,
+  rankStep: (image, step) => rankedAt(image, (judgement) => J.move(judgement, image, step)),
+  rankTie: (image) => rankedAt(image, J.toggleTie),
+  zoomAt: (image) => { select(image, false); zoom(); },
   move: (step) => ranked(J.move(state.judgement, state.selected, step)),
   tie: () => ranked(J.toggleTie(state.judgement, state.selected)),
   byRating: () => { change(J.rankByOverall(state.judgement)); say("Ranked by overall rating."); },
@@ -268,10 +318,11 @@ const ACTIONS = {
     const position = state.position + by;
     return position >= 0 && position < state.total ? show(position) : say("There is none.");
   },
-  zoom, save, report, showNewer, leaveReport,
+  zoom, save, skip, report, showNewer, leaveReport,
+  toSkipped: () => show(state.skipped[0]),
   help: () => byId("help").showModal(),
 };
-const ANYWHERE = new Set(["go", "report", "help", "leaveReport"]);
+const ANYWHERE = new Set(["go", "report", "help", "leaveReport", "toSkipped"]);
 
 // One thing at a time: what is pressed while the server is asked waits, so that fast fingers lose nothing.
 async function act(name, ...given) {
@@ -289,48 +340,18 @@ async function act(name, ...given) {
   while (state.pending.length && !state.busy) act(...state.pending.shift());
 }
 
-document.addEventListener("keydown", (event) => {
-  const onButton = event.target.closest("button, input, a") && ["Enter", " "].includes(event.key);
-  const asked = actionOf(event);
-  if (state.view === "login" || byId("help").open || onButton) return;
-  if (event.key === "Escape" && state.view === "report") act("leaveReport");
-  if (!asked || (event.repeat && ["save", "rate"].includes(asked[0]))) return;
-  event.preventDefault();
-  const [name, argument] = asked;
-  if (name === "rate") act("rateKey", argument);
-  else if (name === "issue") act("issue", state.selected, argument);
-  else if (name === "save" && byId("zoom").open) zoom();
-  else act(name, argument);
-});
-
-function listen() {
-  const clicks = { save: "save", undo: "undo", "by-rating": "byRating", "to-report": "report", "to-help": "help",
-    "from-report": "leaveReport", "show-newer": "showNewer" };
-  for (const [id, name] of Object.entries(clicks)) byId(id).addEventListener("click", () => act(name));
-  byId("back").addEventListener("click", () => act("go", -1));
-  byId("close-help").addEventListener("click", () => byId("help").close());
-  byId("cards").addEventListener("dblclick", (event) => event.target.closest(".picture") && act("zoom"));
-  byId("zoom").addEventListener("click", zoom);
-  byId("zoom").addEventListener("close", () => {
-    state.large = false;
-    focusSelected();
-  });
-  // A click leaves the focus on the card, so that Enter saves and does not press that button again.
-  byId("work").addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault());
-  document.addEventListener("visibilitychange", pauseClock);
-  makeDraggable((image) => act("select", image), (image, target) => act("drop", image, target));
-  byId("name-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    begin(byId("name").value).catch((error) => { byId("name-error").textContent = error.message; });
-  });
+function zoomClosed() {
+  state.large = false;
+  focusSelected();
 }
 
 buildHelp();
-listen();
+listen({ state, act, zoom, zoomClosed, pauseClock, begin });
 const asked = new URLSearchParams(location.search).get("annotator");
-const clean = asked ? `?annotator=${encodeURIComponent(asked)}` : "/"; // the token is not for the history
+const clean = asked ? `?annotator=${encodeURIComponent(asked)}` : location.pathname; // the token is not for the history
 history.replaceState(null, "", clean + location.hash);
 showView("login", state);
+if (!asked) byId("name").focus();
 if (asked) {
   begin(asked).catch((error) => {
     byId("name").value = asked;

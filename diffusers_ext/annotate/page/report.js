@@ -6,10 +6,12 @@ const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(0)
 const number = (value) => (value === null ? "–" : value.toFixed(2));
 
 export function renderReport(report) {
-  byId("report-summary").textContent = report.agreement === null
+  const [judged, asked] = ["judged", "asked"].map((name) => report.people.reduce((sum, each) => sum + each[name], 0));
+  const sum = asked ? `${judged} of ${asked} judgements are made. ` : "";
+  byId("report-summary").textContent = sum + (report.agreement === null
     ? "No two people have judged the same images yet."
     : `Of all pairs of images that two people ordered, ${percent(report.agreement)} are ordered the same way. ` +
-      "Ties are left out.";
+      "Ties are left out.");
   byId("report-tables").replaceChildren(people(report), pairs(report));
 }
 
@@ -23,11 +25,12 @@ function table(title, heads, rows) {
 function people({ people, total }) {
   const rows = people.map((each) => [
     each.annotator,
-    `${each.judged} of ${total}`,
+    `${each.judged} of ${each.asked || total}`,
+    `${each.skipped}`,
     each.median_s === null ? "–" : `${each.median_s} s`,
     percent(each.agreement),
   ]);
-  return table("People", ["Name", "Judged", "Median time", "Agreement with others"], rows);
+  return table("People", ["Name", "Judged", "Skipped", "Median time", "Agreement with others"], rows);
 }
 
 function pairs({ pairs }) {

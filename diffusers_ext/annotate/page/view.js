@@ -50,15 +50,35 @@ function keyed(word) {
 
 function chip(word, onClick) {
   const title = `key ${KEY_OF[word]}`;
-  const made = element("button", { type: "button", class: "chip", "data-word": word, title, tabindex: "-1" }, ...keyed(word));
+  const made = element("button", { type: "button", class: "chip", "data-word": word, title }, ...keyed(word));
   made.addEventListener("click", onClick);
   return made;
 }
 
+const broken = () => element("p", { class: "broken" }, "Picture missing");
+
+// url: null where the picture is missing.
 function picture(url, image) {
+  if (url === null) return broken();
   const made = element("img", { src: url, alt: `image ${J.letter(image)}`, draggable: "false" });
-  made.addEventListener("error", () => made.replaceWith(element("p", { class: "broken" }, "This image cannot be shown.")));
+  made.addEventListener("error", () => made.replaceWith(broken()));
   return made;
+}
+
+// What the arrow keys, T and Space do, for fingers and the mouse.
+const RANKING = [
+  ["▲", "rank", "better", "rankStep", -1], ["▼", "rank", "worse", "rankStep", 1], ["=", "tie", "with the next better one", "rankTie"],
+  ["⤢", "see", "large", "zoomAt"],
+];
+
+function rankRow(image, act) {
+  const buttons = RANKING.map(([sign, verb, how, action, ...more]) => {
+    const label = `${verb} ${J.letter(image)} ${how}`;
+    const made = element("button", { type: "button", class: "step", "aria-label": label, title: label }, sign);
+    made.addEventListener("click", () => act(action, image, ...more));
+    return made;
+  });
+  return element("div", { class: "ranking", role: "group", "aria-label": `rank of ${J.letter(image)}` }, ...buttons);
 }
 
 function card(url, image, act) {
@@ -68,7 +88,7 @@ function card(url, image, act) {
   const top = element("div", { class: "picture" }, picture(url, image),
     element("b", { class: "letter" }, J.letter(image)), element("span", { class: "rank" }));
   const made = element("article", { class: "card", role: "group", tabindex: "-1", "data-image": image });
-  made.append(top, ...rows, flags);
+  made.append(top, rankRow(image, act), ...rows, flags);
   made.addEventListener("focusin", () => act("select", image));
   return made;
 }
@@ -82,7 +102,7 @@ function ratingRow(image, axis, act) {
     return made;
   });
   const label = element("span", { class: "axis" }, ...keyed(J.AXIS_TITLES[axis]));
-  const strip = element("span", { class: "strip", role: "radiogroup", "aria-label": J.AXIS_TITLES[axis] }, ...buttons);
+  const strip = element("span", { class: "strip", role: "radiogroup", "aria-label": `${J.AXIS_TITLES[axis]} of ${J.letter(image)}` }, ...buttons);
   return element("div", { class: "rating", "data-axis": axis }, label, strip);
 }
 
@@ -99,7 +119,7 @@ export function render(state) {
   byId("back").disabled = state.position === 0;
   byId("save").classList.toggle("ready", !J.missing(judgement).length);
   setText(byId("warnings"), warning(judgement));
-  byId("zoomed").src = state.urls[selected];
+  byId("zoomed").src = state.urls[selected] ?? "";
   byId("zoomed").alt = `image ${J.letter(selected)}`;
   setText(byId("zoom-caption"), `${J.letter(selected)}: ${describe(judgement, selected)}; now rating ${axis}`);
 }
@@ -135,6 +155,7 @@ function renderCard(made, state, image) {
     row.classList.toggle("active", image === selected && row.dataset.axis === axis);
     for (const button of row.querySelectorAll("button")) {
       button.setAttribute("aria-checked", Number(button.dataset.value) === value);
+      button.tabIndex = Number(button.dataset.value) === (value ?? 1) ? 0 : -1; // one stop for each row, then the arrows
       button.classList.toggle("filled", value !== null && Number(button.dataset.value) <= value);
     }
   }

@@ -1,7 +1,11 @@
 // Asking the server. What goes wrong is an Error with a text for the person, and the status, 0 for no answer.
 
-const GONE = "The server was started again: open the address that it printed. What you entered here is kept.";
+// Addresses are relative, so that a proxy may serve the page under a folder of its own.
+
+const GONE = "The server does not know this page: open the address that it printed. What you entered here is kept.";
 const AWAY = "The server does not answer. What you entered is kept here; try again.";
+
+export const addressOf = (path) => path.replace(/^\//, "");
 
 export async function call(path, body) {
   const request = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
@@ -11,8 +15,8 @@ export async function call(path, body) {
   } catch {
     throw Object.assign(new Error(AWAY), { status: 0 });
   }
-  if (response.status === 403) throw Object.assign(new Error(GONE), { status: 403 });
-  const answer = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+  const unread = response.status === 403 ? GONE : `the server answered ${response.status}`;
+  const answer = await response.json().catch(() => ({ error: unread }));
   if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status, answer });
   return answer;
 }
