@@ -11,6 +11,8 @@ then learns, then reduces them, and rewrites a memory that is balanced across cl
 open is decided, and said, in mixture/em.py, mixture/reduction.py and mixture/memory.py; mixture/state.py is the session.
 """
 
+import operator
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -23,12 +25,13 @@ from huggingface_hub import ModelCard
 from .carded import CardedModel
 from .cards.incremental import mixture_card
 from .errors import InputError
-from .mixture.heads import HEADS, Scores
+from .mixture.heads import Scores
 from .mixture.inputs import (
     Label,
-    as_features,
-    check_choice,
+    as_labels,
+    as_rows,
     check_kind,
+    directions,
     labels_of_batches,
     number,
     pack,
@@ -36,11 +39,10 @@ from .mixture.inputs import (
 )
 from .mixture.memory import Exemplars
 from .mixture.prediction import Predictor
-from .mixture.report import component_rows
-from .mixture.scores import SCORES
+from .mixture.report import calibration_text, component_rows, is_calibrated
+from .mixture.settings import check_settings
 from .mixture.spaces import MixtureSpace
 from .mixture.state import MixtureState
-from .mixture.sums import SPACES
 from .randomness import generator
 from .vmf import log_normalizer
 
@@ -61,7 +63,13 @@ class VMFMixtureClassifier(CardedModel):
     predicting, as many pseudo-samples; 0 is the paper's rule, None lets the jury choose. Without a jury score "auto" is
     "plugin", and None is 0. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac",
     "pooled" of mixture and ranpac, or "auto", which of them the jury finds best, see mixture.heads; components, densities and the
-    report are the mixture's in any case. encoder: what the features are of, a backbone's name, for the card and the loader.
+    report are the mixture's in any case. standardise: divide each column by its root mean square in the first session before
+    rows get unit length; None does so, with a warning, where columns differ more than a hundredfold, see mixture.columns.
+    encoder: what the features are of, a backbone's name, for the card and the loader; encoder_digest: of its weights.
+
+    Until there is a jury, that is until ten samples of a class have come, in one session or in several smaller ones, the plain
+    space and density predict, linear heads choose their ridge by generalised cross-validation, "pooled" is the mean of both
+    heads at equal spread, and probabilities are not calibrated.
     labels, log and grown are what growth left in the configuration: leave them out.
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
@@ -89,29 +97,20 @@ class VMFMixtureClassifier(CardedModel):
         head: str = "mixture",
         projections: int = 2000,
         encoder: str | None = None,
+        encoder_digest: str | None = None,
+        standardise: bool | None = None,
         labels: list[Label] | None = None,
         log: list[dict] | None = None,
         grown: dict | None = None,
     ):
         super().__init__()
-        check_choice("transform", transform, tuple(SPACES))
-        check_choice("estep", estep, ("soft", "hard"))
-        check_choice("reduction", reduction, ("evidence", "icl", "kl", "cosine"))
-        check_choice("weights", weights, ("uniform", "counts"))
-        check_choice("score", score, tuple(SCORES))
-        check_choice("head", head, tuple(HEADS))
-        if head != "mixture" and transform == "none":
-            raise InputError(f'head "{head}" needs the covariance of transform "auto" or "whiten", and "none" has none')
-        if dim < 2 or min(memory, jury) < 0 or min(k_new, n_min, max_components) < 1 or alpha <= 0:
-            raise InputError(
-                "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory and jury 0 or more"
-            )
-        if not jury and (transform == "auto" or head == "auto"):
-            raise InputError("without a jury nothing chooses: give transform and head, or a jury above 0")
+        self._settle_settings()
+        check_settings(self.config)
         self.learnt = MixtureState(self.config)
         self._labels, self._log = list(labels or []), list(log or [])
         self._ready: Predictor | None = None
         self._scores: Scores | None = None
+        self._warned = False
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
@@ -142,6 +141,11 @@ class VMFMixtureClassifier(CardedModel):
     def head_(self) -> str:
         """What predicts now: "mixture", "lda", "ridge", "ranpac" or "pooled"."""
         return self.learnt.head
+
+    @property
+    def calibrated_(self) -> bool:
+        """Whether the jury is large enough for probabilities to be believed: 30 samples, and of half the classes."""
+        return is_calibrated(self.learnt, len(self._labels))
 
     @property
     def exemplars(self) -> Exemplars:
@@ -177,11 +181,21 @@ class VMFMixtureClassifier(CardedModel):
         Raises InputError for zero or infinite rows, another dimension, labels of another type than before. A session given
         twice counts twice: it adds no components, and predictions hardly move.
         """
-        features = as_features(features, self.config.dim)
-        classes, self._labels = number(labels, len(features), self._labels)
-        if len(features):
-            self._learn(features, classes)
+        rows = as_rows(features, self.config.dim)
+        classes, known = number(labels, len(rows), self._labels)
+        directions(rows)  # refused before anything is learnt
+        if len(rows):
+            self._start(rows, known)
+            self._learn(self._unit(rows), classes)
         return self
+
+    def score(self, features: Any, labels: Any) -> float:
+        """Return the share of rows (N, dim) that are predicted as their labels say, 0 to 1."""
+        predicted, wanted = self.predict(features).tolist(), as_labels(labels)
+        if len(predicted) != len(wanted) or not wanted:
+            raise InputError(f"score: {len(predicted)} rows of features and {len(wanted)} labels; give one label per row")
+        check_kind(wanted, self._labels)
+        return sum(map(operator.eq, predicted, wanted)) / len(wanted)
 
     def partial_fit_batches(self, batches: Iterable[tuple[Any, Any]]) -> "VMFMixtureClassifier":
         """Learn one session that does not fit in memory, from batches of (features, labels) that can be read several times.
@@ -201,9 +215,10 @@ class VMFMixtureClassifier(CardedModel):
         parts = [
             (x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, order, kept)
         ]
-        features, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
-        classes, self._labels = number(labels, len(features), self._labels)
-        self._learn(features, classes)
+        rows, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
+        classes, known = number(labels, len(rows), self._labels)
+        self._start(rows, known)
+        self._learn(self._unit(rows), classes)
         if any(size > SAMPLE for size in sizes.values()):
             self._count_others(batches, order, kept)
         return self
@@ -228,6 +243,9 @@ class VMFMixtureClassifier(CardedModel):
         Statistics add up; components of a class that both know are then reduced. κ is the mean of both, weighted by
         samples, until the next session; both juries choose space, shrinkage, temperature and head together.
         """
+        if not isinstance(other, VMFMixtureClassifier) or other is self:
+            raise InputError("merge takes one other VMFMixtureClassifier; call it once for each")
+        self.learnt.columns.check_mergeable(other.learnt.columns)
         if self._kind() != other._kind():
             raise InputError(
                 "merge: dim, transform or head of the two classifiers differ, or the draw of their projections"
@@ -248,8 +266,9 @@ class VMFMixtureClassifier(CardedModel):
         predictor, heads = self._predictor(), self.learnt.whole.heads
         if self._scores is None:
             mixture, temperature = predictor.class_scores, float(self.learnt.choice.temperature)
-            self._scores = mixture if heads is None else heads.scores(mixture, temperature)
-        return self._scores(as_features(features, self.config.dim))
+            judged = len(self.learnt.jury.classes) > 0
+            self._scores = mixture if heads is None else heads.scores(mixture, temperature, judged)
+        return self._scores(self._rows(features))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`decision_function`, for who composes modules."""
@@ -259,17 +278,23 @@ class VMFMixtureClassifier(CardedModel):
         """Return the most probable label of each row, (N,)."""
         if self.head_ != "mixture":
             return self.classes_[self.decision_function(features).argmax(1).numpy()]
-        return self.classes_[self._predictor().winners(as_features(features, self.config.dim)).numpy()]
+        return self.classes_[self._predictor().winners(self._rows(features)).numpy()]
 
     def predict_proba(self, features: Any) -> np.ndarray:
-        """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on the jury."""
+        """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on the jury.
+
+        Warns once for each state that is not `calibrated_`.
+        """
+        if not self.calibrated_ and not self._warned:
+            self._warned = True
+            warnings.warn(f"predict_proba: {calibration_text(self.learnt, len(self._labels))}", UserWarning, stacklevel=2)
         scores = self.decision_function(features).double() * self.learnt.temperature
         return scores.softmax(1).numpy()
 
     def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
         """Return the id of each row's component, (N,) int64: the closest of its class where labels are given (equation 6),
         else the most probable of all. Ids are never used again."""
-        features = as_features(features, self.config.dim)
+        features = self._rows(features)
         if labels is None:
             return self.space.ids[self._predictor().components(features)].numpy()
         classes, labels = number(labels, len(features), self._labels)
@@ -282,7 +307,7 @@ class VMFMixtureClassifier(CardedModel):
     def score_samples(self, features: Any) -> np.ndarray:
         """Return ln p(z) with equally likely classes, (N,) float64: low values are novel. Comparable within one session only."""
         density = float(log_normalizer(torch.tensor(self.kappa_), self.config.dim))
-        scores = self._predictor().class_scores(as_features(features, self.config.dim)).double()
+        scores = self._predictor().class_scores(self._rows(features)).double()
         return (scores.logsumexp(1) + density - np.log(len(self._labels))).numpy()
 
     def report(self) -> list[dict]:
@@ -301,6 +326,24 @@ class VMFMixtureClassifier(CardedModel):
         }
 
     # How.
+
+    def _settle_settings(self) -> None:
+        """Take numpy's numbers as Python's own, which the configuration can be written with."""
+        self.register_to_config(
+            **{name: value.item() for name, value in self.config.items() if isinstance(value, np.generic)}
+        )
+
+    def _start(self, rows: torch.Tensor, known: list[Label]) -> None:
+        """Begin a session with rows (N, dim) as they came, after which `known` are the classes."""
+        self.learnt.columns.learn(rows, first=not self._labels)
+        self._labels = known
+
+    def _rows(self, features: Any) -> torch.Tensor:
+        """Return features as they are learnt: checked, their columns scaled, of unit length."""
+        return self._unit(as_rows(features, self.config.dim))
+
+    def _unit(self, rows: torch.Tensor) -> torch.Tensor:
+        return directions(self.learnt.columns(rows))
 
     def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
@@ -325,6 +368,7 @@ class VMFMixtureClassifier(CardedModel):
     def _record(self) -> None:
         """Write what grew into the configuration, from which a loaded classifier is built."""
         self._ready = self._scores = None
+        self._warned = False
         log = [dict(row) for row in self._log]
         self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
 
@@ -346,6 +390,6 @@ class VMFMixtureClassifier(CardedModel):
         """Count the samples on which the session was not expanded."""
         for features, labels, rows in rows_of_batches(batches, self.config.dim, order, kept, others=True):
             classes, _ = number([labels[row] for row in rows], len(rows), self._labels)
-            self.learnt.count(features[rows], classes)
+            self.learnt.count(self._unit(features[rows]), classes)
             self._log[-1]["samples"] += len(rows)
         self._record()

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..mixture.report import calibration_text
 from .markdown import escape, literal, table
 from .parts import NOT_TO_JUDGE, command_and_versions, heading, new_card, record, save, shown, title
 
@@ -115,8 +116,13 @@ def _limits(classifier: Any) -> str:
     return f"""## Limits and misuse
 
 It knows what the backbone tells apart. Memory and jury hold {remembered} feature vectors of training pictures, no
-pictures. Probabilities are calibrated on samples of the sessions that were not learnt; novelty scores are comparable within one session.
+pictures. {_calibration(classifier)} Novelty scores are comparable within one session.
 {NOT_TO_JUDGE}"""
+
+
+def _calibration(classifier: Any) -> str:
+    text = calibration_text(classifier.learnt, len(classifier.classes_))
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _table(name: str, ours: dict, baselines: list[dict]) -> str:
