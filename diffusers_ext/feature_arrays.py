@@ -30,6 +30,32 @@ def as_matrix(features: Any, name: str = "features", rows: str = "(N, D)") -> to
     return values
 
 
+def is_table(values: Any) -> bool:
+    """Say whether values are meant as rows of numbers where pictures and paths may be given too.
+
+    Raises InputError for one grey picture, (H, W) of bytes: it could be either.
+    """
+    if hasattr(values, "tocsr") or hasattr(values, "columns"):
+        return True
+    shape, kind = getattr(values, "shape", None), str(getattr(values, "dtype", "object"))
+    if shape is None or (kind == "object" and len(shape) == 1):  # a list, or a column of arrays
+        listed = shape is not None or isinstance(values, (list, tuple))
+        return listed and len(values) > 0 and _is_row(next(iter(values)))
+    if len(shape) == 2 and kind.removeprefix("torch.") in ("uint8", "bool"):
+        raise InputError(
+            f"an array {tuple(shape)} of {kind}: a grey picture is Image.fromarray(array), embeddings are floating-point rows"
+        )
+    return len(shape) in (1, 2)
+
+
+def _is_row(value: Any) -> bool:
+    """Whether one of several values is a row of numbers, and no picture, path or name."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return len(shape) == 1
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], (int, float))
+
+
 def _tensor(values: torch.Tensor, name: str) -> torch.Tensor:
     if values.layout != torch.strided:
         raise InputError(f"{name}: a sparse tensor; give {name}.to_dense()")

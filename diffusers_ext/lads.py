@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from huggingface_hub import ModelCard
@@ -22,6 +21,7 @@ from .backbones import Backbone, load_backbone
 from .carded import CardedModel
 from .cards.lads import lads_card
 from .errors import InputError
+from .feature_arrays import as_matrix, is_table
 from .lads_bank import AugmentationBank, augment
 from .lads_baselines import TEMPERATURE, temperatures
 from .lads_data import Embedded, unit_rows
@@ -147,17 +147,13 @@ class LADSClassifier(CardedModel):
     def embed(self, images: Any, batch_size: int = 32) -> torch.Tensor:
         """Return unit embeddings of images in any form, or check and normalise embeddings: (N, D) float32.
 
-        Raises InputError for embeddings of another size, or that are not finite.
+        Embeddings may be any table of numbers that `feature_arrays` reads, such as a data frame. Raises InputError for
+        those of another size, or that are not finite, and for one grey picture, which looks like a table.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 2:
-            images = torch.from_numpy(images)
-        if isinstance(images, torch.Tensor) and images.ndim == 2:
-            if images.shape[1] != self.config.dim:
-                raise InputError(
-                    f"embeddings have {images.shape[1]} dimensions, this classifier {self.config.dim}; embed with "
-                    f"{self.config.backbone or 'the backbone it was trained on'}"
-                )
-            return unit_rows(images).to(self.device)
+        if is_table(images):
+            return unit_rows(self._embeddings(images)).to(self.device)
+        if images is None or isinstance(images, (Mapping, set)):
+            raise InputError(f"images: {type(images).__name__}; give pictures, paths, or embeddings (N, {self.config.dim})")
         one = isinstance(images, (str, Path)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
         images = [images] if one else list(images)
         parts = [self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)]
@@ -194,6 +190,15 @@ class LADSClassifier(CardedModel):
     def augment(self, images: Any, batch_size: int = 32) -> torch.Tensor:
         """Return where each network moves images or embeddings to: unit rows (K, N, D), in the order of the targets."""
         return augment(copy.deepcopy(self.bank).float(), self.embed(images, batch_size))
+
+    def _embeddings(self, table: Any) -> torch.Tensor:
+        rows = as_matrix(table, "embeddings", f"(N, {self.config.dim})")
+        if len(rows) and rows.shape[1] != self.config.dim:
+            raise InputError(
+                f"embeddings have {rows.shape[1]} dimensions, this classifier {self.config.dim}; embed with "
+                f"{self.config.backbone or 'the backbone it was trained on'}"
+            )
+        return rows if len(rows) else rows.new_zeros(0, self.config.dim)
 
     def _check_head(self, head: str, share: float) -> None:
         if head not in HEADS:

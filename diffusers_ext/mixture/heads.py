@@ -49,7 +49,7 @@ class Heads(nn.Module):
         linear = [each for each in LINEAR if each in self.names or (each == "ranpac" and "pooled" in self.names)]
         self.linear = nn.ModuleDict({name: Choice(RIDGES[0]) for name in linear})
         self.projected = TiedCovariance(wide, len(settings["labels"] or [])) if "ranpac" in linear else None
-        self.choice = Choice(0.0)
+        self.choice = Choice(SHARES[0] if self.names == ("pooled",) else 0.0)
         self._drawn: torch.Tensor | None = None
 
     @property
@@ -161,6 +161,8 @@ def cross_validation(sums: TiedCovariance, ridge: float) -> float:
 
 def evened(mixture: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
     """Return the mean of two heads' scores (N, C), the first brought to the second's spread over the classes of each row."""
-    spreads = [torch.where(each.isfinite(), each, each.amax(1, keepdim=True)).std(1, correction=0, keepdim=True) for each in (mixture, linear)]
-    centred = mixture - mixture.amax(1, keepdim=True)
-    return 0.5 * (centred * spreads[1] / spreads[0].clamp_min(1e-12) + linear)
+    wide, narrow = (
+        scores.masked_fill(scores.isinf(), 0).std(1, correction=0, keepdim=True) for scores in (mixture, linear)
+    )
+    highest = mixture.amax(1, keepdim=True)
+    return 0.5 * ((mixture - highest) * narrow / wide.clamp_min(1e-12) + linear)
