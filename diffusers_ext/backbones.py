@@ -33,6 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
+from .backbone_weights import timm_model, weights_in
 from .cache import Batches, Digests, Store, digest_of, digest_of_file, digest_of_tensors
 from .data.files import File, load
 from .errors import InputError
@@ -168,13 +169,82 @@ def is_open_clip(name: str) -> bool:
     )
 
 
-def load_backbone(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
-    """Load a model with its trained weights; InputError, saying what a reference may be, where it cannot be had."""
-    backbone = _load_timm(name) if name.startswith("timm:") else _load_open_clip(name)
+def load_backbone(
+    name: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    beside: str | Path | None = None,
+) -> Backbone:
+    """Load a model with its trained weights; InputError, saying what a reference may be, where it cannot be had.
+
+    beside: a folder in which a relative path is looked for too, where it does not lead anywhere from here.
+    """
+    found = located(name, beside)
+    backbone = _load_timm(found) if found.startswith("timm:") else _load_open_clip(found)
+    backbone.name = name
     if dtype != torch.float32:
         _ = backbone.weights  # taken before they are rounded
     backbone.model.to(device, dtype, memory_format=torch.channels_last)  # convolutions on a CPU: two thirds of the time
     return backbone
+
+
+def load_referenced(
+    name: str | None, digest: str | None, device: str | torch.device, folder: str | Path | None
+) -> Backbone:
+    """Load the backbone that a classifier names; InputError if it names none, it is gone, or its weights are others.
+
+    folder: the classifier's own, beside which the backbone may lie.
+    """
+    if name is None:
+        raise InputError("this classifier names no backbone: give embeddings, or set classifier.backbone")
+    return checked_digest(load_backbone(name, device, beside=folder), digest)
+
+
+def checked_digest(backbone: Backbone, digest: str | None) -> Backbone:
+    """Return a backbone; InputError if its weights are not those of a digest. None, of an older classifier, is any."""
+    if digest and backbone.weights != digest:
+        raise InputError(
+            f"{backbone.name}: its weights are not those that this classifier was trained on; give the same backbone"
+        )
+    return backbone
+
+
+def located(name: str, beside: str | Path | None = None) -> str:
+    """Return a reference with its path where it lies, here or beside; InputError if it names a path that is not there."""
+    kind, rest = ("timm:", name.removeprefix("timm:")) if name.startswith("timm:") else ("", name)
+    source, *settings = rest.split(",") if kind else [rest]
+    architecture, at, weights = source.partition("@") if kind else ("", "", source)
+    path = weights if at else source
+    if not (at or _is_path(path, bool(kind))):
+        return name
+    there = [place for place in _places(path, beside) if place.exists()]
+    if not there:
+        what = f"no file {path} of safetensors" if at else f"{path}: not found"
+        raise InputError(
+            f"{name}: {what}; pass backbone= (on the command line --backbone) where it lies now, or give timm:model, "
+            "timm:folder, timm:model@weights.safetensors, model/tag of open_clip, or a folder of it"
+        )
+    return ",".join([f"{kind}{architecture + at if at else ''}{there[0]}", *settings])
+
+
+def _places(path: str, beside: str | Path | None) -> list[Path]:
+    """Where a path may lead: from here; from a folder and those above it; or to a folder's own entry of that name."""
+    given = Path(path).expanduser()
+    if beside is None:
+        return [given]
+    folder = Path(beside).resolve()
+    return [given, folder / given, folder.parent / given, folder / given.name, folder.parent / given.name]
+
+
+def _is_path(name: str, of_timm: bool) -> bool:
+    """Whether a reference without scheme means a path: neither timm nor open_clip has such a name."""
+    import open_clip
+
+    if Path(name).expanduser().is_dir() or name.startswith((".", "~", os.sep)):
+        return True
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) or not ({"/", "\\"} & set(name)):
+        return False
+    return of_timm or name.split("/")[0] not in open_clip.list_models()
 
 
 def _load_open_clip(name: str) -> Backbone:
@@ -193,14 +263,19 @@ def _load_open_clip(name: str) -> Backbone:
             model, preprocess = open_clip.create_model_from_pretrained(model_name, tag, **settings)
         tokenizer = open_clip.get_tokenizer(model_name)
     except (OSError, RuntimeError, ValueError, UserWarning) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{name}: open_clip cannot load it ({reason}); give a folder with open_clip_config.json and weights, "
+            f"{name}: open_clip cannot load it ({_reason(error)}); give a folder with open_clip_config.json and weights, "
             "hf-hub:owner/name, or model/tag of open_clip.list_pretrained(), or timm:model"
         ) from None
     size = model.visual.preprocess_cfg["size"]
     prepared = {**model.visual.preprocess_cfg, "size": [size, size] if isinstance(size, int) else list(size)}
     return Backbone(name, model, preprocess, prepared, tokenizer)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, cut: libraries list all that they know."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def _own_text_tower(folder: Path) -> dict[str, Any]:
@@ -218,12 +293,19 @@ def _load_timm(name: str) -> Backbone:
     import timm
 
     source, overlay = timm_source(name)
+    weights = overlay.pop("file", None)
+    if source.startswith("local-dir:"):
+        weights = weights_in(Path(source.removeprefix("local-dir:")))
     try:
-        model = timm.create_model(source, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+        if weights:
+            model = timm_model(name, source, overlay, Path(weights))
+        else:
+            model = timm.create_model(source, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+    except InputError:
+        raise
     except Exception as error:  # timm, the Hub's client and torch each have their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{name}: timm cannot load it ({reason}); give timm:model.tag, timm:folder or timm:model@weights.safetensors"
+            f"{name}: timm cannot load it ({_reason(error)}); give timm:model.tag, timm:folder or timm:model@weights.safetensors"
         ) from None
     config = timm.data.resolve_model_data_config(model)
     prepared = {**config, "size": list(config["input_size"][1:])}

@@ -17,7 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from huggingface_hub import ModelCard
 from torch import nn
 
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, checked_digest, load_referenced
 from .carded import CardedModel
 from .cards.lads import lads_card
 from .errors import InputError
@@ -72,6 +72,7 @@ class LADSClassifier(CardedModel):
         self.register_buffer("zero_shot_text", torch.zeros(len(classes), dim))
         self.register_buffer("domain_text", torch.zeros(len(domain_names), len(classes), dim))
         self._backbone: Backbone | None = None  # no module of ours: it is neither saved nor trained
+        self._folder: Path | None = None  # from which it was loaded, beside which its backbone may lie
 
     @classmethod
     def assemble(
@@ -119,6 +120,7 @@ class LADSClassifier(CardedModel):
         model = super().from_pretrained(name, **settings)
         left = [key for key, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
         assert not left, f"not loaded: {left}"
+        model._folder = Path(name)
         return model
 
     def card(self, name: str) -> ModelCard:
@@ -129,19 +131,13 @@ class LADSClassifier(CardedModel):
     def backbone(self) -> Backbone:
         """What embeds pictures. Raises InputError if none was named, or if its weights are others than in training."""
         if self._backbone is None:
-            if self.config.backbone is None:
-                raise InputError("this classifier names no backbone: give embeddings, or set classifier.backbone")
-            self.backbone = load_backbone(self.config.backbone, self.device)
+            config = self.config
+            self._backbone = load_referenced(config.backbone, config.weights_digest, self.device, self._folder)
         return self._backbone
 
     @backbone.setter
     def backbone(self, backbone: Backbone) -> None:
-        wanted = self.config.weights_digest
-        if wanted and backbone.weights != wanted:
-            raise InputError(
-                f"{backbone.name}: its weights are not those that this classifier was trained on; give the same backbone"
-            )
-        self._backbone = backbone
+        self._backbone = checked_digest(backbone, self.config.weights_digest)
 
     @torch.no_grad()
     def embed(self, images: Any, batch_size: int = 32) -> torch.Tensor:
@@ -153,7 +149,9 @@ class LADSClassifier(CardedModel):
         if is_table(images):
             return unit_rows(self._embeddings(images)).to(self.device)
         if images is None or isinstance(images, (Mapping, set)):
-            raise InputError(f"images: {type(images).__name__}; give pictures, paths, or embeddings (N, {self.config.dim})")
+            raise InputError(
+                f"images: {type(images).__name__}; give pictures, paths, or embeddings (N, {self.config.dim})"
+            )
         one = isinstance(images, (str, Path)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
         images = [images] if one else list(images)
         parts = [self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)]

@@ -15,6 +15,7 @@ import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from huggingface_hub import ModelCard
 
+from .backbones import Backbone, checked_digest, load_referenced
 from .carded import CardedModel
 from .cards.incremental import mixture_card
 from .errors import InputError
@@ -111,12 +113,35 @@ class VMFMixtureClassifier(CardedModel):
         self._ready: Predictor | None = None
         self._scores: Scores | None = None
         self._warned = False
+        self._backbone: Backbone | None = None  # neither saved nor trained
+        self._folder: str | Path | None = None  # from which it was loaded, beside which its backbone may lie
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
         """Load from a folder or the Hub, as every diffusers model; a `torch_dtype` is ignored, statistics stay exact."""
         options.pop("torch_dtype", None)
-        return super().from_pretrained(*arguments, **options)
+        loaded = super().from_pretrained(*arguments, **options)
+        loaded._folder = arguments[0] if arguments else options.get("pretrained_model_name_or_path")
+        return loaded
+
+    @classmethod
+    def of(cls, backbone: Backbone, **settings: Any) -> "VMFMixtureClassifier":
+        """Return a classifier of a backbone's embeddings, which notes whose they are and checks it when loaded again."""
+        made = cls(backbone.width, **settings, encoder=backbone.name, encoder_digest=backbone.weights)
+        made._backbone = backbone
+        return made
+
+    @property
+    def backbone(self) -> Backbone:
+        """What embeds pictures, `encoder`, loaded when asked for. Raises InputError if its weights are others than in training."""
+        if self._backbone is None:
+            config = self.config
+            self._backbone = load_referenced(config.encoder, config.encoder_digest, "cpu", self._folder)
+        return self._backbone
+
+    @backbone.setter
+    def backbone(self, backbone: Backbone) -> None:
+        self._backbone = checked_digest(backbone, self.config.encoder_digest)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_ready": None, "_scores": None}  # copies lay out their own
@@ -193,7 +218,9 @@ class VMFMixtureClassifier(CardedModel):
         """Return the share of rows (N, dim) that are predicted as their labels say, 0 to 1."""
         predicted, wanted = self.predict(features).tolist(), as_labels(labels)
         if len(predicted) != len(wanted) or not wanted:
-            raise InputError(f"score: {len(predicted)} rows of features and {len(wanted)} labels; give one label per row")
+            raise InputError(
+                f"score: {len(predicted)} rows of features and {len(wanted)} labels; give one label per row"
+            )
         check_kind(wanted, self._labels)
         return sum(map(operator.eq, predicted, wanted)) / len(wanted)
 
@@ -287,7 +314,9 @@ class VMFMixtureClassifier(CardedModel):
         """
         if not self.calibrated_ and not self._warned:
             self._warned = True
-            warnings.warn(f"predict_proba: {calibration_text(self.learnt, len(self._labels))}", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"predict_proba: {calibration_text(self.learnt, len(self._labels))}", UserWarning, stacklevel=2
+            )
         scores = self.decision_function(features).double() * self.learnt.temperature
         return scores.softmax(1).numpy()
 

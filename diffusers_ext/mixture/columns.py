@@ -35,14 +35,18 @@ class Columns(nn.Module):
             spread = disparity(found)
             self.scales = found if self.wanted or (self.wanted is None and spread > LIMIT) else None
             if self.wanted is None and self.scales is not None:
-                _warn(f"columns differ {spread:.0f}-fold in scale: each is divided by its root mean square in this session")
+                _warn(
+                    f"columns differ {spread:.0f}-fold in scale: each is divided by its root mean square in this session"
+                )
         elif self.scales is not None:
             self.scales = torch.where(self.scales > 0, self.scales, found)
         left = disparity(found if self.scales is None else found / self._divisors)
         if left > LIMIT and self.wanted is not True and self.scales is None:
             _warn(f"columns differ {left:.0f}-fold in scale, so the largest decide; give standardise=True")
         elif left > LIMIT and not first:
-            _warn(f"columns differ {left:.0f}-fold from the scale of the first session; were these features made alike?")
+            _warn(
+                f"columns differ {left:.0f}-fold from the scale of the first session; were these features made alike?"
+            )
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows (N, D) float32 with their columns scaled."""

@@ -1,7 +1,7 @@
 """What a session may be given as: features and labels in the forms people have them, checked before anything is learnt."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
