@@ -90,11 +90,17 @@ class Backbone:
         return {"weights": self.weights, "structure": structure, "prepared": self.prepared, "dtype": str(self.dtype)}
 
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Any]) -> torch.Tensor:
+    def embed_images(self, images: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
         """Return the embeddings of PIL images, paths, files, tensors (3, H, W) or arrays (H, W, 3): (N, D) float32, on the model's device.
 
-        Raises InputError naming a file that cannot be decoded.
+        At most batch_size pictures are decoded and in memory at once. Raises InputError naming a file that cannot be decoded.
         """
+        if not len(images):
+            return torch.empty(0, self.width, device=self.device)
+        firsts = range(0, len(images), batch_size)
+        return torch.cat([self._embed(images[first : first + batch_size]) for first in firsts])
+
+    def _embed(self, images: Sequence[Any]) -> torch.Tensor:
         pixels = torch.stack([self.preprocess(self.picture(image)) for image in images])
         pixels = pixels.to(self.device, self.dtype, memory_format=torch.channels_last)
         if self.has_text:
@@ -152,10 +158,32 @@ def features(
     def encode(positions: range) -> torch.Tensor:
         with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter
             pictures = list(pool.map(backbone.picture, [new[position][1] for position in positions]))
-        return backbone.embed_images(pictures)
+        return backbone.embed_images(pictures, batch_size)
 
-    store.fill([key for key, _ in new], Batches(len(new), batch_size, encode), show)
+    try:
+        store.fill([key for key, _ in new], Batches(len(new), batch_size, encode), show)
+    except InputError:
+        check_readable(backbone, [file for _, file in new])
+        raise
     return np.stack([store[key].numpy() for key in keys]) if keys else np.empty((0, backbone.width), np.float32)
+
+
+def check_readable(backbone: Backbone, files: Sequence[File]) -> None:
+    """Raise InputError naming all files that cannot be decoded, so that they can be fixed at once."""
+
+    def problem(file: File) -> str | None:
+        try:
+            backbone.picture(file)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(4) as pool:
+        problems = [problem for problem in pool.map(problem, files) if problem]
+    if problems:
+        more = [f"{len(problems)} pictures cannot be read"] if len(problems) > 1 else []
+        hidden = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise InputError("; ".join([*more, *problems[:10], *hidden]))
 
 
 def is_open_clip(name: str) -> bool:
@@ -215,9 +243,10 @@ def located(name: str, beside: str | Path | None = None) -> str:
     source, *settings = rest.split(",") if kind else [rest]
     architecture, at, weights = source.partition("@") if kind else ("", "", source)
     path = weights if at else source
-    if not (at or _is_path(path, bool(kind))):
+    places = _places(path, beside)
+    if not (at or _is_path(path, bool(kind)) or (path and any(place.is_dir() for place in places))):
         return name
-    there = [place for place in _places(path, beside) if place.exists()]
+    there = [place for place in places if place.exists()]
     if not there:
         what = f"no file {path} of safetensors" if at else f"{path}: not found"
         raise InputError(
@@ -233,7 +262,10 @@ def _places(path: str, beside: str | Path | None) -> list[Path]:
     if beside is None:
         return [given]
     folder = Path(beside).resolve()
-    return [given, folder / given, folder.parent / given, folder / given.name, folder.parent / given.name]
+    own = [folder / given, folder.parent / given, folder / given.name, folder.parent / given.name]
+    return (
+        [own[0], given, *own[1:]] if given.name == str(given) else [given, *own]
+    )  # a bare name: the folder's own first
 
 
 def _is_path(name: str, of_timm: bool) -> bool:

@@ -154,7 +154,10 @@ class LADSClassifier(CardedModel):
             )
         one = isinstance(images, (str, Path)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
         images = [images] if one else list(images)
-        parts = [self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)]
+        parts = [
+            self.backbone.embed_images(images[at : at + batch_size], batch_size)
+            for at in range(0, len(images), batch_size)
+        ]
         if not parts:
             raise InputError("no images to classify")
         if parts[0].shape[1] != self.config.dim:
