@@ -163,7 +163,7 @@ def features(
     try:
         store.fill([key for key, _ in new], Batches(len(new), batch_size, encode), show)
     except InputError:
-        check_readable(backbone, [file for _, file in new])
+        check_readable(backbone, [file for key, file in zip(keys, files) if key in missing])
         raise
     return np.stack([store[key].numpy() for key in keys]) if keys else np.empty((0, backbone.width), np.float32)
 
