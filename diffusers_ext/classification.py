@@ -28,8 +28,14 @@ TABLES = ("metadata.jsonl", "metadata.csv")
 class PictureClassifier(Protocol):
     """What classifies embeddings of pictures: LADSClassifier or VMFMixtureClassifier behind one face."""
 
-    backbone: Backbone
-    classes: list[Any]
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    @property
+    def classes(self) -> list[Any]: ...
 
     def __call__(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]: ...
 
@@ -116,8 +122,7 @@ def class_name(name: str) -> str:
 
 def identity(classifier: PictureClassifier, settings: Mapping[str, Any]) -> str:
     """Return a digest of all that rows depend on."""
-    model = classifier.model  # type: ignore[attr-defined]
-    about = [digest_of_tensors([model]), classifier.backbone.weights, classifier.classes, dict(settings)]
+    about = [digest_of_tensors([classifier.model]), classifier.backbone.weights, classifier.classes, dict(settings)]
     return digest_of(json.dumps(about, default=str))[:KEY]
 
 
@@ -141,7 +146,7 @@ def find_pictures(path: Path) -> Pictures:
     inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file.relative_to(path))]
     pictures = [file for file in inside if is_picture(file.name) or _opens(file)]
     others = sorted(set(inside) - set(pictures))
-    notes = [f"{len(others)} files are no pictures and left out: {_some(others)}"] if others else []
+    notes = [f"files left out, which are no pictures ({len(others)}): {_some(others)}"] if others else []
     if not pictures:
         raise InputError(f"{path}: holds no pictures{': ' + notes[0] if notes else ''}")
     if any(file.parent == path for file in pictures):

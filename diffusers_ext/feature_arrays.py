@@ -137,13 +137,16 @@ def _plain(array: np.ndarray, name: str, columns: Sequence[str], first: int = 0)
     except (TypeError, ValueError):
         pass
     cells = ((place, value) for place, value in np.ndenumerate(array) if not _is_number(value))
-    place, value = next(cells, ((0,), array))
-    column = f", column {columns[place[1]] if columns else place[1]!r}" if len(place) > 1 else ""
+    place, value = next(cells, ((0, 0), array))
+    column = f", column {columns[place[1]] if columns else place[1]!r}" if array.ndim > 1 else ""
     raise InputError(f"{name}, row {first + place[0]}{column}: {str(value)[:40]!r} is no number; leave it out")
 
 
 def _is_number(value: Any) -> bool:
+    if isinstance(value, (str, bytes, complex)):
+        return False
     try:
-        return not isinstance(value, (str, bytes, complex)) and np.isreal(float(value))
+        float(value)
     except (TypeError, ValueError):
         return False
+    return True

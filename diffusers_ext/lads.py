@@ -17,7 +17,8 @@ from diffusers.configuration_utils import register_to_config
 from huggingface_hub import ModelCard
 from torch import nn
 
-from .backbones import Backbone, checked_digest, load_referenced
+from .backbone_owner import BackboneOwner
+from .backbones import Backbone
 from .carded import CardedModel
 from .cards.lads import lads_card
 from .errors import InputError
@@ -39,7 +40,7 @@ class Prediction(NamedTuple):
     domains: list[str]
 
 
-class LADSClassifier(CardedModel):
+class LADSClassifier(BackboneOwner, CardedModel):
     """A probe, its augmentation networks, and the text they were made with.
 
     dim: D, of the embeddings. classes: names, in the order of the probabilities. domains: the declaration, see
@@ -48,6 +49,8 @@ class LADSClassifier(CardedModel):
     that an image is told to be of, in order. temperatures: factors of zero-shot cosines and of the probe's logits for the
     calibrated head. training: options, counts, and the table; the card shows them.
     """
+
+    named_by = ("backbone", "weights_digest")
 
     @register_to_config
     def __init__(
@@ -71,8 +74,6 @@ class LADSClassifier(CardedModel):
         self.bank = AugmentationBank(networks, dim, hidden_dim, residual)
         self.register_buffer("zero_shot_text", torch.zeros(len(classes), dim))
         self.register_buffer("domain_text", torch.zeros(len(domain_names), len(classes), dim))
-        self._backbone: Backbone | None = None  # no module of ours: it is neither saved nor trained
-        self._folder: Path | None = None  # from which it was loaded, beside which its backbone may lie
 
     @classmethod
     def assemble(
@@ -128,16 +129,8 @@ class LADSClassifier(CardedModel):
         return lads_card(self.config, name)
 
     @property
-    def backbone(self) -> Backbone:
-        """What embeds pictures. Raises InputError if none was named, or if its weights are others than in training."""
-        if self._backbone is None:
-            config = self.config
-            self._backbone = load_referenced(config.backbone, config.weights_digest, self.device, self._folder)
-        return self._backbone
-
-    @backbone.setter
-    def backbone(self, backbone: Backbone) -> None:
-        self._backbone = checked_digest(backbone, self.config.weights_digest)
+    def _backbone_device(self) -> torch.device:
+        return self.device
 
     @torch.no_grad()
     def embed(self, images: Any, batch_size: int = 32) -> torch.Tensor:

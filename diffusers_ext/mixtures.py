@@ -15,7 +15,6 @@ import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from huggingface_hub import ModelCard
 
-from .backbones import Backbone, checked_digest, load_referenced
+from .backbone_owner import BackboneOwner
+from .backbones import Backbone
 from .carded import CardedModel
 from .cards.incremental import mixture_card
 from .errors import InputError
@@ -34,6 +34,7 @@ from .mixture.inputs import (
     as_rows,
     check_kind,
     directions,
+    draw_rows,
     labels_of_batches,
     number,
     pack,
@@ -41,17 +42,16 @@ from .mixture.inputs import (
 )
 from .mixture.memory import Exemplars
 from .mixture.prediction import Predictor
-from .mixture.report import calibration_text, component_rows, is_calibrated
+from .mixture.report import calibration_text, component_rows, is_calibrated, session_row
 from .mixture.settings import check_settings
 from .mixture.spaces import MixtureSpace
 from .mixture.state import MixtureState
-from .randomness import generator
 from .vmf import log_normalizer
 
 SAMPLE = 1024  # rows of a class on which a session in batches is expanded
 
 
-class VMFMixtureClassifier(CardedModel):
+class VMFMixtureClassifier(BackboneOwner, CardedModel):
     """Mixtures of von Mises-Fisher distributions on features (N, dim), for labels of any one JSON type.
 
     memory: exemplars kept in all, as features. jury: samples, of a session and class at most a tenth, that are kept as features
@@ -76,6 +76,8 @@ class VMFMixtureClassifier(CardedModel):
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
     """
+
+    named_by = ("encoder", "encoder_digest")
 
     @register_to_config
     def __init__(
@@ -113,8 +115,6 @@ class VMFMixtureClassifier(CardedModel):
         self._ready: Predictor | None = None
         self._scores: Scores | None = None
         self._warned = False
-        self._backbone: Backbone | None = None  # neither saved nor trained
-        self._folder: str | Path | None = None  # from which it was loaded, beside which its backbone may lie
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "VMFMixtureClassifier":
@@ -130,18 +130,6 @@ class VMFMixtureClassifier(CardedModel):
         made = cls(backbone.width, **settings, encoder=backbone.name, encoder_digest=backbone.weights)
         made._backbone = backbone
         return made
-
-    @property
-    def backbone(self) -> Backbone:
-        """What embeds pictures, `encoder`, loaded when asked for. Raises InputError if its weights are others than in training."""
-        if self._backbone is None:
-            config = self.config
-            self._backbone = load_referenced(config.encoder, config.encoder_digest, "cpu", self._folder)
-        return self._backbone
-
-    @backbone.setter
-    def backbone(self, backbone: Backbone) -> None:
-        self._backbone = checked_digest(backbone, self.config.encoder_digest)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_ready": None, "_scores": None}  # copies lay out their own
@@ -237,8 +225,7 @@ class VMFMixtureClassifier(CardedModel):
         sizes = Counter(label for labels in order for label in labels)
         if not sizes:
             return self
-        draws = {each: generator(self.config.seed, f"batches {each}", len(self._log)) for each in sizes}
-        kept = {label: draws[label].permutation(size)[:SAMPLE] for label, size in sizes.items()}
+        kept = draw_rows(sizes, SAMPLE, self.config.seed, len(self._log))
         parts = [
             (x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, order, kept)
         ]
@@ -376,22 +363,7 @@ class VMFMixtureClassifier(CardedModel):
 
     def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
-        self._log.append(
-            {
-                "session": len(self._log),
-                "samples": len(features),
-                "session_classes": len(classes.unique()),
-                "classes": len(self._labels),
-                "components": len(self.space.counts),
-                "space": self.learnt.chosen,
-                "score": self.learnt.score,
-                "kappa": self.kappa_,
-                "head": self.head_,
-                "shrinkage": float(self.learnt.choice.setting),
-                "temperature": self.learnt.temperature,
-                "held_out_accuracy": accuracies,
-            }
-        )
+        self._log.append(session_row(self.learnt, len(self._log), classes, len(self._labels), accuracies))
         self._record()
 
     def _record(self) -> None:

@@ -226,7 +226,7 @@ def test_one_bad_picture_costs_its_own_row(run, weeks, tmp_path, capsys):
     found, said = rows(output), capsys.readouterr()
     assert ended.value.code == 2 and "2 of 12 pictures could not be read" in said.err
     assert len(found) == 12 and sum("error" in row for row in found) == 2
-    assert "1 files are no pictures and left out: notes.txt" in said.out
+    assert "files left out, which are no pictures (1): notes.txt" in said.out
     assert {"1.gif", "2.PNG"} <= {row["image"].rsplit("/", 1)[1] for row in found if "label" in row}
 
     shutil.copy(folder / "3.png", folder / "0.png")  # fixed

@@ -64,6 +64,7 @@ class Columns(nn.Module):
 
     @property
     def _divisors(self) -> torch.Tensor:
+        assert self.scales is not None
         return torch.where(self.scales > 0, self.scales, 1.0)
 
 

@@ -1,7 +1,7 @@
 """What a session may be given as: features and labels in the forms people have them, checked before anything is learnt."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..feature_arrays import as_matrix
+from ..randomness import generator
 
 Label = str | int | float | bool
 
@@ -111,6 +112,12 @@ def labels_of_batches(batches: Iterable[tuple[Any, Any]]) -> list[list[Label]]:
         if len(features) != len(found[-1]):
             raise InputError(f"batch {number}: {len(features)} rows of features and {len(found[-1])} labels")
     return found
+
+
+def draw_rows(sizes: Mapping[Label, int], most: int, seed: int, session: int) -> dict[Label, np.ndarray]:
+    """Draw up to `most` of the samples of each label, whose number is given."""
+    draws = {label: generator(seed, f"batches {label}", session) for label in sizes}
+    return {label: draws[label].permutation(size)[:most] for label, size in sizes.items()}
 
 
 def rows_of_batches(

@@ -32,6 +32,26 @@ def component_rows(space: MixtureSpace, labels: list[Label], exemplars: Exemplar
     return rows
 
 
+def session_row(
+    state: MixtureState, session: int, of_samples: torch.Tensor, classes: int, accuracies: dict[str, float]
+) -> dict:
+    """Return the row of a session of samples of classes (N,); accuracies: of spaces and heads on the jury."""
+    return {
+        "session": session,
+        "samples": len(of_samples),
+        "session_classes": len(of_samples.unique()),
+        "classes": classes,
+        "components": len(state.space.counts),
+        "space": state.chosen,
+        "score": state.score,
+        "kappa": float(state.space.kappa),
+        "head": state.head,
+        "shrinkage": float(state.choice.setting),
+        "temperature": state.temperature,
+        "held_out_accuracy": accuracies,
+    }
+
+
 def is_calibrated(state: MixtureState, classes: int) -> bool:
     """Say whether the jury is large enough, and of half the classes or more."""
     jury = state.jury.classes
