@@ -135,6 +135,14 @@ class Pictures:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Classified:
+    """The rows of the pictures asked for, in their order, and how many of other pictures `output` keeps."""
+
+    rows: list[dict[str, Any]]
+    others: int
+
+
 def find_pictures(path: Path) -> Pictures:
     """Return the pictures at a path: a file, all below a folder, or labelled ones; InputError where there are none."""
     if path.is_file() and path.suffix not in (".jsonl", ".csv"):
@@ -167,18 +175,22 @@ def classify(
     top: int,
     batch_size: int,
     show: bool = True,
-) -> list[dict[str, Any]]:
-    """Classify what `output` has no row of yet, a batch at a time, each written before the next begins; return all rows.
+) -> Classified:
+    """Classify what `output` has no row of yet, a batch at a time, each written before the next begins.
 
-    A picture that cannot be read gets a row with "error", and is tried again in the next run. Raises InputError where
+    Rows are looked up by the pictures' content, whatever their names; those of other pictures stay, above. A picture that cannot be read gets a row with "error", and is tried again in the next run. Raises InputError where
     `output` holds anything else, or cannot be written.
     """
     from tqdm import tqdm
 
     keys = {str(file): _key(file) for file in files}
-    done = _read(output, model, keys)
+    earlier = _read(output, model)
+    by_key = {row["key"]: row for row in earlier}
+    done = {image: {**by_key[key], "image": image} for image, key in keys.items() if key in by_key}
+    here = set(keys.values())
+    others = [row for row in earlier if row["key"] not in here and row["image"] not in keys]
     left = [file for file in files if str(file) not in done]
-    _write(output, list(done.values()))
+    _write(output, [*others, *done.values()])
     with open(output, "a", encoding="utf-8") as stream:
         for start in tqdm(range(0, len(left), batch_size), desc="classifying", unit="batch", disable=not show):
             for row in _rows(classifier, left[start : start + batch_size], top):
@@ -187,8 +199,8 @@ def classify(
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             stream.flush()
     rows = [done[str(file)] for file in files]
-    _write(output, rows)
-    return rows
+    _write(output, [*others, *rows])
+    return Classified(rows, len(others))
 
 
 def _rows(classifier: PictureClassifier, batch: Sequence[File], top: int) -> Iterable[dict[str, Any]]:
@@ -217,17 +229,17 @@ def _decoded(backbone: Backbone, file: File) -> Any:
         return f"{file}: cannot be read ({error or type(error).__name__})"
 
 
-def _read(output: Path, model: str, keys: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
-    """Return the rows of an earlier run that still hold, by image; a line cut by a kill and errors are left out."""
-    rows: dict[str, dict[str, Any]] = {}
+def _read(output: Path, model: str) -> list[dict[str, Any]]:
+    """Return the rows of earlier runs; a line cut by a kill and errors are left out. InputError for any other content."""
+    rows: list[dict[str, Any]] = []
     lines = output.read_text(encoding="utf-8").split("\n") if output.exists() else []
     lines = [line for line in lines if line.strip()]
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            image, key, by = row["image"], row["key"], row["model"]
+            _, _, by = row["image"], row["key"], row["model"]
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and isinstance(error, json.JSONDecodeError):
+            if number == len(lines) and number > 1 and isinstance(error, json.JSONDecodeError):
                 continue
             raise InputError(
                 f"{output}:{number}: no row of classify; name another --output, or remove the file"
@@ -236,10 +248,8 @@ def _read(output: Path, model: str, keys: Mapping[str, str | None]) -> dict[str,
             raise InputError(
                 f"{output}:{number}: of another classifier, or other settings; name another --output, or remove the file"
             )
-        if image not in keys:
-            raise InputError(f"{output}:{number}: {image} is none of these pictures; name another --output")
-        if "error" not in row and key == keys[image]:
-            rows[image] = row
+        if "error" not in row:
+            rows.append(row)
     return rows
 
 

@@ -263,15 +263,27 @@ def test_outputs_of_others_are_kept(run, weeks, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
     classified(run, weeks[0] / "red", output)
     before = output.read_bytes()
-    for data, more, message in (
-        (weeks[1] / "red", (), "is none of these pictures"),
-        (weeks[0] / "red", ("--top", "1"), "of another classifier, or other settings"),
-    ):
-        assert message in failure(capsys, "classify", data, "--model", run, "--output", output, *more)
+    message = failure(capsys, "classify", weeks[0] / "red", "--model", run, "--output", output, "--top", "1")
+    assert "of another classifier, or other settings" in message
     assert output.read_bytes() == before
+    found = classified(run, weeks[1] / "red", output)
+    assert found[:10] == [json.loads(line) for line in before.splitlines()] and len(found) == 20
+    assert "also keeps 10 rows of pictures" in capsys.readouterr().out
     output.write_text("my notes\nof today\n")
     assert "no row of classify" in failure(capsys, "classify", weeks[0], "--model", run, "--output", output)
     assert output.read_text() == "my notes\nof today\n"
+
+
+def test_a_renamed_picture_keeps_its_row(run, weeks, tmp_path, monkeypatch):
+    from diffusers_ext.backbones import Backbone
+
+    folder, output = shutil.copytree(weeks[0] / "green", tmp_path / "flat"), tmp_path / "out.jsonl"
+    before = classified(run, folder, output)
+    (folder / "0.png").rename(folder / "z.png")
+    monkeypatch.setattr(Backbone, "_embed", None)  # nothing is left to embed
+    after = classified(run, folder, output)
+    assert [row["label"] for row in after] == [row["label"] for row in before[1:] + before[:1]]
+    assert after[-1]["image"].endswith("z.png") and len(after) == 10
 
 
 def test_what_cannot_classify_is_named(run, weeks, tmp_path, capsys):

@@ -7,7 +7,8 @@
 Pictures are a file, a folder with all in it, or labelled pictures as for training, whose accuracy is then printed by
 domain. Each line of the output is {"image", "key", "model", "label", "probability", "top"}, and "domain" of LADS or
 "component" of an incremental classifier; a picture that cannot be read has "error" instead of "label", and the command then
-ends with exit code 2 when all others are classified. Rows are kept by content: a changed picture is classified again.
+ends with exit code 2 when all others are classified. Rows are looked up by content:
+a changed picture is classified again, a renamed one is not, and rows of other pictures stay.
 """
 
 from dataclasses import dataclass
@@ -48,11 +49,14 @@ def main(options: Options) -> None:
     device = options.device or accelerator
     classifier = load_classifier(options.model, options.head, options.share, options.backbone, device)
     model = identity(classifier, {"head": options.head, "share": options.share, "top": options.top})
-    rows = classify(classifier, pictures.files, Path(options.output), model, options.top, options.batch_size)
+    done = classify(classifier, pictures.files, Path(options.output), model, options.top, options.batch_size)
+    rows = done.rows
     bad = [row for row in rows if "error" in row]
     print(f"{len(rows) - len(bad)} pictures: {options.output}")
     for note in pictures.notes:
         print(f"note: {note}")
+    if done.others:
+        print(f"note: {options.output} also keeps {done.others} rows of pictures that are not among these")
     _print_accuracy(rows, pictures.truth, {str(label) for label in classifier.classes})
     if bad:
         raise InputError(f"{len(bad)} of {len(rows)} pictures could not be read, the first: {bad[0]['error']}")
