@@ -33,6 +33,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
+from .backbone_references import located
+from .backbone_references import timm_source as timm_source
+from .backbone_weights import timm_model, weights_in
 from .cache import Batches, Digests, Store, digest_of, digest_of_file, digest_of_tensors
 from .data.files import File, load
 from .errors import InputError
@@ -90,11 +93,17 @@ class Backbone:
         return {"weights": self.weights, "structure": structure, "prepared": self.prepared, "dtype": str(self.dtype)}
 
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Any]) -> torch.Tensor:
+    def embed_images(self, images: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
         """Return the embeddings of PIL images, paths, files, tensors (3, H, W) or arrays (H, W, 3): (N, D) float32, on the model's device.
 
-        Raises InputError naming a file that cannot be decoded.
+        At most batch_size pictures are decoded and in memory at once. Raises InputError naming a file that cannot be decoded.
         """
+        if not len(images):
+            return torch.empty(0, self.width, device=self.device)
+        firsts = range(0, len(images), batch_size)
+        return torch.cat([self._embed(images[first : first + batch_size]) for first in firsts])
+
+    def _embed(self, images: Sequence[Any]) -> torch.Tensor:
         pixels = torch.stack([self.preprocess(self.picture(image)) for image in images])
         pixels = pixels.to(self.device, self.dtype, memory_format=torch.channels_last)
         if self.has_text:
@@ -152,10 +161,32 @@ def features(
     def encode(positions: range) -> torch.Tensor:
         with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter
             pictures = list(pool.map(backbone.picture, [new[position][1] for position in positions]))
-        return backbone.embed_images(pictures)
+        return backbone.embed_images(pictures, batch_size)
 
-    store.fill([key for key, _ in new], Batches(len(new), batch_size, encode), show)
+    try:
+        store.fill([key for key, _ in new], Batches(len(new), batch_size, encode), show)
+    except InputError:
+        check_readable(backbone, [file for key, file in zip(keys, files) if key in missing])
+        raise
     return np.stack([store[key].numpy() for key in keys]) if keys else np.empty((0, backbone.width), np.float32)
+
+
+def check_readable(backbone: Backbone, files: Sequence[File]) -> None:
+    """Raise InputError naming all files that cannot be decoded, so that they can be fixed at once."""
+
+    def problem(file: File) -> str | None:
+        try:
+            backbone.picture(file)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(4) as pool:
+        problems = [problem for problem in pool.map(problem, files) if problem]
+    if problems:
+        more = [f"{len(problems)} pictures cannot be read"] if len(problems) > 1 else []
+        hidden = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise InputError("; ".join([*more, *problems[:10], *hidden]))
 
 
 def is_open_clip(name: str) -> bool:
@@ -169,9 +200,19 @@ def is_open_clip(name: str) -> bool:
     )
 
 
-def load_backbone(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
-    """Load a model with its trained weights; InputError, saying what a reference may be, where it cannot be had."""
-    backbone = _load_timm(name) if name.startswith("timm:") else _load_open_clip(name)
+def load_backbone(
+    name: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    beside: str | Path | None = None,
+) -> Backbone:
+    """Load a model with its trained weights; InputError, saying what a reference may be, where it cannot be had.
+
+    beside: a folder in which a relative path is looked for too, where it does not lead anywhere from here.
+    """
+    found = located(name, beside)
+    backbone = _load_timm(found) if found.startswith("timm:") else _load_open_clip(found)
+    backbone.name = name
     if dtype != torch.float32:
         _ = backbone.weights  # taken before they are rounded
     backbone.model.to(device, dtype, memory_format=torch.channels_last)  # convolutions on a CPU: two thirds of the time
@@ -196,14 +237,19 @@ def _load_open_clip(name: str) -> Backbone:
     except InputError:
         raise
     except (OSError, RuntimeError, ValueError, UserWarning) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{name}: open_clip cannot load it ({reason}); give a folder with open_clip_config.json and weights, "
+            f"{name}: open_clip cannot load it ({_reason(error)}); give a folder with open_clip_config.json and weights, "
             "hf-hub:owner/name, or model/tag of open_clip.list_pretrained(), or timm:model"
         ) from None
     size = model.visual.preprocess_cfg["size"]
     prepared = {**model.visual.preprocess_cfg, "size": [size, size] if isinstance(size, int) else list(size)}
     return Backbone(name, model, preprocess, prepared, tokenizer)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, cut: libraries list all that they know."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def _own_text_tower(folder: Path) -> dict[str, Any]:
@@ -221,47 +267,20 @@ def _load_timm(name: str) -> Backbone:
     import timm
 
     source, overlay = timm_source(name)
+    weights = overlay.pop("file", None)
+    if source.startswith("local-dir:"):
+        weights = weights_in(Path(source.removeprefix("local-dir:")))
     try:
-        model = timm.create_model(source, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+        if weights:
+            model = timm_model(name, source, overlay, Path(weights))
+        else:
+            model = timm.create_model(source, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+    except InputError:
+        raise
     except Exception as error:  # timm, the Hub's client and torch each have their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{name}: timm cannot load it ({reason}); give timm:model.tag, timm:folder or timm:model@weights.safetensors"
+            f"{name}: timm cannot load it ({_reason(error)}); give timm:model.tag, timm:folder or timm:model@weights.safetensors"
         ) from None
     config = timm.data.resolve_model_data_config(model)
     prepared = {**config, "size": list(config["input_size"][1:])}
     return Backbone(name, model, timm.data.create_transform(**config, is_training=False), prepared)
-
-
-def timm_source(name: str) -> tuple[str, dict[str, Any]]:
-    """Split a reference timm:... into timm's own name of the model and what overrides its pretrained configuration.
-
-    Raises InputError for settings that are not known, no numbers, or a file of weights that is missing or no safetensors.
-    """
-    source, *settings = name.removeprefix("timm:").split(",")
-    architecture, _, weights = source.partition("@")
-    overlay = dict(_setting(name, setting) for setting in settings)
-    if Path(source).is_dir():
-        return f"local-dir:{Path(source).resolve()}", overlay
-    if weights:
-        if not weights.endswith(".safetensors") or not Path(weights).is_file():
-            raise InputError(f"{name}: no file {weights} of safetensors; give timm:model@weights.safetensors")
-        overlay["file"] = weights
-    return architecture, overlay
-
-
-def _setting(name: str, setting: str) -> tuple[str, Any]:
-    key, _, value = setting.partition("=")
-    try:
-        if key == "size":
-            return "input_size", (3, int(value), int(value))
-        if key in ("mean", "std"):
-            numbers = [float(number) for number in value.split("/")]
-            return key, tuple(numbers) if len(numbers) == 3 else (numbers[0] / (numbers[1:] or [1.0])[0],) * 3
-        if key == "crop_pct":
-            return key, float(value)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"{name}: {setting}: no number; write size=224, mean=0.5, std=127/255, crop_pct=1") from None
-    if key != "interpolation":
-        raise InputError(f"{name}: unknown {setting!r}; there are size, mean, std, crop_pct and interpolation")
-    return key, value

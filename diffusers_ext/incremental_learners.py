@@ -25,9 +25,12 @@ def shared_settings(options: Any) -> dict[str, Any]:
 
 
 class FrozenLearner:
-    """The classifier on features (N, D) of all rows of a table. options: of training/train_incremental.py."""
+    """The classifier on features (N, D) of all rows of a table. options: of training/train_incremental.py.
 
-    def __init__(self, options: Any, features: torch.Tensor, table: LabelledImages):
+    digest: of the backbone's weights.
+    """
+
+    def __init__(self, options: Any, features: torch.Tensor, table: LabelledImages, digest: str | None = None):
         self.features, self.names, self.labels = features, np.array(table.labels), table.label_index
         self.classifier = VMFMixtureClassifier(
             features.shape[1],
@@ -40,6 +43,7 @@ class FrozenLearner:
             max_components=options.max_components,
             shrinkage=options.shrinkage,
             encoder=options.backbone,
+            encoder_digest=digest,
         )
 
     def learn(self, session: int, rows: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 The run folder holds `protocol.json` (which classes and domains came when), `metrics.jsonl` (a row per session), `session-3/`
 (the learner after session 3), `results.json`, `baselines.jsonl`, `accuracy.png`, `components.png`, `samples/components.png`, the
-card and the classifier itself; where the backbone learns, `backbone/`, and in `training/session-3/` the steps of session 3.
+card, `pictures.jsonl` (what was learnt and what held out, by content) and the classifier itself; where the backbone learns, `backbone/`, and in `training/session-3/` the steps of session 3.
 """
 
 import json
@@ -31,6 +31,7 @@ from .hub import open_repository
 from .incremental_baselines import baselines
 from .incremental_learners import FrozenLearner
 from .incremental_training import TrainedLearner
+from .incremental_weeks import PICTURES, picture_rows
 from .metrics.incremental import StreamState, evaluate_stream
 from .options import as_dict
 from .provenance import Source, compare, digest_of_values, record_of
@@ -75,7 +76,9 @@ class Run:
             found = features(backbone, self.table.files, cache, self.options.batch_size, show)
             self.features = torch.from_numpy(found)
         if self.options.regime == "frozen":
-            self.learner: FrozenLearner | TrainedLearner = FrozenLearner(self.options, self.features, self.table)
+            self.learner: FrozenLearner | TrainedLearner = FrozenLearner(
+                self.options, self.features, self.table, backbone.weights
+            )
         else:
             self.learner = TrainedLearner(self.options, backbone, self.table)
 
@@ -127,6 +130,8 @@ class Run:
         plot_curves(self.folder / "components.png", grown, "session", "components")
         ours = {**self.state.summary(), "stored_floats": classifier.stored_floats}
         write_atomically(self.folder / "results.json", (json.dumps(ours, indent=1) + "\n").encode())
+        pictures = picture_rows(self.table.samples, self.test, 0)
+        self._write_rows(PICTURES, pictures)
         write_incremental_card(self.folder, ours, self._baselines(), classifier)
 
     def _rivals(self) -> dict:
@@ -180,10 +185,13 @@ class Run:
 
     def _check_resumed(self) -> None:
         folder = self._last_whole()
+        learn = f"to learn new pictures: diffusers-ext learn {self.folder} --data FOLDER"
+        if (self.folder / "weeks").exists():
+            raise InputError(f"{self.folder}: has learnt more since this stream, which would be lost; {learn}")
         if folder and json.loads((folder / "measures.json").read_text(encoding="utf-8"))["stream"] != self._stream:
             options = as_dict(self.options)
             refused = compare(record_of(folder), options, self._sources, options.keys() - INCIDENTAL).refused
-            raise InputError(refusal(folder, refused, "start a new stream in another --output_dir"))
+            raise InputError(refusal(folder, refused, f"start a new stream in another --output_dir; {learn}"))
 
     def _resumed(self) -> StreamState:
         """Return the measures after the last whole session, the learner standing there too; or new ones."""

@@ -12,16 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from huggingface_hub import ModelCard
 from torch import nn
 
-from .backbones import Backbone, load_backbone
+from .backbone_owner import BackboneOwner
+from .backbones import Backbone
 from .carded import CardedModel
 from .cards.lads import lads_card
 from .errors import InputError
+from .feature_arrays import as_matrix, is_table
 from .lads_bank import AugmentationBank, augment
 from .lads_baselines import TEMPERATURE, temperatures
 from .lads_data import Embedded, unit_rows
@@ -39,7 +40,7 @@ class Prediction(NamedTuple):
     domains: list[str]
 
 
-class LADSClassifier(CardedModel):
+class LADSClassifier(BackboneOwner, CardedModel):
     """A probe, its augmentation networks, and the text they were made with.
 
     dim: D, of the embeddings. classes: names, in the order of the probabilities. domains: the declaration, see
@@ -48,6 +49,8 @@ class LADSClassifier(CardedModel):
     that an image is told to be of, in order. temperatures: factors of zero-shot cosines and of the probe's logits for the
     calibrated head. training: options, counts, and the table; the card shows them.
     """
+
+    named_by = ("backbone", "weights_digest")
 
     @register_to_config
     def __init__(
@@ -71,7 +74,6 @@ class LADSClassifier(CardedModel):
         self.bank = AugmentationBank(networks, dim, hidden_dim, residual)
         self.register_buffer("zero_shot_text", torch.zeros(len(classes), dim))
         self.register_buffer("domain_text", torch.zeros(len(domain_names), len(classes), dim))
-        self._backbone: Backbone | None = None  # no module of ours: it is neither saved nor trained
 
     @classmethod
     def assemble(
@@ -119,6 +121,7 @@ class LADSClassifier(CardedModel):
         model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         left = [key for key, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
         assert not left, f"not loaded: {left}"
+        model._folder = Path(name)
         return model
 
     def card(self, name: str) -> ModelCard:
@@ -126,41 +129,28 @@ class LADSClassifier(CardedModel):
         return lads_card(self.config, name)
 
     @property
-    def backbone(self) -> Backbone:
-        """What embeds pictures. Raises InputError if none was named, or if its weights are others than in training."""
-        if self._backbone is None:
-            if self.config.backbone is None:
-                raise InputError("this classifier names no backbone: give embeddings, or set classifier.backbone")
-            self.backbone = load_backbone(self.config.backbone, self.device)
-        return self._backbone
-
-    @backbone.setter
-    def backbone(self, backbone: Backbone) -> None:
-        wanted = self.config.weights_digest
-        if wanted and backbone.weights != wanted:
-            raise InputError(
-                f"{backbone.name}: its weights are not those that this classifier was trained on; give the same backbone"
-            )
-        self._backbone = backbone
+    def _backbone_device(self) -> torch.device:
+        return self.device
 
     @torch.no_grad()
     def embed(self, images: Any, batch_size: int = 32) -> torch.Tensor:
         """Return unit embeddings of images in any form, or check and normalise embeddings: (N, D) float32.
 
-        Raises InputError for embeddings of another size, or that are not finite.
+        Embeddings may be any table of numbers that `feature_arrays` reads, such as a data frame. Raises InputError for
+        those of another size, or that are not finite, and for one grey picture, which looks like a table.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 2:
-            images = torch.from_numpy(images)
-        if isinstance(images, torch.Tensor) and images.ndim == 2:
-            if images.shape[1] != self.config.dim:
-                raise InputError(
-                    f"embeddings have {images.shape[1]} dimensions, this classifier {self.config.dim}; embed with "
-                    f"{self.config.backbone or 'the backbone it was trained on'}"
-                )
-            return unit_rows(images).to(self.device)
+        if is_table(images):
+            return unit_rows(self._embeddings(images)).to(self.device)
+        if images is None or isinstance(images, (Mapping, set)):
+            raise InputError(
+                f"images: {type(images).__name__}; give pictures, paths, or embeddings (N, {self.config.dim})"
+            )
         one = isinstance(images, (str, Path)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
         images = [images] if one else list(images)
-        parts = [self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)]
+        parts = [
+            self.backbone.embed_images(images[at : at + batch_size], batch_size)
+            for at in range(0, len(images), batch_size)
+        ]
         if not parts:
             raise InputError("no images to classify")
         if parts[0].shape[1] != self.config.dim:
@@ -194,6 +184,15 @@ class LADSClassifier(CardedModel):
     def augment(self, images: Any, batch_size: int = 32) -> torch.Tensor:
         """Return where each network moves images or embeddings to: unit rows (K, N, D), in the order of the targets."""
         return augment(copy.deepcopy(self.bank).float(), self.embed(images, batch_size))
+
+    def _embeddings(self, table: Any) -> torch.Tensor:
+        rows = as_matrix(table, "embeddings", f"(N, {self.config.dim})")
+        if len(rows) and rows.shape[1] != self.config.dim:
+            raise InputError(
+                f"embeddings have {rows.shape[1]} dimensions, this classifier {self.config.dim}; embed with "
+                f"{self.config.backbone or 'the backbone it was trained on'}"
+            )
+        return rows if len(rows) else rows.new_zeros(0, self.config.dim)
 
     def _check_head(self, head: str, share: float) -> None:
         if head not in HEADS:

@@ -11,6 +11,8 @@ then learns, then reduces them, and rewrites a memory that is balanced across cl
 open is decided, and said, in mixture/em.py, mixture/reduction.py and mixture/memory.py; mixture/state.py is the session.
 """
 
+import operator
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
@@ -21,15 +23,19 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from huggingface_hub import ModelCard
 
+from .backbone_owner import BackboneOwner
+from .backbones import Backbone
 from .carded import CardedModel
 from .cards.incremental import mixture_card
 from .errors import InputError
-from .mixture.heads import HEADS, Scores
+from .mixture.heads import Scores
 from .mixture.inputs import (
     Label,
-    as_features,
-    check_choice,
+    as_labels,
+    as_rows,
     check_kind,
+    directions,
+    draw_rows,
     labels_of_batches,
     number,
     pack,
@@ -37,18 +43,16 @@ from .mixture.inputs import (
 )
 from .mixture.memory import Exemplars
 from .mixture.prediction import Predictor
-from .mixture.report import component_rows
-from .mixture.scores import SCORES
+from .mixture.report import calibration_text, component_rows, is_calibrated, session_row
+from .mixture.settings import check_settings
 from .mixture.spaces import MixtureSpace
 from .mixture.state import MixtureState
-from .mixture.sums import SPACES
-from .randomness import generator
 from .vmf import log_normalizer
 
 SAMPLE = 1024  # rows of a class on which a session in batches is expanded
 
 
-class VMFMixtureClassifier(CardedModel):
+class VMFMixtureClassifier(BackboneOwner, CardedModel):
     """Mixtures of von Mises-Fisher distributions on features (N, dim), for labels of any one JSON type.
 
     memory: exemplars kept in all, as features. jury: samples, of a session and class at most a tenth, that are kept as features
@@ -62,11 +66,19 @@ class VMFMixtureClassifier(CardedModel):
     predicting, as many pseudo-samples; 0 is the paper's rule, None lets the jury choose. Without a jury score "auto" is
     "plugin", and None is 0. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac",
     "pooled" of mixture and ranpac, or "auto", which of them the jury finds best, see mixture.heads; components, densities and the
-    report are the mixture's in any case. encoder: what the features are of, a backbone's name, for the card and the loader.
+    report are the mixture's in any case. standardise: divide each column by its root mean square in the first session before
+    rows get unit length; None does so, with a warning, where columns differ more than a hundredfold, see mixture.columns.
+    encoder: what the features are of, a backbone's name, for the card and the loader; encoder_digest: of its weights.
+
+    Until there is a jury, that is until ten samples of a class have come, in one session or in several smaller ones, the plain
+    space and density predict, linear heads choose their ridge by generalised cross-validation, "pooled" is the mean of both
+    heads at equal spread, and probabilities are not calibrated.
     labels, log and grown are what growth left in the configuration: leave them out.
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
     """
+
+    named_by = ("encoder", "encoder_digest")
 
     @register_to_config
     def __init__(
@@ -90,29 +102,20 @@ class VMFMixtureClassifier(CardedModel):
         head: str = "mixture",
         projections: int = 2000,
         encoder: str | None = None,
+        encoder_digest: str | None = None,
+        standardise: bool | None = None,
         labels: list[Label] | None = None,
         log: list[dict] | None = None,
         grown: dict | None = None,
     ):
         super().__init__()
-        check_choice("transform", transform, tuple(SPACES))
-        check_choice("estep", estep, ("soft", "hard"))
-        check_choice("reduction", reduction, ("evidence", "icl", "kl", "cosine"))
-        check_choice("weights", weights, ("uniform", "counts"))
-        check_choice("score", score, tuple(SCORES))
-        check_choice("head", head, tuple(HEADS))
-        if head != "mixture" and transform == "none":
-            raise InputError(f'head "{head}" needs the covariance of transform "auto" or "whiten", and "none" has none')
-        if dim < 2 or min(memory, jury) < 0 or min(k_new, n_min, max_components) < 1 or alpha <= 0:
-            raise InputError(
-                "dim must be 2 or more; k_new, n_min and max_components 1 or more; alpha positive; memory and jury 0 or more"
-            )
-        if not jury and (transform == "auto" or head == "auto"):
-            raise InputError("without a jury nothing chooses: give transform and head, or a jury above 0")
+        self._settle_settings()
+        check_settings(self.config)
         self.learnt = MixtureState(self.config)
         self._labels, self._log = list(labels or []), list(log or [])
         self._ready: Predictor | None = None
         self._scores: Scores | None = None
+        self._warned = False
 
     @classmethod
     def from_pretrained(
@@ -120,7 +123,16 @@ class VMFMixtureClassifier(CardedModel):
     ) -> "VMFMixtureClassifier":
         """Load from a folder or the Hub, as every diffusers model; a `torch_dtype` is ignored, statistics stay exact."""
         kwargs.pop("torch_dtype", None)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded._folder = pretrained_model_name_or_path
+        return loaded
+
+    @classmethod
+    def of(cls, backbone: Backbone, **settings: Any) -> "VMFMixtureClassifier":
+        """Return a classifier of a backbone's embeddings, which notes whose they are and checks it when loaded again."""
+        made = cls(backbone.width, **settings, encoder=backbone.name, encoder_digest=backbone.weights)
+        made._backbone = backbone
+        return made
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_ready": None, "_scores": None}  # copies lay out their own
@@ -145,6 +157,11 @@ class VMFMixtureClassifier(CardedModel):
     def head_(self) -> str:
         """What predicts now: "mixture", "lda", "ridge", "ranpac" or "pooled"."""
         return self.learnt.head
+
+    @property
+    def calibrated_(self) -> bool:
+        """Whether the jury is large enough for probabilities to be believed: 30 samples, and of half the classes."""
+        return is_calibrated(self.learnt, len(self._labels))
 
     @property
     def exemplars(self) -> Exemplars:
@@ -180,11 +197,23 @@ class VMFMixtureClassifier(CardedModel):
         Raises InputError for zero or infinite rows, another dimension, labels of another type than before. A session given
         twice counts twice: it adds no components, and predictions hardly move.
         """
-        features = as_features(features, self.config.dim)
-        classes, self._labels = number(labels, len(features), self._labels)
-        if len(features):
-            self._learn(features, classes)
+        rows = as_rows(features, self.config.dim)
+        classes, known = number(labels, len(rows), self._labels)
+        directions(rows)  # refused before anything is learnt
+        if len(rows):
+            self._start(rows, known)
+            self._learn(self._unit(rows), classes)
         return self
+
+    def score(self, features: Any, labels: Any) -> float:
+        """Return the share of rows (N, dim) that are predicted as their labels say, 0 to 1."""
+        predicted, wanted = self.predict(features).tolist(), as_labels(labels)
+        if len(predicted) != len(wanted) or not wanted:
+            raise InputError(
+                f"score: {len(predicted)} rows of features and {len(wanted)} labels; give one label per row"
+            )
+        check_kind(wanted, self._labels)
+        return sum(map(operator.eq, predicted, wanted)) / len(wanted)
 
     def partial_fit_batches(self, batches: Iterable[tuple[Any, Any]]) -> "VMFMixtureClassifier":
         """Learn one session that does not fit in memory, from batches of (features, labels) that can be read several times.
@@ -199,14 +228,14 @@ class VMFMixtureClassifier(CardedModel):
         sizes = Counter(label for labels in order for label in labels)
         if not sizes:
             return self
-        draws = {each: generator(self.config.seed, f"batches {each}", len(self._log)) for each in sizes}
-        kept = {label: draws[label].permutation(size)[:SAMPLE] for label, size in sizes.items()}
+        kept = draw_rows(sizes, SAMPLE, self.config.seed, len(self._log))
         parts = [
             (x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, order, kept)
         ]
-        features, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
-        classes, self._labels = number(labels, len(features), self._labels)
-        self._learn(features, classes)
+        rows, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
+        classes, known = number(labels, len(rows), self._labels)
+        self._start(rows, known)
+        self._learn(self._unit(rows), classes)
         if any(size > SAMPLE for size in sizes.values()):
             self._count_others(batches, order, kept)
         return self
@@ -231,6 +260,9 @@ class VMFMixtureClassifier(CardedModel):
         Statistics add up; components of a class that both know are then reduced. κ is the mean of both, weighted by
         samples, until the next session; both juries choose space, shrinkage, temperature and head together.
         """
+        if not isinstance(other, VMFMixtureClassifier) or other is self:
+            raise InputError("merge takes one other VMFMixtureClassifier; call it once for each")
+        self.learnt.columns.check_mergeable(other.learnt.columns)
         if self._kind() != other._kind():
             raise InputError(
                 "merge: dim, transform or head of the two classifiers differ, or the draw of their projections"
@@ -251,8 +283,9 @@ class VMFMixtureClassifier(CardedModel):
         predictor, heads = self._predictor(), self.learnt.whole.heads
         if self._scores is None:
             mixture, temperature = predictor.class_scores, float(self.learnt.choice.temperature)
-            self._scores = mixture if heads is None else heads.scores(mixture, temperature)
-        return self._scores(as_features(features, self.config.dim))
+            judged = len(self.learnt.jury.classes) > 0
+            self._scores = mixture if heads is None else heads.scores(mixture, temperature, judged)
+        return self._scores(self._rows(features))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`decision_function`, for who composes modules."""
@@ -262,17 +295,25 @@ class VMFMixtureClassifier(CardedModel):
         """Return the most probable label of each row, (N,)."""
         if self.head_ != "mixture":
             return self.classes_[self.decision_function(features).argmax(1).numpy()]
-        return self.classes_[self._predictor().winners(as_features(features, self.config.dim)).numpy()]
+        return self.classes_[self._predictor().winners(self._rows(features)).numpy()]
 
     def predict_proba(self, features: Any) -> np.ndarray:
-        """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on the jury."""
+        """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on the jury.
+
+        Warns once for each state that is not `calibrated_`.
+        """
+        if not self.calibrated_ and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"predict_proba: {calibration_text(self.learnt, len(self._labels))}", UserWarning, stacklevel=2
+            )
         scores = self.decision_function(features).double() * self.learnt.temperature
         return scores.softmax(1).numpy()
 
     def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
         """Return the id of each row's component, (N,) int64: the closest of its class where labels are given (equation 6),
         else the most probable of all. Ids are never used again."""
-        features = as_features(features, self.config.dim)
+        features = self._rows(features)
         if labels is None:
             return self.space.ids[self._predictor().components(features)].numpy()
         classes, labels = number(labels, len(features), self._labels)
@@ -285,7 +326,7 @@ class VMFMixtureClassifier(CardedModel):
     def score_samples(self, features: Any) -> np.ndarray:
         """Return ln p(z) with equally likely classes, (N,) float64: low values are novel. Comparable within one session only."""
         density = float(log_normalizer(torch.tensor(self.kappa_), self.config.dim))
-        scores = self._predictor().class_scores(as_features(features, self.config.dim)).double()
+        scores = self._predictor().class_scores(self._rows(features)).double()
         return (scores.logsumexp(1) + density - np.log(len(self._labels))).numpy()
 
     def report(self) -> list[dict]:
@@ -305,29 +346,33 @@ class VMFMixtureClassifier(CardedModel):
 
     # How.
 
+    def _settle_settings(self) -> None:
+        """Take numpy's numbers as Python's own, which the configuration can be written with."""
+        self.register_to_config(
+            **{name: value.item() for name, value in self.config.items() if isinstance(value, np.generic)}
+        )
+
+    def _start(self, rows: torch.Tensor, known: list[Label]) -> None:
+        """Begin a session with rows (N, dim) as they came, after which `known` are the classes."""
+        self.learnt.columns.learn(rows, first=not self._labels)
+        self._labels = known
+
+    def _rows(self, features: Any) -> torch.Tensor:
+        """Return features as they are learnt: checked, their columns scaled, of unit length."""
+        return self._unit(as_rows(features, self.config.dim))
+
+    def _unit(self, rows: torch.Tensor) -> torch.Tensor:
+        return directions(self.learnt.columns(rows))
+
     def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
         accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
-        self._log.append(
-            {
-                "session": len(self._log),
-                "samples": len(features),
-                "session_classes": len(classes.unique()),
-                "classes": len(self._labels),
-                "components": len(self.space.counts),
-                "space": self.learnt.chosen,
-                "score": self.learnt.score,
-                "kappa": self.kappa_,
-                "head": self.head_,
-                "shrinkage": float(self.learnt.choice.setting),
-                "temperature": self.learnt.temperature,
-                "held_out_accuracy": accuracies,
-            }
-        )
+        self._log.append(session_row(self.learnt, len(self._log), classes, len(self._labels), accuracies))
         self._record()
 
     def _record(self) -> None:
         """Write what grew into the configuration, from which a loaded classifier is built."""
         self._ready = self._scores = None
+        self._warned = False
         log = [dict(row) for row in self._log]
         self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
 
@@ -349,6 +394,6 @@ class VMFMixtureClassifier(CardedModel):
         """Count the samples on which the session was not expanded."""
         for features, labels, rows in rows_of_batches(batches, self.config.dim, order, kept, others=True):
             classes, _ = number([labels[row] for row in rows], len(rows), self._labels)
-            self.learnt.count(features[rows], classes)
+            self.learnt.count(self._unit(features[rows]), classes)
             self._log[-1]["samples"] += len(rows)
         self._record()

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from . import randomness
 from .errors import InputError
+from .feature_arrays import as_matrix
 
 ROWS, COLUMNS = 1024, 16384  # similarities in memory at a time: 64 MiB
 LEVELS = 10**9  # a voter's weight is 10^(9-c), an integer, and zero from c = 10 on: no order of summation can matter
@@ -82,12 +83,9 @@ def check(n: int, count: int, k: int, shards: np.ndarray | None = None) -> list[
 
 def unit_rows(embeddings: np.ndarray | torch.Tensor, centre: bool = False, source: str = "embeddings") -> torch.Tensor:
     """Return embeddings of length 1, (n, d), float32; InputError names the source and the first without direction."""
-    rows = torch.as_tensor(embeddings)
-    if rows.ndim != 2 or not rows.is_floating_point():
-        raise InputError(
-            f"{source}: {tuple(rows.shape)}, {rows.dtype}; give floating-point rows, (prompts, dimensions)"
-        )
-    rows = rows.detach().cpu().float()
+    if "int" in str(getattr(embeddings, "dtype", "")):
+        raise InputError(f"{source}: {embeddings.dtype}; give floating-point rows, (prompts, dimensions)")
+    rows = as_matrix(embeddings, source, "floating-point rows, (prompts, dimensions)")
     if centre:
         rows = rows - rows.mean(0, dtype=torch.float64).float()
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -1,15 +1,17 @@
 """Backbones by reference: the same embeddings as their libraries', each picture encoded once."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from diffusers_ext import VMFMixtureClassifier
 from diffusers_ext.backbones import features, load_backbone, timm_source
 from diffusers_ext.errors import InputError
 
@@ -85,7 +87,9 @@ def test_every_picture_is_encoded_once(backbone, pictures, tmp_path, monkeypatch
     calls = []
     embed = type(backbone).embed_images
     monkeypatch.setattr(
-        type(backbone), "embed_images", lambda self, images: calls.append(len(images)) or embed(self, images)
+        type(backbone),
+        "embed_images",
+        lambda self, images, *more: calls.append(len(images)) or embed(self, images, *more),
     )
     np.testing.assert_array_equal(features(backbone, pictures[::-1], tmp_path), found[::-1])
     assert calls == []
@@ -160,3 +164,114 @@ def test_open_clip_folders(tmp_path):
         wanted = F.normalize(model.eval().encode_text(open_clip.get_tokenizer("ViT-B-32")(texts, 16)), dim=1)
     torch.testing.assert_close(plain.embed_texts(texts), wanted)
     torch.testing.assert_close(plain.embed_images([Image.new("RGB", (32, 32))]).norm(), torch.tensor(1.0))
+
+
+def changed(weights, path, change) -> str:
+    """A reference to the file of weights after a change of its dictionary."""
+    save_file(change(load_file(weights)), path)
+    return f"timm:{TIMM}@{path},size=32"
+
+
+FITTING = {
+    "a trainer's prefix": lambda state: {f"model.{name}": value for name, value in state.items()},
+    "a deep prefix and a loss": lambda state: {
+        **{f"student.net.{name}": value for name, value in state.items()},
+        "loss.scale": torch.ones(1),
+    },
+    "no classifier": lambda state: {name: value for name, value in state.items() if not name.startswith("classifier")},
+    "a head of its own": lambda state: {**state, "projection.weight": torch.ones(3, 3)},
+}
+UNFIT = {
+    "one weight less": (lambda state: {name: state[name] for name in sorted(state)[1:]}, "blocks.0.0.bn1.bias missing"),
+    "other names": (lambda state: {f"{name}_": value for name, value in state.items()}, "missing"),
+    "more of a part": (lambda state: {**state, "blocks.9.weight": torch.ones(1)}, "blocks.9.weight left over"),
+    "another shape": (
+        lambda state: {**state, "conv_stem.weight": torch.ones(8, 3, 5, 5)},
+        "conv_stem.weight of another",
+    ),
+    "two models": (
+        lambda state: {
+            f"{part}.{name}": value.clone() for name, value in state.items() for part in ("student", "teacher")
+        },
+        "several models",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_a_file_that_holds_the_model_is_loaded_whole(name, weights, backbone, tmp_path, recwarn):
+    loaded = load_backbone(changed(weights, tmp_path / "w.safetensors", FITTING[name]))
+    assert loaded.weights == backbone.weights
+    said = "; ".join(str(warning.message) for warning in recwarn)
+    assert {"no classifier": not said, "a trainer's prefix": "'model.'" in said}.get(name, "left out" in said)
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_file_of_another_model_is_refused_by_its_weights(name, weights, tmp_path):
+    change, message = UNFIT[name]
+    with pytest.raises(InputError, match=message) as error:
+        load_backbone(changed(weights, tmp_path / "w.safetensors", change))
+    assert len(str(error.value)) < 600
+
+
+def test_a_folder_that_timm_saved_is_loaded_strictly_too(weights, backbone, tmp_path):
+    from timm.models import save_for_hf
+
+    model = timm.create_model(TIMM, num_classes=0)
+    model.load_state_dict(backbone.model.state_dict())
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    assert load_backbone(f"timm:{tmp_path}").weights == backbone.weights
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({name: state[name] for name in sorted(state)[1:]}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="missing"):
+        load_backbone(f"timm:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["runs/image-text", "./clip", "timm:gone/folder", "timm:./gone", "/nowhere/clip", "timm:resnet18@gone.safetensors"],
+)
+def test_a_backbone_that_is_gone_is_said_to_be(name):
+    with pytest.raises(InputError, match=r"pass backbone= ") as error:
+        load_backbone(name)
+    assert len(str(error.value)) < 400
+
+
+def test_a_classifier_finds_its_backbone_beside_it_and_checks_it(weights, pictures, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    shutil.copy(weights, tmp_path / "run" / "w.safetensors")
+    monkeypatch.chdir(tmp_path / "run")
+    named = load_backbone(f"timm:{TIMM}@w.safetensors,size=32")
+    classifier = VMFMixtureClassifier.of(named).partial_fit(named.embed_images(pictures), [0, 1] * 5)
+    classifier.save_pretrained(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert VMFMixtureClassifier.from_pretrained(tmp_path / "moved").backbone.weights == named.weights
+    state = load_file(weights)
+    save_file({**state, "conv_stem.weight": state["conv_stem.weight"] + 1}, tmp_path / "moved" / "w.safetensors")
+    with pytest.raises(InputError, match="not those that this classifier was trained on"):
+        VMFMixtureClassifier.from_pretrained(tmp_path / "moved").backbone  # noqa: B018
+    old = VMFMixtureClassifier(named.width, encoder=named.name)
+    with pytest.raises(InputError, match="pass backbone="):
+        old.backbone  # noqa: B018
+    old.backbone = named  # saved before there were digests: any
+    with pytest.raises(InputError, match="names no backbone"):
+        VMFMixtureClassifier(8).backbone  # noqa: B018
+
+
+def test_many_pictures_are_embedded_a_few_at_a_time(backbone, pictures, monkeypatch):
+    sizes, embed = [], type(backbone)._embed
+    monkeypatch.setattr(type(backbone), "_embed", lambda self, part: sizes.append(len(part)) or embed(self, part))
+    found = backbone.embed_images(pictures, batch_size=4)
+    assert sizes == [4, 4, 2]
+    torch.testing.assert_close(found, backbone.embed_images(pictures), rtol=1e-4, atol=1e-5)
+    assert backbone.embed_images([]).shape == (0, backbone.width)
+
+
+def test_all_bad_pictures_are_named_at_once(backbone, pictures, tmp_path):
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no picture")
+    files = [pictures[0], tmp_path / "a.png", pictures[1], tmp_path / "b.jpg"]
+    with pytest.raises(InputError, match=r"2 pictures cannot be read.*a\.png.*b\.jpg"):
+        features(backbone, files, tmp_path / "cache", batch_size=1)
+    assert features(backbone, [pictures[0]], tmp_path / "cache").shape == (1, backbone.width)

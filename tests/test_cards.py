@@ -151,7 +151,7 @@ def incremental(tmp_path, word):
         Image.new("RGB", (8, 8)).save(run / name)
     names = ("average_incremental_accuracy", "final_accuracy", "forgetting", "worst_domain", "stored_floats")
     measures = dict.fromkeys(names, 5)
-    vectors = SimpleNamespace(features=[0])
+    vectors = SimpleNamespace(features=[0], classes=torch.zeros(1))
     learner = SimpleNamespace(
         classes_=[word],
         space=SimpleNamespace(counts=[1]),

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..mixture.report import calibration_text
 from .markdown import escape, literal, table
 from .parts import NOT_TO_JUDGE, command_and_versions, heading, new_card, record, save, shown, title
 
@@ -23,8 +24,32 @@ def name_of(head: str) -> str:
     return names.get(head, head)
 
 
-def mixture_card(classifier: Any, name: str) -> ModelCard:
-    """Return the card of a `VMFMixtureClassifier` alone, of which no run is known."""
+def week_card(classifier: Any, name: str, weeks: list[dict]) -> ModelCard:
+    """Return the card of a classifier that learnt week by week; weeks: rows of weeks.jsonl."""
+    rows = [
+        (str(row["week"]), str(row["learnt"]), str(row["classes"]), str(row["components"]), *_held_out(row))
+        for row in weeks
+    ]
+    columns = ["week", "pictures learnt", "classes", "components", "held-out pictures", "right before", "right after"]
+    text = "Percent right, on held-out pictures of all weeks until then, which were never learnt.\n\n" + table(
+        columns, rows
+    )
+    return mixture_card(classifier, name, text)
+
+
+def _held_out(row: dict) -> tuple[str, str, str]:
+    before, after = (row[name].get("all") for name in ("before", "after"))
+    if not after:
+        return "0", "-", "-"
+    shown_before = f"{100 * before['accuracy']:.1f}" if before else "-"
+    return str(after["pictures"]), shown_before, f"{100 * after['accuracy']:.1f}"
+
+
+UNMEASURED = "Nothing is recorded here: whoever publishes it should say what it was tested on."
+
+
+def mixture_card(classifier: Any, name: str, measured: str = UNMEASURED) -> ModelCard:
+    """Return the card of a `VMFMixtureClassifier` alone; measured: what is known of its accuracy."""
     components = sum(classifier.n_components_.values())
     text = f"""# {escape(name)}: a classifier that keeps learning
 
@@ -44,7 +69,7 @@ classifier.partial_fit(new_features, new_labels)  # the next session
 
 ## Measured
 
-Nothing is recorded here: whoever publishes it should say what it was tested on.
+{measured}
 
 {_limits(classifier)}
 """
@@ -115,8 +140,13 @@ def _limits(classifier: Any) -> str:
     return f"""## Limits and misuse
 
 It knows what the backbone tells apart. Memory and jury hold {remembered} feature vectors of training pictures, no
-pictures. Probabilities are calibrated on samples of the sessions that were not learnt; novelty scores are comparable within one session.
+pictures. {_calibration(classifier)} Novelty scores are comparable within one session.
 {NOT_TO_JUDGE}"""
+
+
+def _calibration(classifier: Any) -> str:
+    text = calibration_text(classifier.learnt, len(classifier.classes_))
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _table(name: str, ours: dict, baselines: list[dict]) -> str:

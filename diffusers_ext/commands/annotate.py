@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from ..errors import InputError
-from ..options import PORT, SEED, option
+from ..options import COUNT, PORT, SEED, option
 
 _SERVED = {"export": False}
 

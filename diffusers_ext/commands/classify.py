@@ -1,10 +1,14 @@
-"""Classify pictures with a LADS classifier, to a .jsonl: class, probability, and the domain that text sees.
+"""Classify pictures with a LADS or an incremental classifier, to a .jsonl; run again, it resumes where it stopped.
 
     diffusers-ext classify path/to/pictures --model runs/lads --output predictions.jsonl
+    diffusers-ext classify week12 --model runs/stream
     diffusers-ext classify a.png --model owner/name --head ensemble --share 0.7
 
 Pictures are a file, a folder with all in it, or labelled pictures as for training, whose accuracy is then printed by
-domain. Each line of the output is {"image", "label", "probability", "domain", "top"}.
+domain. Each line of the output is {"image", "key", "model", "label", "probability", "top"}, and "domain" of LADS or
+"component" of an incremental classifier; a picture that cannot be read has "error" instead of "label", and the command then
+ends with exit code 2 when all others are classified. Rows are looked up by content:
+a changed picture is classified again, a renamed one is not, and rows of other pictures stay.
 """
 
 from dataclasses import dataclass
@@ -15,12 +19,14 @@ from ..options import COUNT, SHARE, option
 @dataclass
 class Options:
     data: str | None = option(None, "a picture or a folder of pictures", positional=True, path="read")
-    model: str | None = option(None, "a folder or Hub name of a LADSClassifier", path="read")
-    output: str = option("predictions.jsonl", "where to write", path="file")
-    head: str = option("probe", "what classifies", ("probe", "zero_shot", "ensemble", "calibrated", "wise"))
+    model: str | None = option(
+        None, "a run folder or Hub name of a LADSClassifier or a VMFMixtureClassifier", path="read"
+    )
+    output: str = option("predictions.jsonl", "where to write; rows that are there already are kept", path="file")
+    head: str = option("probe", "LADS: what classifies", ("probe", "zero_shot", "ensemble", "calibrated", "wise"))
     share: float = option(
         0.5,
-        "of the probe, in ensemble, calibrated and wise",
+        "LADS: of the probe, in ensemble, calibrated and wise",
         SHARE,
         requires={"head": ("ensemble", "calibrated", "wise")},
     )
@@ -37,58 +43,44 @@ def main(options: Options) -> None:
 
     if not options.data or not options.model:
         raise InputError("give pictures and --model: diffusers-ext classify PICTURES --model FOLDER; see --help")
-    import json
     from pathlib import Path
 
     import torch
-    from tqdm import tqdm
 
-    from ..backbones import load_backbone
-    from ..cache import write_atomically
-    from ..lads import LADSClassifier
+    from ..classification import classify, find_pictures, identity, load_classifier
     from ..outputs import check_output
 
-    files, truth = _pictures(Path(options.data))
-    check_output("--output", options.output, [options.data, *(file for file in files if isinstance(file, Path))])
+    pictures = find_pictures(Path(options.data).expanduser())
+    inputs = [file for file in pictures.files if isinstance(file, Path)]
+    check_output("--output", options.output, [options.data, *inputs])
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     device = options.device or accelerator
-    classifier = LADSClassifier.from_pretrained(options.model).to(device)
-    if options.backbone:
-        classifier.backbone = load_backbone(options.backbone, device)
-    lines: list[str] = []
+    classifier = load_classifier(options.model, options.head, options.share, options.backbone, device)
+    model = identity(classifier, {"head": options.head, "share": options.share, "top": options.top})
+    done = classify(classifier, pictures.files, Path(options.output), model, options.top, options.batch_size)
+    rows = done.rows
+    bad = [row for row in rows if "error" in row]
+    print(f"{len(rows) - len(bad)} pictures: {options.output}")
+    for note in pictures.notes:
+        print(f"note: {note}")
+    if done.others:
+        print(f"note: {options.output} also keeps {done.others} rows of pictures that are not among these")
+    _print_accuracy(rows, pictures.truth, {str(label) for label in classifier.classes})
+    if bad:
+        raise InputError(f"{len(bad)} of {len(rows)} pictures could not be read, the first: {bad[0]['error']}")
+
+
+def _print_accuracy(rows: list[dict], truth: dict, classes: set[str]) -> None:
+    """Print the share that is right in each domain, and how many pictures are of classes that were never learnt."""
+    judged = [row for row in rows if row["image"] in truth and "label" in row]
+    known = [row for row in judged if truth[row["image"]][0] in classes]
+    if not known:
+        return
     right: dict[str, list[bool]] = {}
-    for start in tqdm(range(0, len(files), options.batch_size), desc="classifying", unit="batch", dynamic_ncols=True):
-        batch = files[start : start + options.batch_size]
-        found = classifier.predict(batch, options.head, options.share, options.batch_size)
-        for at, file in enumerate(batch):
-            best = found.probabilities[at].topk(min(options.top, found.probabilities.shape[1]))
-            top = {classifier.config.classes[c]: round(p, 6) for p, c in zip(*(each.tolist() for each in best))}
-            row = {"image": str(file), "label": found.labels[at], "probability": best.values[0].item()}
-            lines.append(json.dumps({**row, "domain": found.domains[at], "top": top}, ensure_ascii=False))
-            if truth:
-                label, domain = truth[start + at]
-                right.setdefault(domain, []).append(label == found.labels[at])
-    try:
-        write_atomically(Path(options.output), ("\n".join(lines) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"--output {options.output}: cannot be written ({error})") from None
-    print(f"{len(lines)} pictures: {options.output}")
-    for domain, each in right.items():
-        print(f"{domain}: {100 * sum(each) / len(each):.2f} % of {len(each)} right")
-
-
-def _pictures(path) -> tuple[list, list]:
-    """Return the files, and of labelled ones class and domain; InputError where there is none."""
-    from ..data.files import is_picture
-    from ..data.labelled import read_labelled
-    from ..errors import InputError
-
-    if path.is_file() and is_picture(path.name):
-        return [path], []
-    flat = [each for each in sorted(path.glob("*")) if is_picture(each.name)] if path.is_dir() else []
-    if flat and not any((path / name).is_file() for name in ("metadata.jsonl", "metadata.csv")):
-        return flat, []
-    if not path.exists():
-        raise InputError(f"{path}: no such picture or folder")
-    table = read_labelled(path)
-    return table.files, [(sample.label, sample.domain) for sample in table.samples]
+    for row in known:
+        label, domain = truth[row["image"]]
+        right.setdefault(domain, []).append(label == str(row["label"]))
+    for domain, hits in right.items():
+        print(f"{domain}: {100 * sum(hits) / len(hits):.2f} % of {len(hits)} right")
+    if len(known) < len(judged):
+        print(f"{len(judged) - len(known)} pictures are of classes that this classifier has not learnt")

@@ -104,7 +104,6 @@ def _open(folder, options: Options, prompts: list[str]) -> dict:
 
     from ..cache import write_atomically
     from ..errors import InputError
-    from ..lines import journal_lines
     from ..run_folder import versions
 
     try:

@@ -68,7 +68,8 @@ def build_sessions(
         raise InputError(f"groups must lie in 1 to {classes}, the number of classes, got {groups}")
     if setting != "NC" and places < 2:
         raise InputError(
-            f"{setting} needs two domains or more; the data name one: give them a domain column, or use NC"
+            f"{setting} needs two domains or more; the data name one: give them a domain column, or use NC; "
+            "weeks that come one by one are for diffusers-ext learn"
         )
     order = generator(seed, "class order", 0).permutation(classes)
     of_group = [order[group * classes // groups : (group + 1) * classes // groups] for group in range(groups)]

@@ -9,8 +9,15 @@ With x of unit length, G = Σ x xᵀ and Q = Σ x yᵀ over one-hot labels y,
 
 The sums of the first two are those of whitening, so that they cost no memory; ranpac's G has the square of the projections. Where domains shift
 all classes alike, one linear map does as well as a mixture or better; where both err, they err on different samples.
+
+Until there is a jury nothing was fitted. λ is then the one of least generalised cross-validation, from the sums alone,
+
+    GCV(λ) = n ‖Y − X W‖² / (n − tr (G + λ ḡ I)⁻¹ G)²       (Golub, Heath & Wahba 1979)
+
+and "pooled" is the mean of both, the mixture's scores of a row brought to the spread over classes of ranpac's.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,7 +49,7 @@ class Heads(nn.Module):
         linear = [each for each in LINEAR if each in self.names or (each == "ranpac" and "pooled" in self.names)]
         self.linear = nn.ModuleDict({name: Choice(RIDGES[0]) for name in linear})
         self.projected = TiedCovariance(wide, len(settings["labels"] or [])) if "ranpac" in linear else None
-        self.choice = Choice(0.0)
+        self.choice = Choice(SHARES[0] if self.names == ("pooled",) else 0.0)
         self._drawn: torch.Tensor | None = None
 
     @property
@@ -83,14 +90,19 @@ class Heads(nn.Module):
         self.choice.take(self.names.index(best), share, found[best].temperature)
         return {name: found[name].accuracy for name in self.names}
 
-    def scores(self, mixture: Scores, temperature: float) -> Scores:
-        """Return what the chosen head scores with, what can be computed once already computed; temperature: the mixture's."""
+    def scores(self, mixture: Scores, temperature: float, judged: bool) -> Scores:
+        """Return what the chosen head scores with, what can be computed once already computed.
+
+        temperature: the mixture's. judged: whether a jury chose; else ridge and pool do without one, see above.
+        """
         if self.chosen == "mixture":
             return mixture
         name = "ranpac" if self.chosen == "pooled" else self.chosen
-        linear = self.predictor(name, float(self.linear[name].setting))
+        linear = self.predictor(name, float(self.linear[name].setting) if judged else self._ridge(name))
         if self.chosen != "pooled":
             return linear
+        if not judged:
+            return lambda features: evened(mixture(features), linear(features))
         share = float(self.choice.setting)
         one, other = share * temperature, (1 - share) * float(self.linear[name].temperature)
         return lambda features: one * mixture(features) + other * linear(features)
@@ -100,6 +112,13 @@ class Heads(nn.Module):
         sums = self.projected if name == "ranpac" else self.covariance[0]
         weights, bias = discriminants(sums) if name == "lda" else least_squares(sums, ridge)
         return lambda features: torch.cat([self.inputs(name, part) @ weights + bias for part in features.split(CHUNK)])
+
+    def _ridge(self, name: str) -> float:
+        """Return the ridge of a head that no jury has judged."""
+        if name == "lda":
+            return RIDGES[0]  # it has none
+        sums = self.projected if name == "ranpac" else self.covariance[0]
+        return min(reversed(RIDGES), key=lambda ridge: cross_validation(sums, ridge))
 
     def inputs(self, name: str, features: torch.Tensor) -> torch.Tensor:
         """What a head sees of unit features; the random matrix is drawn anew after loading, never stored."""
@@ -126,3 +145,24 @@ def least_squares(sums: TiedCovariance, ridge: float) -> tuple[torch.Tensor, tor
     weights = SCALE * torch.cholesky_solve(sums.sums.T, torch.linalg.cholesky(system))
     bias = torch.where(sums.counts > 0, 0.0, -torch.inf)
     return weights.float(), bias.float()
+
+
+def cross_validation(sums: TiedCovariance, ridge: float) -> float:
+    """Return the generalised cross-validation error of ridge regression, up to a common factor; inf without freedom left."""
+    level = ridge * sums.moment.diagonal().mean().clamp_min(1e-12)
+    system = sums.moment + level * torch.eye(len(sums.moment), dtype=torch.float64)
+    factor, targets, samples = torch.linalg.cholesky(system), sums.sums.T, sums.counts.sum()
+    weights = torch.cholesky_solve(targets, factor)
+    # ‖Y − XW‖² with XᵀX W = Q − λW
+    error = samples - (weights * targets).sum() - level * weights.square().sum()
+    freedom = samples - len(system) + level * torch.cholesky_inverse(factor).diagonal().sum()
+    return float(error / freedom.square()) if freedom > 0 else math.inf
+
+
+def evened(mixture: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
+    """Return the mean of two heads' scores (N, C), the first brought to the second's spread over the classes of each row."""
+    wide, narrow = (
+        scores.masked_fill(scores.isinf(), 0).std(1, correction=0, keepdim=True) for scores in (mixture, linear)
+    )
+    highest = mixture.amax(1, keepdim=True)
+    return 0.5 * ((mixture - highest) * narrow / wide.clamp_min(1e-12) + linear)

@@ -1,6 +1,7 @@
 """What a session may be given as: features and labels in the forms people have them, checked before anything is learnt."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,20 +9,24 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..feature_arrays import as_matrix
+from ..randomness import generator
 
 Label = str | int | float | bool
 
 
-def as_features(features: Any, dim: int) -> torch.Tensor:
-    """Return features as unit vectors (N, dim) float32 on the CPU; InputError naming the first row that has no direction."""
-    try:
-        values = torch.as_tensor(features).detach().to("cpu", torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"features: no array of numbers ({error}); give (N, {dim})") from None
-    if values.numel() == 0:
+def as_rows(features: Any, dim: int) -> torch.Tensor:
+    """Return features as they are, (N, dim) float32 on the CPU; InputError for another shape or other than numbers."""
+    values = as_matrix(features, rows=f"(N, {dim})")
+    if not len(values):
         return values.new_zeros(0, dim)
-    if values.dim() != 2 or values.shape[1] != dim:
+    if values.shape[1] != dim:
         raise InputError(f"features have shape {tuple(values.shape)}; this classifier takes (N, {dim})")
+    return values
+
+
+def directions(values: torch.Tensor) -> torch.Tensor:
+    """Return rows (N, D) scaled to unit length; InputError naming the first that has no direction."""
     lengths = torch.linalg.vector_norm(values, dim=1)
     if bool(((lengths > 1e-15) & (lengths < 1e15)).all()):
         return values / lengths[:, None]
@@ -42,13 +47,34 @@ def as_features(features: Any, dim: int) -> torch.Tensor:
 
 def as_labels(labels: Any) -> list[Label]:
     """Return labels as plain Python values of one type; InputError where they are not, or have no JSON form."""
-    values = labels.tolist() if isinstance(labels, (torch.Tensor, np.ndarray)) else list(labels)
-    values = [value.item() if isinstance(value, (np.generic, torch.Tensor)) else value for value in values]
+    values = [value.item() if isinstance(value, np.generic) else value for value in _listed(labels)]
+    values = [value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value for value in values]
     for row, value in enumerate(values):
-        if not isinstance(value, (str, int, float)) or value != value:
+        if isinstance(value, (list, tuple, np.ndarray, torch.Tensor)):
+            raise InputError(f"labels, row {row}: {str(value)[:40]}; give one label per row, (N,), not a list of them")
+        if not isinstance(value, (str, int, float)):
             raise InputError(f"labels, row {row}: {value!r}; labels are strings, integers, floats or booleans")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"labels, row {row}: {value!r}; a label is a name or a finite number")
     check_kind(values)
     return values
+
+
+def _listed(labels: Any) -> list:
+    """Return what labels are given as, as a list; a column (N, 1) is one label per row."""
+    if labels is None or isinstance(labels, (str, bytes, dict, set, frozenset)):
+        raise InputError(f"labels: {str(labels)[:40]!r}; give a list or an array with one label per row")
+    values = labels.to_numpy() if hasattr(labels, "columns") else labels  # a data frame's list would be its columns
+    if getattr(values, "ndim", 1) == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if getattr(values, "ndim", 1) != 1:
+        raise InputError(
+            f"labels have shape {tuple(values.shape)}; give one per row, (N,), such as labels.argmax(1) of one-hot rows"
+        )
+    try:
+        return values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else list(values)
+    except TypeError:
+        raise InputError(f"labels: {labels!r}; give a list or an array with one label per row") from None
 
 
 def check_kind(labels: Sequence[Label], known: Sequence[Label] = ()) -> None:
@@ -88,6 +114,12 @@ def labels_of_batches(batches: Iterable[tuple[Any, Any]]) -> list[list[Label]]:
     return found
 
 
+def draw_rows(sizes: Mapping[Label, int], most: int, seed: int, session: int) -> dict[Label, np.ndarray]:
+    """Draw up to `most` of the samples of each label, whose number is given."""
+    draws = {label: generator(seed, f"batches {label}", session) for label in sizes}
+    return {label: draws[label].permutation(size)[:most] for label, size in sizes.items()}
+
+
 def rows_of_batches(
     batches: Iterable[tuple[Any, Any]],
     dim: int,
@@ -112,10 +144,6 @@ def rows_of_batches(
                 rows.append(row)
             seen[label] += 1
         if rows:
-            yield as_features(features, dim), values, rows
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise InputError unless a setting has one of its values."""
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            found = as_rows(features, dim)
+            directions(found)  # refused before anything is learnt
+            yield found, values, rows

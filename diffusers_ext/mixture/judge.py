@@ -4,8 +4,14 @@ They are of all sessions so far, so that a choice is good for old domains too; t
 sharpens the newest components. Each class weighs equally, and in a class each session: large domains would drown small ones.
 Densities of two spaces are not comparable; and exemplars of a memory are no judges, for they were learnt, and herding picks the
 easy ones.
+
+A tenth of fewer than ten is none, so small sessions count together: a class's samples that come fewer than ten at a time
+are counted, `waiting`, and with every tenth of them one of the session at hand joins, the one of the lowest draw. Sessions
+of ten or more are not counted, whatever their remainder. Which samples join depends on how rows were cut into sessions, not
+on the order of classes inside them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +35,9 @@ class Jury(nn.Module):
     sessions: torch.Tensor
     draws: torch.Tensor
 
-    def __init__(self, dim: int, stored: int):
+    def __init__(self, dim: int, stored: int, waiting: Sequence[int] = ()):
         super().__init__()
+        self.waiting = torch.tensor(waiting, dtype=torch.int64)  # by class; kept in the configuration, no buffer
         self.register_buffer("features", torch.zeros(stored, dim))
         self.register_buffer("classes", torch.zeros(stored, dtype=torch.int64))
         self.register_buffer("sessions", torch.zeros(stored, dtype=torch.int64))
@@ -42,7 +49,7 @@ class Jury(nn.Module):
         They are added; who has to go for them is for `release` to say.
         """
         draws = torch.from_numpy(generator(key[0], "jury", key[1]).random(len(classes)))
-        joins = rank_in_class(draws, classes) < torch.bincount(classes)[classes] // HELD_OUT
+        joins = rank_in_class(draws, classes) < self._seats(torch.bincount(classes), size)[classes]
         stays = lowest(torch.cat([self.draws, draws[joins]]), torch.cat([self.classes, classes[joins]]), size)
         joins[joins.clone()] = stays[len(self.classes) :]
         sessions = torch.full((int(joins.sum()),), key[1])
@@ -52,6 +59,9 @@ class Jury(nn.Module):
     def absorb(self, other: "Jury", places: torch.Tensor) -> None:
         """Add another learner's, whose class i is class places[i] here, as of sessions of their own."""
         after = self.sessions.amax() + 1 if len(self.sessions) else 0
+        here = places[: len(other.waiting)]
+        self.waiting = _padded(self.waiting, int(here.max()) + 1 if len(here) else 0)
+        self.waiting[here] += other.waiting
         self._append(other.features, places[other.classes], other.sessions + after, other.draws)
 
     def weights(self) -> torch.Tensor:
@@ -79,12 +89,31 @@ class Jury(nn.Module):
         """Forget a class; later classes move up by one."""
         self.keep(self.classes != gone)
         self.classes = self.classes - (self.classes > gone).long()
+        self.waiting = self.waiting[torch.arange(len(self.waiting)) != gone]
+
+    def _seats(self, present: torch.Tensor, size: int) -> torch.Tensor:
+        """Return how many of a session's samples of each class (C,) may join, and note those that still wait."""
+        seats = present // HELD_OUT
+        if not size:
+            return seats
+        few = present * (seats == 0)
+        waiting = _padded(self.waiting, len(few))
+        waiting[: len(few)] += few
+        owed = torch.minimum(waiting[: len(few)] // HELD_OUT, few)
+        waiting[: len(few)] -= HELD_OUT * owed
+        self.waiting = waiting
+        return seats + owed
 
     def _append(
         self, features: torch.Tensor, classes: torch.Tensor, sessions: torch.Tensor, draws: torch.Tensor
     ) -> None:
         self.features, self.classes = torch.cat([self.features, features]), torch.cat([self.classes, classes])
         self.sessions, self.draws = torch.cat([self.sessions, sessions]), torch.cat([self.draws, draws])
+
+
+def _padded(counts: torch.Tensor, size: int) -> torch.Tensor:
+    """Return a copy of counts, with zeros up to `size` classes."""
+    return F.pad(counts, (0, max(0, size - len(counts)))).clone()
 
 
 def lowest(draws: torch.Tensor, classes: torch.Tensor, size: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .columns import Columns
 from .em import Recipe
 from .judge import SHRINKAGES, Choice, Jury, verdict
 from .memory import Exemplars
@@ -29,8 +30,9 @@ class MixtureState(nn.Module):
     def __init__(self, settings: Mapping[str, Any]):
         super().__init__()
         self.settings, dim, grown = settings, settings["dim"], settings["grown"] or {}
+        self.columns = Columns(dim, settings["standardise"], bool(grown.get("columns")))
         self.sums = Sums(settings)
-        self.jury = Jury(dim, grown.get("jury", 0))
+        self.jury = Jury(dim, grown.get("jury", 0), grown.get("waiting", ()))
         self.exemplars = Exemplars(dim, grown.get("memory", 0))
         self.shrinkages = SHRINKAGES if settings["shrinkage"] is None else (settings["shrinkage"],)
         self.ways = list(itertools.product(self.sums.spaces, SCORES[settings["score"]]))
@@ -79,10 +81,13 @@ class MixtureState(nn.Module):
         return float((self.choice if self.sums.heads is None else self.sums.heads.choice).temperature)
 
     @property
-    def grown(self) -> dict[str, int]:
-        """Rows of what grows with data, for the configuration."""
+    def grown(self) -> dict[str, int | list[int]]:
+        """Rows of what grows with data, for the configuration; and where there are any, who waits for the jury."""
         sizes = {name: len(each.counts) for name, each in self.sums.spaces.items()}
-        return {**sizes, "memory": len(self.exemplars.features), "jury": len(self.jury.classes)}
+        waiting = self.jury.waiting.tolist()
+        more: dict[str, int | list[int]] = {"waiting": waiting} if any(waiting) else {}
+        more |= {} if self.columns.scales is None else {"columns": len(self.columns.scales)}
+        return {**sizes, "memory": len(self.exemplars.features), "jury": len(self.jury.classes), **more}
 
     def whitener(self) -> Whitener | None:
         """The map into the whitened space."""

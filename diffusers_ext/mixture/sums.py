@@ -31,7 +31,9 @@ class Sums(nn.Module):
         return None if self.covariance is None else self.covariance.whitener()
 
     def learn(self, features: torch.Tensor, classes: torch.Tensor, recipe: Recipe, key: tuple[int, int]) -> None:
-        """Expand, learn and reduce by unit features (N, d) of classes (N,); key: (seed, session)."""
+        """Expand, learn and reduce by unit features (N, d) of classes (N,), which may be none; key: (seed, session)."""
+        if not len(features):  # the jury took the session's only sample
+            return
         self._add(features, classes)
         for space in self.spaces.values():
             space.learn(features, classes, self.whitener(), recipe, key)

@@ -1,0 +1,146 @@
+"""Learn new pictures in a run folder, measure what changed, and keep the state before: the weekly job.
+
+    diffusers-ext learn runs/stream --data week12
+    diffusers-ext learn runs/new --data week1 --backbone ViT-B-32/laion2b_s34b_b79k --head pooled
+    diffusers-ext learn runs/stream --data week13 --domain sketches
+    diffusers-ext learn runs/stream --rollback
+
+RUN is a folder of train_incremental.py, or of this command, which starts one from a single week where --backbone is given.
+Pictures are labelled as for training. A part of each class and domain is held out, by content, and never learnt; pictures
+that were given before are noticed and not learnt again. The state is saved whole or not at all, so that a killed command is
+simply run again. `diffusers-ext classify PICTURES --model RUN` uses it.
+"""
+
+from dataclasses import dataclass
+
+from ..options import option
+
+
+@dataclass
+class Options:
+    run: str | None = option(None, "the run folder", positional=True)
+    data: str | None = option(None, "folder or table of the new labelled pictures")
+    domain: str | None = option(None, "what to call the domain of all these pictures; default: as the data say")
+    rollback: bool = option(False, "return to the state before the last week, instead of learning")
+    backbone: str | None = option(
+        None, "where the backbone lies; needed to start a run, else only if it was moved; the same weights"
+    )
+    head: str | None = option(
+        None,
+        "of a run that is started: what predicts; default: mixture",
+        ("mixture", "lda", "ridge", "ranpac", "pooled", "auto"),
+    )
+    test_fraction: float = option(0.2, "held out of each class and domain, to measure on; 0.05 to 0.9")
+    on_bad_sample: str = option(
+        "error", "pictures that cannot be read: refuse all, or leave them out", ("error", "skip")
+    )
+    label_column: str = option("label", "column of the class, where the data are a table")
+    domain_column: str = option("domain", "column of the domain")
+    encoder_cache_dir: str | None = option(None, "keep features here; default: as the run did, or in the run folder")
+    batch_size: int = option(16, "pictures encoded at once")
+    seed: int = option(0, "of what is held out, and of a run that is started")
+    device: str | None = option(None, "cpu, cuda, mps ...; default: the accelerator, where there is one")
+
+
+def main(options: Options) -> None:
+    from pathlib import Path
+
+    from ..errors import InputError
+
+    if not options.run or options.rollback == bool(options.data):
+        raise InputError(
+            "give RUN and either --data FOLDER or --rollback: diffusers-ext learn RUN --data FOLDER; see --help"
+        )
+    if not 0.05 <= options.test_fraction <= 0.9 or options.batch_size < 1:
+        raise InputError("--test_fraction must lie in 0.05 to 0.9, --batch_size must be at least 1")
+    from ..guards import claim
+    from ..incremental_weeks import Weeks
+
+    folder = Path(options.run).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder")
+    if options.rollback and not folder.exists():
+        raise InputError(f"{folder}: no such run folder")
+    table = None if options.rollback else _table(options)
+    _check_start(folder, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, options)
+    weeks = Weeks(folder, _cache(folder, options))
+    if options.rollback:
+        print(f"{folder}: as after week {weeks.roll_back()}")
+        return
+    _learn(weeks, table, options)
+
+
+def _learn(weeks, table, options: Options) -> None:
+    import torch
+
+    from ..backbones import load_backbone
+    from ..incremental_weeks import Settings
+    from ..mixtures import VMFMixtureClassifier
+
+    device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    if weeks.exists:
+        classifier = weeks.load()
+        if options.backbone:
+            classifier.backbone = load_backbone(options.backbone, device)
+        classifier.backbone.model.to(device)
+    else:
+        backbone = load_backbone(options.backbone, device)
+        classifier = VMFMixtureClassifier.of(backbone, head=options.head or "mixture", seed=options.seed)
+    skip = options.on_bad_sample == "skip"
+    row = weeks.learn(table, classifier, Settings(options.test_fraction, options.seed, options.batch_size, skip))
+    print(f"{weeks.folder}: nothing is new, nothing was changed" if row is None else report(row, str(weeks.folder)))
+
+
+def report(row: dict, folder: str) -> str:
+    """Return what a week brought, in lines."""
+    lines = [f"{folder}, week {row['week']}: {row['learnt']} pictures learnt, {row['held_out']} held out"]
+    lines.append(
+        f"classes {row['classes']}, components {row['components_before']} -> {row['components']}, head {row['head']}"
+    )
+    if row["after"]:
+        lines.append(f"{'held-out pictures of':<24}{'number':>8}{'before':>9}{'now':>9}")
+    for name, now in row["after"].items():
+        before = f"{100 * row['before'][name]['accuracy']:.1f} %" if name in row["before"] else "-"
+        lines.append(f"{name:<24}{now['pictures']:>8}{before:>9}{100 * now['accuracy']:>7.1f} %")
+    lines.append(row["probabilities"])
+    lines.append(f"back to the state before: diffusers-ext learn {folder} --rollback")
+    return "\n".join(lines)
+
+
+def _table(options: Options):
+    from ..data.labelled import read_labelled
+    from ..incremental_weeks import with_domain
+
+    table = read_labelled(options.data, options.label_column, options.domain_column)
+    return with_domain(table, options.domain)
+
+
+def _check_start(folder, options: Options) -> None:
+    """Raise InputError where a run cannot be started, or where an option is of starting one only."""
+    from ..errors import InputError
+
+    there = (folder / "config.json").is_file() or (folder / "weeks").is_dir()
+    if there and options.head:
+        raise InputError(f"--head {options.head}: {folder} has its head already; leave it out, or start another run")
+    if there or options.rollback:
+        return
+    if not options.backbone:
+        raise InputError(f"{folder}: holds no classifier; give --backbone to start one there")
+    if folder.exists() and any(path.name not in (".lock", "cache") for path in folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and holds no classifier; name another folder")
+
+
+def _cache(folder, options: Options):
+    """Where the run keeps features: as given, as it did when it was trained, or None for its own folder."""
+    import json
+    from pathlib import Path
+
+    if options.encoder_cache_dir:
+        return Path(options.encoder_cache_dir)
+    try:
+        recorded = json.loads((folder / "options.json").read_text(encoding="utf-8"))["options"]["encoder_cache_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Path(recorded) if recorded and Path(recorded).is_dir() else None
