@@ -121,7 +121,7 @@ class LADSClassifier(BackboneOwner, CardedModel):
         model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         left = [key for key, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
         assert not left, f"not loaded: {left}"
-        model._folder = Path(name)
+        model._folder = Path(pretrained_model_name_or_path)
         return model
 
     def card(self, name: str) -> ModelCard:

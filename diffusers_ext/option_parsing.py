@@ -80,7 +80,7 @@ def _add_argument(section: Any, declaration: Declared) -> None:
     # argparse.SUPPRESS: only what the user typed is returned, so that a config file can sit between it and the defaults.
     settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(declaration)}
     if declaration.positional:
-        section.add_argument(name, nargs="?", metavar=name.upper(), **settings)
+        section.add_argument(name, nargs="*" if declaration.many else "?", metavar=name.upper(), **settings)
         return
     settings["dest"] = name
     if declaration.kind is bool:
