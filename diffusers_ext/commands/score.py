@@ -166,7 +166,9 @@ def _score(left: list, pairs: dict, records, options: Options) -> None:
     from ..rewards.loading import load_reward
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    reward = load_reward(options.reward).to(options.device or accelerator, getattr(torch, options.dtype))
+    reward = load_reward(options.reward, trust_remote_code=options.trust_remote_code).to(
+        options.device or accelerator, getattr(torch, options.dtype)
+    )
     with (
         open(options.output, "a", encoding="utf-8") as file,
         tqdm(total=len(left), desc="scoring", unit="picture", dynamic_ncols=True) as bar,
