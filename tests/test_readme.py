@@ -73,7 +73,7 @@ def test_every_loss_stands_where_the_route_through_the_code_says():
         for name in re.findall(r"`(\w+)`", row.split("|")[3]):
             assert re.search(rf"^(class|def) {name}\b", source, re.M), name
     listed = {Path(target).name for target in re.findall(r"\]\(([^)]+)\)", table)}
-    parts = {"__init__.py", "policy.py"}  # the base class, and the network that is tuned
+    parts = {"__init__.py", "policy.py", "noising.py"}  # the base class, the network that is tuned, what noise is
     assert {path.name for path in (ROOT / "diffusers_ext" / "objectives").glob("*.py")} - parts <= listed
 
 
