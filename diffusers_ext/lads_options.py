@@ -79,12 +79,8 @@ class LADSDataOptions:
     )
     label_column: str = option("label", "column of the classes, in a table", requires=_LABELLED)
     domain_column: str = option("domain", "column of the domains, in a table", requires=_LABELLED)
-    split_column: str = option(
-        "split", "column of the splits, in a table: train, val or test", requires=_LABELLED
-    )
-    image_column: str = option(
-        "image", "column of the pictures, in a table; file_name is read too", requires=_LABELLED
-    )
+    split_column: str = option("split", "column of the splits, in a table: train, val or test", requires=_LABELLED)
+    image_column: str = option("image", "column of the pictures, in a table; file_name is read too", requires=_LABELLED)
     mnist_cut: list[int] | None = option(
         None,
         "train, validation and test digits to take from MNIST's test file, where there is no training file",

@@ -6,10 +6,11 @@ A repository that a `HubLoadable` pipeline was saved to names its class, and tha
 this package has them, nothing else needs to be trusted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -34,6 +35,14 @@ def load_pipeline(pretrained_model_name_or_path: str | Path, **settings: Any) ->
     index = index_of(pretrained_model_name_or_path, settings)
     kind = installed_class(index) if index and not settings.get("custom_pipeline") else None
     return (kind or DiffusionPipeline).from_pretrained(pretrained_model_name_or_path, **settings)
+
+
+def plain_call(pipe: DiffusionPipeline) -> Callable:
+    """Return the call of diffusers' own class that a pipeline of ours is made of."""
+    kind = next(
+        kind for kind in type(pipe).__mro__ if kind.__module__.startswith("diffusers.") and "__call__" in vars(kind)
+    )
+    return MethodType(vars(kind)["__call__"], pipe)
 
 
 def check_pipeline_files(name: str | Path, variant: str | None = None) -> None:

@@ -133,9 +133,9 @@ def test_the_packages_own_pipeline_is_drawn_from_without_its_code(published, who
 
 
 def test_only_classes_of_this_package_are_taken_for_installed():
-    from diffusers_ext.installed_pipelines import installed_class
+    from diffusers_ext.pipeline_loading import installed_class
 
-    assert installed_class(["noise_search", "NoiseSearchPipeline"]).__name__ == "NoiseSearchPipeline"
+    assert installed_class({"_class_name": ["noise_search", "NoiseSearchPipeline"]}).__name__ == "NoiseSearchPipeline"
     for name in (
         "StableDiffusionPipeline",
         ["os", "system"],
@@ -145,7 +145,7 @@ def test_only_classes_of_this_package_are_taken_for_installed():
         [1, 2],
         None,
     ):
-        assert installed_class(name) is None
+        assert installed_class({"_class_name": name}) is None
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def _check_inputs(options: Options, folder) -> None:
     for name in ("options.json", "journal.jsonl", "scores.json"):
         check_output("--output_dir", folder / name, [options.prompts_file])
     if options.lora:
-        from ..installed_pipelines import read_lora
+        from ..pipeline_loras import read_lora
 
         for lora in options.lora:
             read_lora(lora)
@@ -204,8 +204,8 @@ def _reranker(options: Options):
 
     from ..embedded import embedded_model
     from ..errors import InputError
-    from ..installed_pipelines import add_loras, plain_call, read_lora
-    from ..pipeline_loading import check_pipeline_files, load_pipeline
+    from ..pipeline_loading import check_pipeline_files, load_pipeline, plain_call
+    from ..pipeline_loras import add_loras, read_lora
     from ..reranking import RerankMixin, RewardReranker
     from ..rewards.loading import load_reward
 

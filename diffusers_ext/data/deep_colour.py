@@ -27,7 +27,8 @@ def top_level(opened: Image.Image, data: bytes) -> int | None:
     """Return the highest level of a channel of a picture that is opened but not loaded; None if Pillow keeps them all."""
     if opened.mode not in ("RGB", "RGBA", "LA", "RGBX"):
         return None
-    arguments = getattr(opened.tile[0], "args", opened.tile[0][3]) if getattr(opened, "tile", None) else ()
+    tiles = getattr(opened, "tile", None)
+    arguments = tiles[0][3] if tiles else ()
     if opened.format == "PNG":
         return 65535 if ";16" in str(arguments) else None
     if opened.format == "TIFF":

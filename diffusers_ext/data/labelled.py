@@ -73,9 +73,9 @@ def _from_folder(folder: Path, columns: LabelColumns, domain: str) -> list[Sampl
     if table := _metadata(folder):
         return read_table(table, columns, domain, inside=True)
     parts = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_helper(entry.name)]
-    if parts and all(split_of(part.name) and _metadata(part) for part in parts):
-        tables = [(_metadata(part), split_of(part.name)) for part in parts]
-        return [sample for table, split in tables for sample in read_table(table, columns, domain, split, inside=True)]
+    tabled = [(table, split) for part in parts if (table := _metadata(part)) and (split := split_of(part.name))]
+    if parts and len(tabled) == len(parts):
+        return [s for table, split in tabled for s in read_table(table, columns, domain, split, inside=True)]
     if lists := _lists(folder):
         return _from_lists(lists, folder)
     tree = Tree.of(folder)
@@ -115,12 +115,11 @@ def _lists(folder: Path) -> list[Path]:
     return [path for path in named if any(_entry(line) for line in read_lines(path))]
 
 
-def _from_lists(lists: list[Path], folder: Path) -> Iterable[Sample]:
-    named = sorted(lists, key=lambda path: ("train", "val", "test").index(_of_list(path)[1]))
+def _from_lists(lists: list[Path], folder: Path) -> list[Sample]:
+    named = [(path, *found) for path in lists if (found := _of_list(path))]
     samples: dict[str, Sample] = {}
     numbers: dict[str, str] = {}
-    for path in named:
-        domain, split = _of_list(path)
+    for path, domain, split in sorted(named, key=lambda entry: ("train", "val", "test").index(entry[2])):
         for origin, name, label, number in _listed(path):
             if numbers.setdefault(label, number) != number:
                 raise InputError(

@@ -175,6 +175,7 @@ def _turn(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
 
     A quarter turn of one of them shows in the sizes of all but square pictures; half turns and mirrors never do.
     """
+    assert image.size and seen.size
     quarter = (image.orientation >= 5) != (seen.orientation >= 5)
     if image.orientation == seen.orientation or (quarter and not _same_shape(image.size[::-1], seen.size)):
         return None
