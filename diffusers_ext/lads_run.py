@@ -14,7 +14,7 @@ from .backbones import Backbone, features
 from .cache import digest_of, write_atomically
 from .data.benchmark_sets import colored_mnist, waterbirds
 from .data.files import load
-from .data.labelled import LabelledImages, read_labelled
+from .data.labelled import LabelledImages, columns_of, read_labelled
 from .data.splits import check_learnable, on_one_side
 from .errors import InputError
 from .grids import labelled_grid
@@ -46,9 +46,7 @@ def read_table(options: Any) -> LabelledImages:
         if cut is not None and len(cut) != 3:
             raise InputError(f"--mnist_cut takes three numbers, of train, validation and test, got {len(cut)}")
         return colored_mnist(options.train_data_dir, tuple(cut) if cut else None)
-    columns = {
-        name: getattr(options, name) for name in ("label_column", "domain_column", "split_column", "image_column")
-    }
+    columns = columns_of(options)
     table = read_labelled(options.train_data_dir, **columns)
     check_learnable(table)
     return on_one_side(table)

@@ -77,25 +77,15 @@ class RewardRerankBlock(ModularPipelineBlocks):
         self.set_block_state(state, block)
         return components, state
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        push_to_hub: bool = False,
-        *,
-        repo_id: str | None = None,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        create_pr: bool = False,
-    ) -> None:
-        """Write the JSON, as diffusers does, and the code file and card that it leaves to people; upload, if asked to."""
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write the JSON, as diffusers does, and the code file and card that it leaves to people; upload, if asked to.
+
+        `save_pretrained`, which calls this, stays diffusers' own: it takes the key of `auto_map` from its own name.
+        """
         folder = Path(save_directory)
-        name = repo_id or folder.resolve().name
         write_code_file(folder, type(self))
-        write_block_card(folder, type(self), name)
-        super().save_pretrained(str(folder))
-        if push_to_hub:
-            self.push_to_hub(name, commit_message, private, token, create_pr)
+        write_block_card(folder, type(self), kwargs.get("repo_id", folder.resolve().name))
+        super().save_config(str(folder), push_to_hub=push_to_hub, **kwargs)
 
     def push_to_hub(
         self,

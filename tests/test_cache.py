@@ -519,7 +519,7 @@ def test_the_script_trains_the_same_from_a_cache(untrained, circles, tmp_path, m
     assert samples[0].read_bytes() == samples[1].read_bytes()  # drawn with parts loaded for that
 
     for part in (AutoencoderKL, CLIPTextModel):
-        monkeypatch.setattr(part, "__init__", lambda *args, **kwargs: pytest.fail("loaded"))
+        monkeypatch.setattr(part, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
     monkeypatch.setattr(ControlPreview, "__call__", lambda self, step: {})
     assert go("warm", *with_cache) == cold == uncached
     other = go("other", *with_cache, "--learning_rate", 1e-4, "--seed", 9, "--dataloader_num_workers", 2)

@@ -155,7 +155,7 @@ def test_large_files_are_told_apart_by_blocks(tmp_path, monkeypatch):
 def test_an_own_reward_is_its_code():
     import torch
 
-    from diffusers_ext.rewards.interface import FunctionReward
+    from diffusers_ext.rewards.interface import OwnReward
 
     def bright(prompts, images):
         return torch.stack([image.mean() for image in images])
@@ -163,9 +163,7 @@ def test_an_own_reward_is_its_code():
     def dark(prompts, images):
         return torch.stack([-image.mean() for image in images])
 
-    first, again, other = (
-        provenance.digest_of_reward(FunctionReward(f), "mine:reward") for f in (bright, bright, dark)
-    )
+    first, again, other = (provenance.digest_of_reward(OwnReward(f), "mine:reward") for f in (bright, bright, dark))
     assert first == again != other
 
 

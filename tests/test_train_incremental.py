@@ -271,7 +271,8 @@ def test_streams_that_cannot_be_measured_are_refused(data, tmp_path):
     given = ["--backbone", "timm:x", "--groups", "2", "--output_dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match=r"the first session \(.*\) has no picture to test on"):
         main(parse(Options, ["--data", str(data / "pictures"), "--test_fraction", "0.01", *given]))
-    rows = [{"file_name": str(data / "pictures/plain/red/0.png"), "label": "red", "domain": "inside"}]
+    picture = str(data / "pictures/plain/red/0.png")
+    rows = [{"file_name": picture, "label": label, "domain": "inside"} for label in ("red", "green")]
     (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="its table names other domains"):
         main(parse(Options, ["--domains", f"photo={tmp_path / 'named.jsonl'}", "--test_fraction", "0.5", *given]))

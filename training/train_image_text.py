@@ -89,8 +89,8 @@ def main(options: Options) -> None:
     from diffusers_ext.objectives.image_text import ImageTextObjective
 
     # What the user can get wrong, before anything heavy.
-    loop.check(options)
     check_options(options)
+    loop.check(options)
     read = lambda folder: check(read_rows(folder, "image", options.caption_column, None)).rows  # noqa: E731
     rows = [row for folder in options.train_data_dir for row in read(folder)]
     held_out = [row for folder in options.held_out_data_dir or () for row in read(folder)]

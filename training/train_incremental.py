@@ -227,11 +227,9 @@ def read_data(options: Options):
 
 def _table(options: Options):
     from diffusers_ext.data.benchmark_sets import cifar20, digits
-    from diffusers_ext.data.labelled import LabelledImages, read_labelled
+    from diffusers_ext.data.labelled import LabelledImages, columns_of, read_labelled
 
-    columns = {
-        name: getattr(options, name) for name in ("label_column", "domain_column", "split_column", "image_column")
-    }
+    columns = columns_of(options)
     parts = [_domain(given) for given in options.domains or []]
     if options.data_format != "labelled" and bool(parts) != (options.data_format == "digits"):
         raise InputError("--data_format digits takes --domains name=folder ..., cifar20 takes --data FOLDER")

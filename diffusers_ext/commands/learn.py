@@ -13,13 +13,13 @@ simply run again. `diffusers-ext classify PICTURES --model RUN` uses it.
 
 from dataclasses import dataclass
 
-from ..options import option
+from ..options import COUNT, SEED, Range, option
 
 
 @dataclass
 class Options:
-    run: str | None = option(None, "the run folder", positional=True)
-    data: str | None = option(None, "folder or table of the new labelled pictures")
+    run: str | None = option(None, "the run folder", positional=True, path="folder")
+    data: str | None = option(None, "folder or table of the new labelled pictures", path="read")
     domain: str | None = option(None, "what to call the domain of all these pictures; default: as the data say")
     rollback: bool = option(False, "return to the state before the last week, instead of learning")
     backbone: str | None = option(
@@ -30,15 +30,15 @@ class Options:
         "of a run that is started: what predicts; default: mixture",
         ("mixture", "lda", "ridge", "ranpac", "pooled", "auto"),
     )
-    test_fraction: float = option(0.2, "held out of each class and domain, to measure on; 0.05 to 0.9")
+    test_fraction: float = option(0.2, "held out of each class and domain, to measure on", Range(0.05, 0.9))
     on_bad_sample: str = option(
         "error", "pictures that cannot be read: refuse all, or leave them out", ("error", "skip")
     )
     label_column: str = option("label", "column of the class, where the data are a table")
     domain_column: str = option("domain", "column of the domain")
     encoder_cache_dir: str | None = option(None, "keep features here; default: as the run did, or in the run folder")
-    batch_size: int = option(16, "pictures encoded at once")
-    seed: int = option(0, "of what is held out, and of a run that is started")
+    batch_size: int = option(16, "pictures encoded at once", COUNT)
+    seed: int = option(0, "of what is held out, and of a run that is started", SEED)
     device: str | None = option(None, "cpu, cuda, mps ...; default: the accelerator, where there is one")
 
 
@@ -51,8 +51,6 @@ def main(options: Options) -> None:
         raise InputError(
             "give RUN and either --data FOLDER or --rollback: diffusers-ext learn RUN --data FOLDER; see --help"
         )
-    if not 0.05 <= options.test_fraction <= 0.9 or options.batch_size < 1:
-        raise InputError("--test_fraction must lie in 0.05 to 0.9, --batch_size must be at least 1")
     from ..guards import claim
     from ..incremental_weeks import Weeks
 

@@ -28,10 +28,10 @@ def main(options: Options) -> None:
     if not options.folder or not Path(options.folder).is_dir():
         raise InputError(f"{options.folder or 'no folder'}: give a folder to publish; see --help")
     folder = Path(options.folder)
-    check_push(folder.absolute(), options)
     problems = card_problems(options.folder)
     if problems and not options.force:
         raise InputError("\n".join([*problems, "fix the card, or publish as it is with --force"]))
+    check_push(folder.absolute(), options)
     open_repository(folder.absolute(), options)
     try:
         print(f"published at {push(folder.absolute(), options)}")

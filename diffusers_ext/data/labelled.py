@@ -17,6 +17,7 @@ Data sets that need more than this are read in `benchmark_sets`.
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import InputError
 from ..lines import read_lines
@@ -32,6 +33,25 @@ from .splits import split_of
 from .splits import with_splits as with_splits
 
 METADATA = tuple(f"metadata.{suffix}" for suffix in ("jsonl", "csv", "tsv", "json", "parquet"))
+
+
+class TableOptions(Protocol):
+    """The options that name the columns of a table."""
+
+    label_column: str
+    domain_column: str
+    split_column: str
+    image_column: str
+
+
+def columns_of(options: TableOptions) -> dict[str, str]:
+    """Return the columns that options name, as arguments of `read_labelled`."""
+    return {
+        "label_column": options.label_column,
+        "domain_column": options.domain_column,
+        "split_column": options.split_column,
+        "image_column": options.image_column,
+    }
 
 
 def read_labelled(
