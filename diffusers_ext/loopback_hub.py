@@ -202,6 +202,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _about(self, request: Request) -> None:
         repository, rest = request.repository, request.parts[4:]
+        if rest[:1] == ["auth-check"]:
+            self._folder(repository, "main")
+            if not self._has_token():
+                raise Refusal(401, "no token")
+            return self._json({})
         revision = rest[1] if len(rest) > 1 else "main"
         if rest[:1] not in ([], ["revision"], ["tree"]) or (rest[:1] == ["revision"] and len(rest) != 2):
             self._unknown()

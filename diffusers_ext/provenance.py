@@ -200,7 +200,7 @@ def digest_of_reward(reward: torch.nn.Module, name: str) -> str:
     """Return the digest of a reward: its class and weights, and the code of a function or class of the user's own."""
     from .cache import digest_of_tensors
 
-    own = getattr(reward, "function", type(reward))
+    own = getattr(reward, "own", type(reward))
     try:
         code = "" if getattr(own, "__module__", "").startswith(f"{__package__}.") else inspect.getsource(own)
     except (OSError, TypeError):

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_ext.annotate.items import _rows as annotation_rows
-from diffusers_ext.commands.score import _read_scores
 from diffusers_ext.data.ranking_formats import read_rankings
 from diffusers_ext.data.texts import read_prompts
 from diffusers_ext.errors import InputError
 from diffusers_ext.lines import decode, journal_lines, parse_json, read_lines, split_lines
 from diffusers_ext.run_folder import read_metrics
+from diffusers_ext.score_records import Pair, read_records
 
 ODD = "a circle\u2028of\u2029two\x0blines\x0c\x1c\x1d\x1e\x85end"
 
@@ -82,7 +82,8 @@ def test_every_reader_of_lines_keeps_unusual_line_ends(tmp_path):
     assert annotation_rows(tmp_path / "rankings.jsonl")[0][1]["prompt"] == ODD
     row = {"image": "a.png", "prompt": ODD, "reward": "x", "score": 1.0}
     (tmp_path / "scores.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
-    assert _read_scores(tmp_path / "scores.jsonl", "x", {("a.png", ODD): None}) == {("a.png", ODD): row}
+    pair = Pair("a.png", ODD)
+    assert read_records(tmp_path / "scores.jsonl", "x", None, {pair: ""}).rows[pair]["score"] == 1.0
 
 
 def test_no_other_reader_splits_files_into_lines():

@@ -104,7 +104,7 @@ def test_a_command_that_fails_ends_the_walk(tmp_path):
 
 def test_the_hub_of_a_story_is_nobody_elses(tmp_path):
     variables = online(tmp_path, "http://127.0.0.1:1")
-    assert variables["HF_TOKEN"] == "" and Path(variables["HF_HOME"]).is_relative_to(tmp_path)
+    assert variables["HF_TOKEN"] == "hf_story" and Path(variables["HF_HOME"]).is_relative_to(tmp_path)
     seen = []
     walk(tmp_path, [Step("asks", "", ("x",), online=True)], lambda _, given: seen.append(given["HF_ENDPOINT"]))
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", seen[0])

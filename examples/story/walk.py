@@ -72,7 +72,7 @@ def online(folder: Path, url: str) -> dict[str, str]:
     return {
         "HF_ENDPOINT": url,
         "HF_HOME": str((folder / "hub-cache").resolve()),
-        "HF_TOKEN": "",
+        "HF_TOKEN": "hf_story",
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
