@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from .data.files import File
-from .data.labelled import LabelledImages, halve, with_splits
+from .data.samples import LabelledImages, Sample
+from .data.splits import halve, on_one_side, with_splits
 from .errors import InputError
 
 FRACTIONS = {"train": 0.8, "test": 0.2}  # of a source domain that comes without splits
@@ -137,10 +138,18 @@ def split_by_domain(
         held_out = with_splits(held_out, FRACTIONS)
     pool = [replace(sample, split="train" if sample.split == "train" else "test") for sample in held_out.samples]
     parts = halve(replace(held_out, samples=tuple(pool)), "test", lambda sample: True)
+    outside = {name: table.where(domain=name) for name in targets}
+    parts = _apart(parts, [sample for part in outside.values() for sample in part.samples])
     wanted = {name: parts.where(split=name) for name in ("train", "val", "test")}
-    wanted |= {f"target {name}": table.where(domain=name) for name in targets}
+    wanted |= {f"target {name}": part for name, part in outside.items()}
     found = {name: embedded(part, embed) for name, part in wanted.items()}
     return Splits(found["train"], found["val"], found["test"], {name: found[f"target {name}"] for name in targets})
+
+
+def _apart(parts: LabelledImages, tests: Sequence[Sample]) -> LabelledImages:
+    """Return the parts of the source with each picture in one split, that of the tests where a test of any domain equals it."""
+    samples = (*parts.samples, *(replace(sample, split="test") for sample in tests))
+    return replace(parts, samples=on_one_side(replace(parts, samples=samples)).samples[: len(parts)])
 
 
 def embedded(table: LabelledImages, embed: Callable[[LabelledImages], torch.Tensor]) -> Embedded:

@@ -7,7 +7,7 @@ from .options import group, option
 _TARGETS, _LABELLED = {"domains": ("targets",)}, {"dataset_format": ("labelled",)}
 USED_BY: dict[str, dict] = {  # see `options.check_used`; of --domains it is the kind: targets, or swap
     **dict.fromkeys(("source_domain", "few_images", "domain_class_text"), _TARGETS),
-    **dict.fromkeys(("label_column", "domain_column", "split_column"), _LABELLED),
+    **dict.fromkeys(("label_column", "domain_column", "split_column", "image_column"), _LABELLED),
     "true_domains": {"domains": ("swap",)},
     "mnist_cut": {"dataset_format": ("colored_mnist",)},
 }
@@ -74,7 +74,8 @@ class LADSDataOptions:
     )
     label_column: str = option("label", "column of the classes, in a table")
     domain_column: str = option("domain", "column of the domains, in a table")
-    split_column: str = option("split", "column of the splits, in a table")
+    split_column: str = option("split", "column of the splits, in a table: train, val or test")
+    image_column: str = option("image", "column of the pictures, in a table; file_name is read too")
     mnist_cut: list[int] | None = option(
         None, "train, validation and test digits to take from MNIST's test file, where there is no training file"
     )

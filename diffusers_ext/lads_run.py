@@ -15,6 +15,7 @@ from .cache import digest_of, write_atomically
 from .data.benchmark_sets import colored_mnist, waterbirds
 from .data.files import load
 from .data.labelled import LabelledImages, read_labelled
+from .data.splits import check_learnable, on_one_side
 from .errors import InputError
 from .grids import labelled_grid
 from .lads_bank import AugmentationBank, augment, new_bank
@@ -40,7 +41,12 @@ def read_table(options: Any) -> LabelledImages:
         if cut is not None and len(cut) != 3:
             raise InputError(f"--mnist_cut takes three numbers, of train, validation and test, got {len(cut)}")
         return colored_mnist(options.train_data_dir, tuple(cut) if cut else None)
-    return read_labelled(options.train_data_dir, options.label_column, options.domain_column, options.split_column)
+    columns = {
+        name: getattr(options, name) for name in ("label_column", "domain_column", "split_column", "image_column")
+    }
+    table = read_labelled(options.train_data_dir, **columns)
+    check_learnable(table)
+    return on_one_side(table)
 
 
 def check_domains(table: LabelledImages, domains: Domains, options: Any) -> None:

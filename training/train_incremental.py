@@ -21,7 +21,7 @@ Run the same command with --resume_from_checkpoint latest to go on after the las
 classifier: VMFMixtureClassifier.from_pretrained("runs/stream").partial_fit(features, labels) learns the next session.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
@@ -43,6 +43,8 @@ class DataOptions:
     )
     label_column: str = option("label", "column of the class, where the data are a table")
     domain_column: str = option("domain", "column of the domain")
+    split_column: str = option("split", "column of the split: train, val or test; test pictures are never learnt")
+    image_column: str = option("image", "column of the picture; file_name is read too")
     setting: str = option(
         "NCD", "what a session brings: new classes, new domains, or a block of both", ("NC", "ND", "NCD")
     )
@@ -174,19 +176,11 @@ def read_data(options: Options):
     """Return the labelled pictures and their test half, (N,) bool, drawn in each domain that names none."""
     import numpy as np
 
-    from diffusers_ext.data.labelled import with_splits
+    from diffusers_ext.data.splits import with_tests
 
     if bool(options.data) == bool(options.domains):
         raise InputError("give either --data FOLDER or --domains name=folder ..., the labelled pictures to learn")
-    table = _table(options)
-    tested = {sample.domain for sample in table.samples if sample.split == "test"}
-    drawn = np.array([sample.domain not in tested for sample in table.samples])
-    if drawn.any():
-        if not 0 < options.test_fraction < 1:
-            raise InputError(f"--test_fraction must lie between 0 and 1, got {options.test_fraction}")
-        fractions = {"train": 1 - options.test_fraction, "test": options.test_fraction}
-        anew = iter(with_splits(table.take(drawn.nonzero()[0]), fractions, options.seed).samples)
-        table = replace(table, samples=tuple(next(anew) if new else old for old, new in zip(table.samples, drawn)))
+    table = with_tests(_table(options), options.test_fraction, options.seed)
     return table, np.array([sample.split == "test" for sample in table.samples])
 
 
@@ -194,7 +188,10 @@ def _table(options: Options):
     from diffusers_ext.data.benchmark_sets import cifar20, digits
     from diffusers_ext.data.labelled import LabelledImages, read_labelled
 
-    columns, parts = (options.label_column, options.domain_column), [_domain(given) for given in options.domains or []]
+    columns = {
+        name: getattr(options, name) for name in ("label_column", "domain_column", "split_column", "image_column")
+    }
+    parts = [_domain(given) for given in options.domains or []]
     if options.data_format != "labelled" and bool(parts) != (options.data_format == "digits"):
         raise InputError("--data_format digits takes --domains name=folder ..., cifar20 takes --data FOLDER")
     if options.data_format == "digits":
@@ -202,8 +199,8 @@ def _table(options: Options):
     if options.data_format == "cifar20":
         return cifar20(options.data)
     if options.data:
-        return read_labelled(options.data, *columns)
-    read = [read_labelled(folder, *columns, domain=name) for name, folder in parts]
+        return read_labelled(options.data, **columns)
+    read = [read_labelled(folder, **columns, domain=name) for name, folder in parts]
     return LabelledImages.of(sample for part in read for sample in part.samples)
 
 

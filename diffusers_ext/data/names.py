@@ -73,7 +73,7 @@ def is_picture(name: str) -> bool:
 
 def is_helper(part: str) -> bool:
     """Say whether one part of a path is hidden, or named as programs name what they leave: `.DS_Store`, `@eaDir`."""
-    return part.startswith(".") and part not in (".", "..") or part.lower() in HELPERS
+    return (part.startswith(".") and part not in (".", "..")) or part.lower() in HELPERS
 
 
 def remedy(name: str) -> str:
