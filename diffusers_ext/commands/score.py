@@ -66,7 +66,7 @@ def _pairs(options: Options) -> dict:
     bare = folder.is_dir() and not any((folder / name).is_file() for name in (*TABLES, "dataset_info.json"))
     pictures = [path for path in sorted(folder.rglob("*")) if is_picture(path.name)] if bare else []
     if not pictures:
-        rows = read_rows(options.data, options.image_column, options.caption_column, None)
+        rows = read_rows(options.data, options.image_column, options.caption_column, None).whole()
         return {(str(row.image), options.prompt or row.text): row.image for row in rows}
     prompts = {path: _text(path) if options.prompt is None else options.prompt for path in pictures}
     silent = [path for path, prompt in prompts.items() if prompt is None]
