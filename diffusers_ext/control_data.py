@@ -57,6 +57,7 @@ def _read_rows(source: str, options: Any) -> ControlData:
     found = read_rows(source, image, caption, condition, options.max_train_samples, *hub, mask)
     report = check(found, options.on_bad_sample)
     learnt, aside = hold_out(len(report.rows), options.held_out_samples, options.seed)
+    learnt = without_repeats(report.rows, learnt, aside)
     dataset, held_out = _pairs(options, [report.rows[at] for at in learnt], [report.rows[at] for at in aside])
     if options.aspect_buckets:
         dataset.buckets = assign_buckets([report.sizes[at] for at in learnt], options.resolution)
@@ -68,7 +69,7 @@ def _read_stream(source: str, options: Any) -> ControlData:
     hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
     drawing = (options.seed, options.shuffle_buffer, options.on_bad_sample)
     stream = Stream(source, _columns(options), options.held_out_samples, *drawing, **hub)
-    report = check(stream.head, options.on_bad_sample)
+    report = replace(check(stream.head, options.on_bad_sample), streamed=True)
     aside = check(stream.held_out, options.on_bad_sample).rows if stream.held_out else []
     stream.pairs, held_out = _pairs(options, report.rows, aside)
     return ControlData(stream, held_out, stream.pairs, _to_draw(options, held_out, report.rows), report)
@@ -124,6 +125,13 @@ def sources_of(options: Any, data: ControlData, base: BaseModel) -> Sources:
             ("controlnet_model_name_or_path", "transfer_from"), digest_of_values(*digests)
         )
     return found
+
+
+def without_repeats(rows: Sequence[Row], learnt: Sequence[int], aside: Sequence[int]) -> list[int]:
+    """Return the row numbers to learn from but those that repeat a row kept aside, which would measure memory."""
+    content = [(str(row.image), str(row.condition), str(row.mask), row.texts) for row in rows]
+    measured = {content[index] for index in aside}
+    return [index for index in learnt if content[index] not in measured]
 
 
 def encode(data: ControlData, base: BaseModel, options: Any, accelerator: Accelerator) -> ControlData:

@@ -87,9 +87,7 @@ def parse_json(text: str, origin: str | Path) -> Any:
     """Return the value that a JSON text holds; InputError names `origin` and says why where it holds none."""
     try:
         value = json.loads(text)
-        if (
-            "\\ud" in text.lower()
-        ):  # half a surrogate pair is valid JSON, and no text that could be written or tokenised
+        if "\\ud" in text.lower():  # half a surrogate pair is valid JSON, but no text
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         where = f"{origin}:{error.lineno}" if "\n" in text else origin

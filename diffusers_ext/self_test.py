@@ -53,7 +53,7 @@ class Bench:
 
     @functools.cached_property
     def dataset(self) -> Pairs:
-        return Pairs(read_image_folder(str(self.data)), SIDE, SEED, proportion_empty_prompts=0.5)
+        return Pairs(read_image_folder(str(self.data)).whole(), SIDE, SEED, proportion_empty_prompts=0.5)
 
     @functools.cached_property
     def pipe(self) -> StableDiffusionPipeline:

@@ -326,7 +326,7 @@ def test_orphans_are_pictures_that_no_column_names(folder, records, tmp_path):
         ("a.csv", "image,text\n\n", r"a\.csv: holds no rows"),
         ("a.json", "[1]\n", r"a\.json:1: expected a JSON object"),
         ("a.txt", "x", r"a\.txt: give one \.jsonl or \.csv, or \.parquet or \.tar files"),
-        ("a.csv", b"\xe9", r"a\.csv: not UTF-8"),
+        ("a.csv", b"\xe9", r"a\.csv:1: not UTF-8"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, name, content, message):

@@ -103,7 +103,7 @@ def _pairs_of(source: str, options: Options) -> dict:
 
     pictures = _pictures(source)
     if not pictures:
-        rows = read_rows(source, options.image_column, options.caption_column, None)
+        rows = read_rows(source, options.image_column, options.caption_column, None).whole()
         return {Pair(str(row.image), options.prompt or row.text): row.image for row in rows}
     prompts = {path: _text(path) if options.prompt is None else options.prompt for path in pictures}
     _check_prompts(prompts)

@@ -1,26 +1,33 @@
-"""Rows of a `datasets.Dataset`: of the Hub, of a folder that save_to_disk wrote, of parquet files.
+"""Rows of a `datasets.Dataset`: of the Hub, of a folder that save_to_disk wrote, of parquet and Arrow files.
 
-A column of pictures holds the pictures themselves or their paths. Needs the extra: pip install diffusers_ext[data].
+A column of pictures holds the pictures themselves or their paths, of captions any of Arrow's kinds of text or lists of
+them. Needs the extra: pip install diffusers_ext[data].
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob
+from glob import escape
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from ..errors import InputError
 from .files import Columns, File, Row, Rows, captions
+from .findings import Finding
+from .snapshots import split_note
+from .tables import Record, named_file
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A picture inside a data set, undecoded: bytes, or {"bytes": ..., "path": ...}."""
+    """A picture inside a data set, undecoded: bytes, or {"bytes": ..., "path": ...}, a path from `folder`."""
 
     data: Any
     index: int
     column: str
     source: str
+    folder: Path = Path()
 
     @property
     def name(self) -> str:
@@ -29,97 +36,202 @@ class Cell:
     def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
         value = self.data[self.index][self.column]
         if isinstance(value, dict):
-            value = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+            value = value["bytes"] if value["bytes"] is not None else (self.folder / value["path"]).read_bytes()
         return BytesIO(value)
 
     def __str__(self) -> str:
         return f"{self.source}[{self.index}]['{self.column}']"
 
 
-def open_stream(
-    source: str, columns: Columns, config: str | None = None, cache_dir: str | None = None
-) -> tuple[Any, Columns]:
-    """Open the split "train" of a Hub data set, or local parquet files, to be read row by row, pictures undecoded.
+@dataclass(frozen=True)
+class OpenStream:
+    """A data set to be read row by row, pictures undecoded: what the columns are called in it, where paths start from."""
 
-    Returns the `datasets.IterableDataset` and what the columns are called in it.
-    """
-    datasets, files = _datasets(source), sorted(glob(source))
-    where = {"path": "parquet", "data_files": files} if files else {"path": source, "name": config}
+    data: Any
+    names: Columns
+    folder: Path
+
+
+def open_stream(
+    source: str, files: Sequence[Path], columns: Columns, config: str | None = None, cache_dir: str | None = None
+) -> OpenStream:
+    """Open parquet files, or where there are none the split "train" of a Hub data set."""
+    datasets = _datasets(source)
+    where: dict[str, Any] = {"path": source, "name": config}
+    if files:
+        where = {"path": "parquet", "data_files": [escape(str(file)) for file in files]}
     try:
         data = datasets.load_dataset(**where, split="train", streaming=True, cache_dir=cache_dir)
         data = data if data.column_names else data._resolve_features()
-    except (OSError, ValueError) as error:
-        message = str(error).splitlines()[0]
-        raise InputError(f"{source}: {message}; give owner/name of a Hub data set, or .parquet files") from None
+    except ImportError:
+        raise
+    except Exception as error:  # of pyarrow, datasets and the Hub's client, which have many
+        raise InputError(f"{source}: {_reason(error)}; give owner/name of a Hub data set, or .parquet files") from None
+    if not data.column_names:
+        raise InputError(f"{source}: holds no rows; nothing to train on")
     roles = ("image", "caption", "conditioning_image", "mask")
     names = Columns(*(name and _column(data, source, name, role) for name, role in zip(columns, roles)))
     for name in (names.image, names.condition, names.mask):
         if name and isinstance(data.features[name], datasets.Image):
             data = data.cast_column(name, datasets.Image(decode=False))
-    return data.select_columns([name for name in names if name]), names
+    folder = files[0].parent if files else Path()
+    return OpenStream(data.select_columns([name for name in names if name]), names, folder)
 
 
 def read_hub(name: str, config: str | None, cache_dir: str | None, columns: Columns, limit: int | None) -> Rows:
     """Read the split "train" of a data set on the Hub, or in its cache."""
     try:
         data = _datasets(name).load_dataset(name, config, split="train", cache_dir=cache_dir)
-    except (OSError, ValueError) as error:  # the Hub's errors are of these kinds
-        message = str(error).splitlines()[0]
-        raise InputError(f"{name}: {message}; no such folder here, and the Hub does not give this data set") from None
+    except (OSError, ValueError, RuntimeError) as error:  # the Hub's errors are of these kinds
+        raise InputError(
+            f"{name}: {_reason(error)}; no such folder here, and the Hub does not give this data set"
+        ) from None
     return _rows(data, name, Path(), columns, limit)
 
 
 def read_saved(folder: Path, columns: Columns, limit: int | None) -> Rows:
     """Read what save_to_disk wrote: a data set, or several splits of which "train" is read."""
-    return _rows(open_table(folder), str(folder), Path(), columns, limit)
+    data = _saved(folder)
+    rows = _rows(_train(data, folder), str(folder), Path(), columns, limit)
+    if isinstance(data, dict):
+        rows.notes += split_note(folder, "train", [name for name in data if name != "train"])
+    return rows
 
 
 def open_table(source: Path) -> Any:
     """Return the `datasets.Dataset` in a parquet file, in a folder of them, or in what save_to_disk wrote."""
-    datasets = _datasets(source)
     files = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
-    if files:
-        return datasets.Dataset.from_parquet([str(file) for file in files])
-    try:
-        data = datasets.load_from_disk(str(source))
-    except FileNotFoundError:
-        raise InputError(f"{source}: holds no .parquet files and was not written by save_to_disk") from None
-    if isinstance(data, datasets.DatasetDict):
-        if "train" not in data:
-            raise InputError(f"{source}: no split 'train'; it has {', '.join(data)}; name the folder of one of them")
-        data = data["train"]
-    return data
+    return _parquet(files) if files else _train(_saved(source), source)
 
 
-def read_parquet(files: list[Path], columns: Columns, limit: int | None) -> Rows:
+def table_records(path: Path) -> Iterator[Record]:
+    """Yield the rows of a parquet file that names files, as those of other tables."""
+    for index, values in enumerate(_parquet([path])):
+        yield Record(f"{path}[{index}]", values)
+
+
+def read_parquet(files: Sequence[Path], columns: Columns, limit: int | None) -> Rows:
     """Read parquet files; paths in them are relative to the first one's folder."""
-    data = _datasets(files[0]).Dataset.from_parquet([str(file) for file in files])
+    return _rows(_parquet(files), str(files[0]), files[0].parent, columns, limit)
+
+
+def read_arrow(files: Sequence[Path], columns: Columns, limit: int | None) -> Rows:
+    """Read Arrow files as `datasets` writes them; paths in them are relative to the first one's folder."""
+    datasets = _datasets(files[0])
+    with _readable(files[0]):
+        data = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
     return _rows(data, str(files[0]), files[0].parent, columns, limit)
+
+
+def _parquet(files: Sequence[Path]) -> Any:
+    with _readable(files[0]):
+        return _datasets(files[0]).Dataset.from_parquet([escape(str(file)) for file in files])
+
+
+def _saved(folder: Path) -> Any:
+    datasets = _datasets(folder)
+    try:
+        with _readable(folder):
+            return datasets.load_from_disk(str(folder))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: holds no .parquet files and was not written by save_to_disk") from None
+
+
+def _train(data: Any, source: Path) -> Any:
+    if not isinstance(data, dict):
+        return data
+    if "train" not in data:
+        raise InputError(f"{source}: no split 'train'; it has {', '.join(data)}; name the folder of one of them")
+    return data["train"]
+
+
+@contextmanager
+def _readable(source: Path) -> Iterator[None]:
+    """Turn what pyarrow and datasets raise at a file that is not whole into an InputError."""
+    try:
+        yield
+    except (InputError, FileNotFoundError):
+        raise
+    except Exception as error:  # they have many, without a common ancestor
+        raise InputError(
+            f"{source}: not a whole {source.suffix.lstrip('.') or 'data set'} file ({_reason(error)})"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the error that `datasets` wraps, or of the error itself."""
+    cause = error.__cause__ or error
+    return next(iter(str(cause).split("\n")), "") or type(cause).__name__
 
 
 def _rows(data: Any, source: str, folder: Path, columns: Columns, limit: int | None) -> Rows:
     if limit is not None:
         data = data.select(range(min(limit, len(data))))
-    images = _files(data, source, folder, columns.image, "image")
-    conditions, masks = (
-        _files(data, source, folder, column, role) if column else [None] * len(data)
-        for column, role in ((columns.condition, "conditioning_image"), (columns.mask, "mask"))
-    )
+    roles = zip((columns.image, columns.condition, columns.mask), ("image", "conditioning_image", "mask"))
+    files = [_files(data, source, folder, column, role) if column else None for column, role in roles]
     name = _column(data, source, columns.caption, "caption")
-    origins = [f"{source}[{index}]" for index in range(len(data))]
-    texts = (captions({name: value}, name, origin) for value, origin in zip(data[name], origins))
-    return Rows([Row(*values) for values in zip(images, texts, conditions, origins, masks)])
+    rows = Rows()
+    for index, value in enumerate(data[name]):
+        origin = f"{source}[{index}]"
+        try:
+            image, condition, mask = (named and named(index, origin) for named in files)
+            texts = captions({name: value}, name, origin)
+        except InputError as error:
+            rows.faults.append(Finding("bad row", str(error)))
+        else:
+            rows.append(Row(image, texts, condition, origin, mask))
+    return rows
 
 
-def _files(data: Any, source: str, folder: Path, column: str, role: str) -> list[File]:
+def _files(data: Any, source: str, folder: Path, column: str, role: str) -> Callable[[int, str], File]:
+    """Return how the file of a row is had, by its index and origin; InputError where it has none."""
     column = _column(data, source, column, role)
     datasets = _datasets(source)
-    if data.features[column] == datasets.Value("string"):
-        return [folder / name for name in data[column]]
+    if is_text(data.features[column]):
+        names = list(data[column])
+        return lambda index, origin: named_file({column: names[index]}, folder, column, role, origin, False)
+    null = _null(data, column)
     data = data.select_columns([column])  # or each access would read the other pictures as well
     if isinstance(data.features[column], datasets.Image):
         data = data.cast_column(column, datasets.Image(decode=False))
-    return [Cell(data, index, column, source) for index in range(len(data))]
+    elif not _is_picture(data.features[column]):
+        raise InputError(
+            f"{source}: column '{column}' holds {data.features[column]}, neither pictures nor paths; see --{role}_column"
+        )
+
+    def cell(index: int, origin: str) -> File:
+        if null[index]:
+            raise InputError(f"{origin}: no picture under '{column}'; remove the row")
+        return Cell(data, index, column, source, folder)
+
+    return cell
+
+
+def is_text(feature: Any) -> bool:
+    """Say whether a column holds text, in any of the ways that Arrow keeps it."""
+    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
+
+
+def _is_picture(feature: Any) -> bool:
+    """Say whether a column holds the bytes of pictures, or those beside their paths."""
+    if isinstance(feature, dict):
+        return set(feature) >= {"bytes", "path"}
+    return str(getattr(feature, "dtype", "")).startswith(("binary", "large_binary", "binary_view"))
+
+
+def _null(data: Any, column: str) -> Sequence[bool]:
+    """Which rows have no picture, without reading the others."""
+    if data._indices is not None:
+        data = data.flatten_indices()
+    values = data.data.column(column)
+    null = [value for chunk in values.chunks for value in chunk.is_null().to_pylist()]
+    if not str(values.type).startswith("struct"):
+        return null
+    bytes_, path = (
+        [value for chunk in values.chunks for value in chunk.field(field).is_null().to_pylist()]
+        for field in ("bytes", "path")
+    )
+    return [none or (no_bytes and no_path) for none, no_bytes, no_path in zip(null, bytes_, path)]
 
 
 def _column(data: Any, source: str, column: str, role: str) -> str:

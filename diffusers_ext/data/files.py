@@ -16,7 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
+from ..lines import split_lines
 from .deep_colour import deep_colour, is_planar, top_level
+from .findings import Finding, listed
 from .names import is_picture as is_picture
 from .names import open_picture
 
@@ -71,11 +73,23 @@ class Row:
 
 
 class Rows(list[Row]):
-    """Rows in the order of their source, and the pictures that lay beside theirs but belong to no row."""
+    """Rows in the order of their source; the pictures that lay beside theirs but belong to no row; what else was found.
+
+    faults: one for each row that cannot be used and so is not among them. `preflight.check` refuses them or leaves them
+    out; who does without it calls `whole`. notes: what was decided while reading, and files that were not read.
+    """
 
     def __init__(self, rows: Sequence[Row] = (), orphans: Sequence[File] = ()):
         super().__init__(rows)
         self.orphans = list(orphans)
+        self.faults: list[Finding] = []
+        self.notes: list[Finding] = []
+
+    def whole(self) -> "Rows":
+        """Return the rows; InputError lists those that cannot be used."""
+        if self.faults:
+            raise InputError("\n".join([f"{len(self.faults)} rows cannot be used", *listed("fault", self.faults)]))
+        return self
 
 
 class Columns(NamedTuple):
@@ -92,14 +106,18 @@ def captions(values: dict, column: str, origin: str) -> tuple[str, ...]:
     texts = values.get(column)
     texts = (texts,) if isinstance(texts, str) else tuple(texts) if isinstance(texts, list) else ()
     if not texts or not all(isinstance(text, str) for text in texts):
-        has = ", ".join(map(str, values)) or "nothing"
-        raise InputError(f"{origin}: no caption under '{column}'; it has {has}; see --caption_column")
+        has = (
+            f"it is {str(values[column])[:40]}"
+            if column in values
+            else f"it has {', '.join(map(str, values)) or 'nothing'}"
+        )
+        raise InputError(f"{origin}: no caption under '{column}'; {has}; see --caption_column")
     return texts
 
 
 def text_captions(text: str) -> tuple[str, ...]:
     """Return the lines of a .txt that are not empty, or the empty caption."""
-    return tuple(line.strip() for line in text.split("\n") if line.strip()) or ("",)
+    return tuple(line.strip() for line in split_lines(text) if line.strip()) or ("",)
 
 
 def load(file: File, at_least: int | None = None) -> Image.Image:

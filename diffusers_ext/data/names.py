@@ -118,24 +118,24 @@ def _suffixes(extensions: int, openers: int) -> frozenset[str]:
     return frozenset(suffix.lower() for suffix, form in known if form in Image.OPEN and form not in NO_PICTURES)
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk(root: Path, dead_links: bool = False) -> Iterator[tuple[Path, list[str]]]:
     """Yield each folder below root and the names of its files, both sorted, without helpers and what lies in them.
 
     Links to folders are followed, but never into a folder that holds the link. InputError for a folder that cannot be
-    read and for a link to nothing.
+    read and for a link to nothing, unless dead_links are wanted among the files.
     """
-    yield from _walk(root, {os.path.realpath(root)})
+    yield from _walk(root, {os.path.realpath(root)}, dead_links)
 
 
-def _walk(folder: Path, above: set[str]) -> Iterator[tuple[Path, list[str]]]:
+def _walk(folder: Path, above: set[str], dead_links: bool) -> Iterator[tuple[Path, list[str]]]:
     try:
         entries = sorted((entry for entry in os.scandir(folder) if not is_helper(entry.name)), key=lambda e: e.name)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); allow it, or move the folder") from None
     for entry in entries:
-        if entry.is_symlink() and not os.path.exists(entry.path):
+        if entry.is_symlink() and not os.path.exists(entry.path) and not dead_links:
             raise InputError(f"{entry.path}: a link to nothing ({os.readlink(entry.path)}); restore or remove it")
     yield folder, [entry.name for entry in entries if not entry.is_dir()]
     for entry in entries:
         if entry.is_dir() and (real := os.path.realpath(entry.path)) not in above:
-            yield from _walk(folder / entry.name, above | {real})
+            yield from _walk(folder / entry.name, above | {real}, dead_links)

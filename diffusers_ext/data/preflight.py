@@ -1,13 +1,13 @@
 """The check of every file of a data set before anything is loaded, and a sheet of what the network will see.
 
 Faults would stop or spoil a training: files missing, empty, cut short or unreadable; decompression bombs; conditions
-of another shape than their picture, blank, of values out of range or of another number of channels; rows given twice;
-pictures that belong to no row. Notes tell what is handled on the way: transparency, 16 bits, turns by EXIF data,
-pictures equal byte for byte.
+of another shape than their picture, blank, of values out of range or of another number of channels; rows that could
+not be read; pictures that belong to no row. Notes tell what is handled on the way: transparency, 16 bits, turns by EXIF
+data, rows given several times, pictures equal byte for byte, and what the reader decided or did not read.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -35,26 +35,19 @@ from .files import (
     rgb,
     turned_size,
 )
+from .findings import SHOWN, Finding, listed
 from .names import classify_name, foreign_error, open_picture
 
-SHOWN = 50  # faults listed before the rest is only counted
 TURN_REMEDY = "which one is right cannot be told: turn the pixels of both (PIL.ImageOps.exif_transpose) and save them without the tag"
 CHUNK = 4096  # rows given to the threads at once
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault or note: its kind in a word, for counting, and the file and what is the matter with it."""
-
-    kind: str
-    text: str
 
 
 @dataclass
 class Report:
     """What `check` found: the good rows, the sizes of their pictures as turned, all faults and notes.
 
-    digest: of the good rows' files and captions, in order; the same pairs have the same one in whatever form they come.
+    total: rows read, the unreadable ones too. digest: of the good rows' files and captions, in order; the same pairs have
+    the same one in whatever form they come. streamed: only a stream's first rows were seen.
     """
 
     total: int
@@ -63,11 +56,16 @@ class Report:
     faults: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     digest: str = ""
+    streamed: bool = False
 
     def summary(self, shown: int | None = None) -> str:
         """Counts by kind, then each fault and note, `shown` of either at most."""
-        head = f"{self.total} rows checked, {len(self.rows)} good; {len(self.faults)} faults, {len(self.notes)} notes"
-        return "\n".join([head, *_listed("fault", self.faults, shown), *_listed("note", self.notes, shown)])
+        silent = [row.origin for row in self.rows if not any(text.strip() for text in row.texts)]
+        head = (
+            f"{'the first ' * self.streamed}{self.total} rows checked, {len(self.rows)} good; {len(self.faults)} faults, "
+            f"{len(self.notes)} notes; {len(silent)} without a caption" + (f", such as {silent[0]}" if silent else "")
+        )
+        return "\n".join([head, *listed("fault", self.faults, shown), *listed("note", self.notes, shown)])
 
 
 @dataclass
@@ -87,7 +85,9 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
 
     Raises InputError also where no good row is left.
     """
-    report = Report(total=len(rows))
+    report = Report(total=len(rows) + len(getattr(rows, "faults", [])))
+    report.faults += getattr(rows, "faults", [])
+    report.notes += getattr(rows, "notes", [])
     inspected = list(tqdm(_inspect_all(rows, workers), total=len(rows), desc="checking", unit="row", delay=3))
     usual = Counter(condition.channels for _, condition, *_ in inspected if condition and condition.size)
     usual_channels = usual.most_common(1)[0][0] if usual else 3
@@ -97,12 +97,12 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
     for row, (image, condition, mask, together) in zip(rows, inspected):
         files = [each for each in (image, condition, mask) if each]
         faults = [*(fault for each in files for fault in each.faults), *together]
-        faults += _repeated(row, seen_rows)
         if condition and condition.size and condition.channels != usual_channels:
             text = f"{row.condition}: {condition.channels} channels, the others have {usual_channels} ({row.origin})"
             faults.append(Finding("channels", text))
         report.faults += faults
         report.notes += [*(note for each in files for note in each.notes), *_equal(row, image, seen_pictures)]
+        report.notes += _repeated(row, seen_rows)
         if not faults:
             report.rows.append(row)
             report.sizes.append(image.size)
@@ -258,7 +258,7 @@ def _repeated(row: Row, seen: dict[tuple, str]) -> list[Finding]:
     first = seen.setdefault(key, row.origin)
     if first is row.origin:
         return []
-    return [Finding("duplicate", f"{row.origin}: gives the same files and caption as {first}; remove one of them")]
+    return [Finding("duplicate", f"{row.origin}: gives the same files and caption as {first}, which so weighs more")]
 
 
 def _equal(row: Row, image: _Seen, seen: dict[bytes, str]) -> list[Finding]:
@@ -274,21 +274,10 @@ def _refuse(report: Report, on_bad_sample: str) -> None:
     if on_bad_sample not in ("error", "skip"):
         raise InputError(f"--on_bad_sample {on_bad_sample}: choose error or skip")
     if report.faults and (on_bad_sample == "error" or not report.rows):
-        listed = "\n".join(_listed("fault", report.faults, SHOWN))
+        faults = "\n".join(listed("fault", report.faults, SHOWN))
         raise InputError(
-            f"{len(report.faults)} faults in {report.total} rows; mend the files, or remove or skip their rows:\n{listed}"
+            f"{len(report.faults)} faults in {report.total} rows; fix the files, or remove or skip their rows:\n{faults}"
         )
-
-
-def _listed(word: str, findings: list[Finding], shown: int | None) -> Iterable[str]:
-    """Counts by kind on the first line, then the findings."""
-    if not findings:
-        return
-    counts = Counter(finding.kind for finding in findings)
-    yield f"{word}s: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    yield from (f"  {finding.text}" for finding in findings[:shown])
-    if shown is not None and len(findings) > shown:
-        yield f"  and {len(findings) - shown} more"
 
 
 def _reason(error: Exception) -> str:

@@ -1,43 +1,42 @@
 """Rows of a data set: which picture, which condition, which captions. Every form gives the same rows, in a stable order.
 
-    data/pairs                     image folder: metadata.jsonl or metadata.csv beside the pictures
+    data/pairs                     image folder: metadata.jsonl, .csv, .tsv, .json or .parquet beside the pictures
     data/fill50k                   prompt.json, lines of {"source", "target", "prompt"}
-    data/pairs                     folders of equal stems: images/, conditions/, masks/; captions in .txt beside the image
-    pairs.jsonl .csv .parquet      a table; paths in it are relative to it
-    shards/  shards/*.tar          tar archives: key.jpg, key.cond.png, key.mask.png, key.txt or key.json
+    data/pairs                     folders of equal stems: images/, conditions/, masks/; captions beside the images
+    pairs.jsonl .json .csv .tsv    a table; paths in it are relative to it
+    pairs.parquet  pairs.arrow     a table, or the pictures themselves
+    shards/  shards/*.tar          tar archives: key.jpg, key.cond.png, key.mask.png, key.txt, .caption or .json
+    pairs.zip                      a zip of an image folder, or of folders of equal stems
+    snapshot/                      a downloaded repository of the Hub: data/train-*.parquet
     owner/name                     a data set on the Hub, or the folder its save_to_disk wrote
 
 A row of a table is, in the image folder of `datasets`, one JSON object a line:
 
     {"file_name": "images/0.png", "conditioning_image_file_name": "conditions/0.png", "text": "a red circle"}
 
-A caption may be a list of captions, of which one is drawn each time; a .txt has one caption a line. Where a mask column
-is asked for, "mask_file_name" names a picture that is white where the condition is missing.
+A caption may be a list of captions, of which one is drawn each time; captions beside pictures: see `sidecars`. Where a
+mask column is asked for, "mask_file_name" names a picture that is white where the condition is missing. Of several
+splits, in folders or in names of files, train is read (see `snapshots`), and a note names the others. Hidden files and
+what programs leave in folders (`names.HELPERS`) are never data.
 """
 
-import csv
-import json
 import os
-from collections.abc import Iterable, Iterator
 from glob import glob
-from itertools import islice
 from pathlib import Path
 
 from ..errors import InputError
-from .cells import read_hub, read_parquet, read_saved
-from .files import Columns, File, Row, Rows, captions, is_picture, text_captions
+from .cells import read_arrow, read_hub, read_parquet, read_saved, table_records
+from .files import Columns, Rows
 from .files import load as load
+from .findings import listed
+from .folders import METADATA, PARQUET_TABLE, WRITE_TABLE, folder_files, pair_folders, read_table, read_zip, table_rows
+from .folders import TABLES as TABLES
 from .preflight import check as check
 from .shards import read_shards
-
-METADATA = "metadata.jsonl"
-TABLES = (METADATA, "metadata.csv", "prompt.json")  # names that make a folder a data set
-FILL50K = {"image": "target", "conditioning_image": "source", "text": "prompt"}
-FOLDERS = {
-    "image": ("images",),
-    "conditioning_image": ("conditioning_images", "conditions"),
-    "mask": ("masks",),
-}  # besides the column's name
+from .snapshots import Chosen, files_below, training_files, training_folder
+from .tables import SUFFIXES
+from .tables import named_file as named_file
+from .tables import records as records
 
 
 def read_rows(
@@ -53,24 +52,38 @@ def read_rows(
     """Read the rows of a folder, a file or a Hub name in any of the forms above; `limit` takes the first so many.
 
     In two folders the columns name the folders. config and cache_dir are of Hub data sets, whose split "train" is read.
-    Raises InputError, naming file, row and column, where something is missing or cannot be told.
+    Rows that cannot be used are the faults of what is returned: give it to `check`, which refuses them or leaves them
+    out. Raises InputError, naming file, row and column, where the source cannot be read or no row of it can be used.
     """
     columns, path = Columns(image_column, caption_column, conditioning_image_column, mask_column), Path(source)
-    if path.is_dir():
-        return _read_folder(path, columns, limit)
-    files = [path] if path.is_file() else [Path(name) for name in sorted(glob(source))]
-    if not files:
-        if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
-            return _some(read_hub(source, config, cache_dir, columns, limit), source)
-        raise InputError(f"{source}: no such folder or file, nor owner/name of a data set on the Hub")
-    suffixes = {file.suffix for file in files}
-    if suffixes == {".tar"}:
-        return _some(read_shards(files, columns, limit), source)
-    if suffixes == {".parquet"}:
-        return _some(read_parquet(files, columns, limit), source)
-    if len(files) == 1 and suffixes <= {".jsonl", ".json", ".csv"}:
-        return _read_table(path if path.is_file() else files[0], columns, limit)
-    raise InputError(f"{source}: give one .jsonl or .csv, or .parquet or .tar files; not {', '.join(sorted(suffixes))}")
+    if os.path.isdir(path):
+        return _some(_read_folder(path, columns, limit, config), source)
+    files = [path] if os.path.isfile(path) else matching_files(source)
+    if files:
+        return _some(_read_files(source, files, columns, limit), source)
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix and "\0" not in source:
+        return _some(read_hub(source, config, cache_dir, columns, limit), source)
+    raise InputError(f"{source}: no such folder or file, nor owner/name of a data set on the Hub")
+
+
+def matching_files(pattern: str) -> list[Path]:
+    """Return the files that * and ? of a pattern match, in order; brackets may belong to a name."""
+    try:
+        return [
+            Path(name) for name in sorted(glob(pattern) or glob(pattern.replace("[", "[[]"))) if os.path.isfile(name)
+        ]
+    except (ValueError, OSError):  # no name of a file
+        return []
+
+
+def parquet_files(source: str, config: str | None = None) -> Chosen:
+    """Return the parquet files of a source to be streamed, none for a Hub name; InputError for other local files."""
+    path = Path(source)
+    files = [path] if os.path.isfile(path) else matching_files(source)
+    found = files_below(path, ".parquet") if os.path.isdir(path) else files
+    if (files or os.path.isdir(path)) and {file.suffix.lower() for file in found} != {".parquet"}:
+        raise InputError(f"{source}: only .parquet files and Hub data sets can be streamed; leave out --streaming")
+    return training_files(path, found, config) if os.path.isdir(path) else Chosen(found, [])
 
 
 def read_image_folder(
@@ -81,157 +94,77 @@ def read_image_folder(
     mask_column: str | None = None,
     limit: int | None = None,
 ) -> Rows:
-    """Read the rows of a folder with metadata.jsonl or metadata.csv; conditioning_image_column None reads none.
+    """Read the rows of a folder with metadata.jsonl or another of TABLES; conditioning_image_column None reads none.
 
     A column `x` of pictures is the key `x_file_name` of the file, or `x`; `image` may also be `file_name`, as in
-    `datasets`. Raises InputError, naming the file and the line, if the folder, a column or a value is missing.
+    `datasets`. Raises InputError, naming the file and the line, if the folder or all of its rows cannot be used.
     """
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"--train_data_dir {folder}: no such folder")
-    tables = [Path(folder) / name for name in TABLES if (Path(folder) / name).is_file()]
-    if not tables:
-        raise InputError(
-            f"{Path(folder) / METADATA}: missing; write one JSON object per picture: file_name, conditioning_image_file_name, text"
-        )
     columns = Columns(image_column, caption_column, conditioning_image_column, mask_column)
-    return _read_table(tables[0], columns, limit)
+    rows = _read_metadata(Path(folder), columns, limit)
+    if rows is None:
+        raise InputError(f"{Path(folder) / METADATA}: missing; {WRITE_TABLE}")
+    return _some(rows, folder)
 
 
-def _read_folder(folder: Path, columns: Columns, limit: int | None) -> Rows:
-    if any((folder / name).is_file() for name in TABLES):
-        return read_image_folder(str(folder), *columns, limit=limit)
-    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return _some(read_saved(folder, columns, limit), folder)
-    if shards := sorted(folder.glob("*.tar")):
-        return _some(read_shards(shards, columns, limit), folder)
-    return _read_two_folders(folder, columns, limit)
+def _read_metadata(folder: Path, columns: Columns, limit: int | None) -> Rows | None:
+    """The rows of the table that makes a folder a data set; None where it has none."""
+    table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    if table is not None:
+        return read_table(table, columns, limit)
+    table = folder / PARQUET_TABLE
+    return table_rows(table, table_records(table), columns, limit) if table.is_file() else None
 
 
-def _read_table(path: Path, columns: Columns, limit: int | None) -> Rows:
-    """Read a .jsonl or .csv; one that makes its folder a data set names files inside it only, and all of them."""
-    whole = path.name in TABLES
-    lines = list(islice(records(path), limit))
-    rows = _some(Rows([_row(values, path.parent, columns, origin, whole) for origin, values in lines]), path)
-    if whole and limit is None:
-        rows.orphans = _orphans(path.parent, (values for _, values in lines))
+def _read_files(source: str, files: list[Path], columns: Columns, limit: int | None) -> Rows:
+    suffixes = {file.suffix.lower() for file in files}
+    if suffixes == {".tar"}:
+        return read_shards(files, columns, limit)
+    if suffixes == {".parquet"}:
+        return read_parquet(files, columns, limit)
+    if suffixes == {".arrow"}:
+        return read_arrow(files, columns, limit)
+    if len(files) == 1 and suffixes == {".zip"}:
+        return read_zip(files[0], columns, limit)
+    if len(files) == 1 and suffixes <= set(SUFFIXES):
+        return read_table(files[0], columns, limit)
+    raise InputError(
+        f"{source}: give one .jsonl or .csv, or .parquet or .tar files; not {', '.join(sorted(suffixes))}; "
+        "unpack or convert it"
+    )
+
+
+def _read_folder(folder: Path, columns: Columns, limit: int | None, config: str | None) -> Rows:
+    """Read a folder by what it holds: the first of the forms above that it has."""
+    rows = _read_metadata(folder, columns, limit)
+    if rows is not None:
+        return rows
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return read_saved(folder, columns, limit)
+    if shards := sorted(path for path in folder.glob("*") if path.suffix.lower() == ".tar"):
+        return _of_train(folder, shards, columns, limit, config)
+    if not any((folder / name).is_dir() for name in ("image", "images", columns.image)):
+        if tables := files_below(folder, ".parquet", ".arrow"):
+            return _of_train(folder, tables, columns, limit, config)
+        if split := training_folder(folder):
+            rows = _read_folder(split[0], columns, limit, config)
+            rows.notes += split[1]
+            return rows
+        if len(archives := sorted(folder.glob("*.zip"))) == 1:
+            return read_zip(archives[0], columns, limit)
+    return pair_folders(folder_files(folder), str(folder), columns, limit)
+
+
+def _of_train(folder: Path, files: list[Path], columns: Columns, limit: int | None, config: str | None) -> Rows:
+    chosen = training_files(folder, files, config)
+    rows = _read_files(str(folder), chosen.files, columns, limit)
+    rows.notes += chosen.notes
     return rows
-
-
-def records(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (origin, values) of each line of a .jsonl or .csv; InputError if it is not UTF-8 or a line is no object."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file)
-                yield from ((f"{path}:{reader.line_num}", values) for values in reader)
-            else:
-                yield from (
-                    (f"{path}:{n}", _object(line, f"{path}:{n}")) for n, line in enumerate(file, 1) if line.strip()
-                )
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8; save it in that encoding") from None
-
-
-def _object(line: str, origin: str) -> dict:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{origin}: not valid JSON ({error.msg}); mend or remove the line") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{origin}: expected a JSON object, got {line[:40]!r}")
-    return values
-
-
-def _row(values: dict, folder: Path, columns: Columns, origin: str, inside: bool) -> Row:
-    if values.keys() >= set(FILL50K.values()):
-        values = {**{ours: values[theirs] for ours, theirs in FILL50K.items()}, **values}
-    image = named_file(values, folder, columns.image, "image", origin, inside)
-    condition = columns.condition and named_file(
-        values, folder, columns.condition, "conditioning_image", origin, inside
-    )
-    mask = columns.mask and named_file(values, folder, columns.mask, "mask", origin, inside)
-    return Row(image, captions(values, columns.caption, origin), condition or None, origin, mask or None)
-
-
-def named_file(values: dict, folder: Path, column: str, role: str, origin: str, inside: bool) -> Path:
-    """Return the file that a row names under a column; InputError if there is none, or it leaves a folder it must not."""
-    names = [f"{column}_file_name", column] + (["file_name"] if column == "image" else [])
-    name = next((values[name] for name in names if values.get(name)), None)
-    if not isinstance(name, str):
-        wanted = "file_name" if column == "image" else names[0]
-        raise InputError(
-            f"{origin}: no '{wanted}'; it has {', '.join(map(str, values)) or 'nothing'}; see --{role}_column"
-        )
-    path = os.path.normpath(folder / name)
-    if inside and os.path.relpath(path, folder).startswith(".."):
-        raise InputError(f"{origin}: {name} lies outside {folder}; move it inside")
-    return Path(path)
-
-
-def _orphans(folder: Path, records: Iterable[dict]) -> list[File]:
-    """The pictures that no value of any row names, in the folders where the named ones lie."""
-    values = (value for record in records for value in record.values() if isinstance(value, str) and is_picture(value))
-    named = {os.path.normpath(folder / value) for value in values}
-    beside = [
-        entry
-        for place in {os.path.dirname(path) for path in named}
-        if os.path.isdir(place)
-        for entry in os.scandir(place)
-    ]
-    return [
-        Path(each) for each in sorted(entry.path for entry in beside if is_picture(entry.name)) if each not in named
-    ]
-
-
-def _read_two_folders(folder: Path, columns: Columns, limit: int | None) -> Rows:
-    """Pair the pictures of two folders by their path without suffix; without a .txt a caption is empty."""
-    images = _by_stem(_subfolder(folder, columns.image))
-    conditions, masks = (
-        _by_stem(_subfolder(folder, column)) if column else None for column in (columns.condition, columns.mask)
-    )
-    roles = [files for files in (images, conditions, masks) if files is not None]
-    whole = set.intersection(*map(set, roles))
-    orphans = [file for files in roles for stem, file in sorted(files.items()) if stem not in whole]
-    rows = [
-        Row(
-            images[stem],
-            _text_beside(images[stem]),
-            conditions[stem] if conditions else None,
-            str(images[stem]),
-            masks[stem] if masks else None,
-        )
-        for stem in sorted(whole)[:limit]
-    ]
-    return _some(Rows(rows, orphans if limit is None else []), folder)
-
-
-def _subfolder(folder: Path, column: str) -> Path:
-    found = next((folder / name for name in (column, *FOLDERS.get(column, ())) if (folder / name).is_dir()), None)
-    if found is None:
-        raise InputError(
-            f"{folder / METADATA}: missing, and {folder} has no folder '{column}' to pair by name, no prompt.json, no *.tar; "
-            f"write one JSON object per picture: file_name, conditioning_image_file_name, text"
-        )
-    return found
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if is_picture(path.name):
-            stem = str(path.relative_to(folder).with_suffix(""))
-            if stem in found:
-                raise InputError(f"{path}: {found[stem]} has the same name but for its suffix; remove one of them")
-            found[stem] = path
-    return found
-
-
-def _text_beside(image: Path) -> tuple[str, ...]:
-    path = image.with_suffix(".txt")
-    return text_captions(path.read_text(encoding="utf-8")) if path.is_file() else ("",)
 
 
 def _some(rows: Rows, source: str | Path) -> Rows:
     if not rows:
-        raise InputError(f"{source}: holds no rows; nothing to train on")
+        held = "\n".join([f"{source}: no row of {len(rows.faults)} can be used", *listed("fault", rows.faults)])
+        raise InputError(held if rows.faults else f"{source}: holds no rows; nothing to train on")
     return rows

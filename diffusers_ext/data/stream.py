@@ -10,7 +10,6 @@ import copy
 import sys
 from collections.abc import Iterator
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -19,8 +18,11 @@ from ..errors import InputError
 from ..randomness import Key, generator
 from .cells import Cell, open_stream
 from .files import Columns, File, Row, Rows, captions
+from .findings import Finding
 from .pairs import Pairs
 from .preflight import check_turns
+from .rows import parquet_files
+from .tables import named_file
 
 HEAD = 64  # rows looked at before training: checked, shown, and measured to initialise the hint network
 
@@ -28,8 +30,9 @@ HEAD = 64  # rows looked at before training: checked, shown, and measured to ini
 class Stream:
     """The rows of a streamed split "train" after the first `held_out`, endlessly, and samples made of them.
 
-    head, held_out: rows read once, in the order of the source; the head's come again in training.
-    Raises InputError where the source cannot be opened or a column is missing.
+    head, held_out: rows read once, in the order of the source; the head's come again in training. Their faults are the
+    rows that cannot be used.
+    Raises InputError where the source cannot be opened or read, a column is missing, or no row is left to learn from.
     """
 
     buckets = None  # all of one size
@@ -38,11 +41,15 @@ class Stream:
         self, source: str, columns: Columns, held_out: int, seed: int, buffer: int, on_bad_sample: str, **hub: Any
     ):
         self.source, self.columns, self.seed, self.buffer, self.on_bad = source, columns, seed, buffer, on_bad_sample
-        data, self.names = open_stream(source, columns, **hub)
-        first = [self.row(record, (0, index)) for index, record in enumerate(data.take(held_out + HEAD))]
-        self.held_out, self.head = Rows(first[:held_out]), Rows(first[held_out:])
-        if not self.head:
-            raise InputError(f"{source}: holds {len(first)} rows; nothing to train on")
+        chosen = parquet_files(source, hub.get("config"))
+        opened = open_stream(source, chosen.files, columns, **hub)
+        data, self.names, self.folder = opened.data, opened.names, opened.folder
+        first = list(self._read(data.take(held_out + HEAD)))
+        self.held_out, self.head = self._rows(first[:held_out], 0), self._rows(first[held_out:], held_out)
+        self.head.notes += chosen.notes
+        if len(first) <= held_out:
+            kept = f", of which --held_out_samples keeps {held_out}" if first and held_out else ""
+            raise InputError(f"{source}: holds {len(first)} rows{kept}; nothing to train on")
         self.data = data.skip(held_out)
         known = (data.info.splits or {}).get("train")
         self.size = known.num_examples - held_out if known and known.num_examples else None
@@ -51,6 +58,22 @@ class Stream:
     def __len__(self) -> int:
         """Rows an epoch, 0 where the source does not say."""
         return self.size or 0
+
+    def _read(self, data: Any) -> Iterator[dict]:
+        """Yield what `datasets` reads; InputError where that fails, as of a file cut short."""
+        try:
+            yield from data
+        except Exception as error:  # of pyarrow, datasets and the network, without a common ancestor
+            raise InputError(f"{self.source}: cannot be read ({type(error).__name__}: {error})") from error
+
+    def _rows(self, records: list[dict], begin: int) -> Rows:
+        rows = Rows()
+        for index, record in enumerate(records, begin):
+            try:
+                rows.append(self.row(record, (0, index)))
+            except InputError as error:
+                rows.faults.append(Finding("bad row", str(error)))
+        return rows
 
     def row(self, record: dict, key: Key) -> Row:
         origin = f"{self.source}[epoch {key[0]}, row {key[1]}]"
@@ -61,10 +84,12 @@ class Stream:
         return Row(files[0], captions(record, self.names.caption, origin), files[1], origin, files[2])
 
     def _file(self, record: dict, column: str, origin: str) -> File:
-        if record[column] is None:
-            raise InputError(f"{origin}: no picture under '{column}'; remove the row")
         value = record[column]
-        return Path(self.source).parent / value if isinstance(value, str) else Cell([record], 0, column, origin)
+        if value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None):
+            raise InputError(f"{origin}: no picture under '{column}'; remove the row")
+        if isinstance(value, str):
+            return named_file(record, self.folder, column, "image", origin, False)
+        return Cell([record], 0, column, origin, self.folder)
 
     def sample(self, record: dict, key: Key) -> dict:
         """What `Pairs` makes of this row."""
@@ -83,7 +108,7 @@ class Stream:
                 int(generator(self.seed, "stream", epoch).integers(2**31)), buffer_size=self.buffer
             )
             # Not `for record in order`: inside a loader's worker that reads the worker's share of the shards only.
-            for offset, batch in enumerate(order.iter(batch_size=1)):
+            for offset, batch in enumerate(self._read(order.iter(batch_size=1))):
                 record = {name: values[0] for name, values in batch.items()}
                 if skipped:
                     skipped -= 1
@@ -123,5 +148,5 @@ class StreamBatches(IterableDataset):
                 raise
             print(f"left out: {error}", file=sys.stderr)
             pairs = copy.copy(self.stream.pairs)
-            pairs.rows = {key[1]: self.stream.head[0]}
+            pairs.rows = {key[1]: next(iter([*pairs.rows, *self.stream.head]))}
             return pairs[key]

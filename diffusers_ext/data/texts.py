@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..lines import parse_json, read_lines, read_text
-from .rows import records
+from .tables import records
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[Prompt]:
 
 def _values(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (origin, string or object) of each row."""
-    if path.suffix in (".jsonl", ".csv"):
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".csv", ".tsv"):
         yield from records(path)
         return
-    if path.suffix not in (".txt", ".json"):
+    if suffix not in (".txt", ".json"):
         raise InputError(f"{path}: prompts are a .txt, .json, .jsonl or .csv; convert it")
-    if path.suffix == ".txt":
+    if suffix == ".txt":
         yield from ((f"{path}:{number}", line) for number, line in enumerate(read_lines(path), 1))
         return
     items = parse_json(read_text(path), path)

@@ -1,0 +1,71 @@
+"""Zip archives as folders of files, each of which is read where it lies."""
+
+import os
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Literal
+
+from ..errors import InputError
+from .files import File
+from .names import is_helper
+
+HEADER = struct.Struct("<26xHH")  # of a file in a zip: where the lengths of its name and its extra field stand
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """A file inside a zip archive, stored or deflated; offset: of its header, before its `packed` bytes."""
+
+    archive: Path
+    name: str
+    offset: int
+    packed: int
+    size: int
+    deflated: bool
+
+    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
+        with open(self.archive, mode) as file:
+            file.seek(self.offset)
+            name, extra = HEADER.unpack(file.read(HEADER.size))
+            file.seek(name + extra, os.SEEK_CUR)
+            data = file.read(self.packed)
+        if self.deflated:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
+        if len(data) != self.size:
+            raise OSError("truncated or damaged inside its archive")
+        return BytesIO(data)
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+
+def zip_files(path: Path) -> dict[str, File]:
+    """Return the files of a zip by name, without what programs leave behind; of a zip of one folder, from there on."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise InputError(f"{path}: not a whole zip archive ({error}); copy or pack it again") from None
+    entries = [entry for entry in entries if not any(map(is_helper, entry.filename.split("/")))]
+    for entry in entries:
+        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"{path}: {entry.filename} is encrypted or packed in an unusual way; unpack the archive")
+    files: dict[str, File] = {
+        entry.filename: ZipMember(
+            path,
+            entry.filename,
+            entry.header_offset,
+            entry.compress_size,
+            entry.file_size,
+            entry.compress_type == zipfile.ZIP_DEFLATED,
+        )
+        for entry in entries
+    }
+    tops = {name.split("/")[0] for name in files}
+    if len(tops) == 1 and all("/" in name for name in files) and len({name.split("/")[1] for name in files}) > 1:
+        return {name.split("/", 1)[1]: file for name, file in files.items()}
+    return files

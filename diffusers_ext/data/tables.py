@@ -1,0 +1,159 @@
+"""Tables: .jsonl, .json (a list of objects, or an object a line), .csv and .tsv, and the files that their rows name.
+
+A bad row is handed on with what is wrong with it, so that all of them can be named at once, or left out.
+"""
+
+import csv
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..lines import parse_json, read_text, split_lines
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+SEPARATORS = (",", ";", "\t", "|")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: where it was read and its values, or what is wrong with it."""
+
+    origin: str
+    values: dict[str, Any] = field(default_factory=dict)
+    error: InputError | None = None
+
+
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (origin, values) of each row of a table; InputError at the first row that cannot be read."""
+    for record in read_records(read_text(path), path):
+        if record.error:
+            raise record.error
+        yield record.origin, record.values
+
+
+def read_records(text: str, path: str | Path) -> Iterator[Record]:
+    """Yield the rows of a table's text; the ending of `path` tells its form."""
+    suffix = os.path.splitext(str(path))[1].lower()
+    return _separated(text, path, suffix) if suffix in (".csv", ".tsv") else _json(text, path)
+
+
+def _json(text: str, path: str | Path) -> Iterator[Record]:
+    if text.lstrip()[:1] == "[":
+        items = _list(text, path)
+        if items is not None:
+            yield from (_object(item, f"{path}[{place}]") for place, item in enumerate(items))
+            return
+    for number, line in enumerate(split_lines(text), 1):
+        if line.strip():
+            yield _parsed(line, f"{path}:{number}")
+
+
+def _list(text: str, path: str | Path) -> list | None:
+    """The items of a JSON list of objects; None where the text has a value a line. InputError for a broken list."""
+    try:
+        items = parse_json(text, path)
+    except InputError:
+        try:
+            parse_json(split_lines(text.lstrip())[0], path)
+        except InputError:
+            pass
+        else:
+            return None
+        raise
+    return items if not items or any(isinstance(item, dict) for item in items) else None
+
+
+def _parsed(line: str, origin: str) -> Record:
+    try:
+        return _object(parse_json(line, origin), origin)
+    except InputError as error:
+        return Record(origin, error=error)
+
+
+def _object(value: Any, origin: str) -> Record:
+    if isinstance(value, dict):
+        return Record(origin, value)
+    return Record(origin, error=InputError(f"{origin}: expected a JSON object, got {str(value)[:40]!r}"))
+
+
+def _separated(text: str, path: str | Path, suffix: str) -> Iterator[Record]:
+    """Rows of separated values, of which the first line names the columns."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a long caption is no error
+    head = next(iter(split_lines(text)), "")
+    separator = "\t" if suffix == ".tsv" and "\t" in head else max(SEPARATORS, key=head.count)
+    # Strict, or a quote that is never closed would swallow all rows after it.
+    spaced = {"skipinitialspace": True} if f"{separator} " in head else {}
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, **spaced)
+    while True:
+        begin = reader.reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            origin = f"{path}:{begin}"
+            yield Record(origin, error=InputError(f"{origin}: {error}; check the quotes from this line on"))
+            continue
+        yield _cells(values, f"{path}:{reader.line_num}", separator)
+
+
+def _cells(values: dict, origin: str, separator: str) -> Record:
+    if None in values:
+        surplus = len(values[None])
+        return Record(
+            origin,
+            error=InputError(
+                f"{origin}: {surplus} cells more than the first line has columns; "
+                f"write values that hold {separator!r} in double quotes"
+            ),
+        )
+    return Record(origin, {str(name).strip(): value for name, value in values.items()})
+
+
+def named_file(values: dict, folder: Path, column: str, role: str, origin: str, inside: bool) -> Path:
+    """Return the file that a row names under a column; InputError if there is none, or it leaves a folder it must not."""
+    name = file_name(values, column, role, origin)
+    path = _on_disk(folder, name)
+    if inside and os.path.relpath(path, folder).split(os.sep)[0] == "..":
+        raise InputError(f"{origin}: {name} lies outside {folder}; move it inside")
+    return Path(path)
+
+
+def file_name(values: dict, column: str, role: str, origin: str) -> str:
+    """Return the name that a row has under a column; `image` may also be `file_name`, as in `datasets`."""
+    names = [f"{column}_file_name", column] + (["file_name"] if column == "image" else [])
+    name = next((values[name] for name in names if values.get(name)), None)
+    if not isinstance(name, str):
+        wanted = "file_name" if column == "image" else names[0]
+        raise InputError(
+            f"{origin}: no '{wanted}'; it has {', '.join(map(str, values)) or 'nothing'}; see --{role}_column"
+        )
+    if re.match(r"[a-z][a-z0-9+]+://", name, re.IGNORECASE):
+        raise InputError(f"{origin}: {name[:80]} is not a local file; download it and name the file")
+    if "\0" in name:
+        raise InputError(f"{origin}: {name[:80]!r} holds a NUL character; fix the name")
+    return name
+
+
+def _on_disk(folder: Path, name: str) -> str:
+    """The path of a name: as it is written; else with Windows' backslashes as /, or in the other Unicode normal form."""
+    path = os.path.normpath(folder / name)
+    if (name.isascii() and "\\" not in name) or os.path.lexists(path):
+        return path
+    slashed = name.replace("\\", "/")
+    spelt = (os.path.normpath(folder / other) for other in _normal_forms(slashed))
+    return next(filter(os.path.lexists, spelt), os.path.normpath(folder / slashed))
+
+
+def _normal_forms(name: str) -> Iterator[str]:
+    """A name composed and decomposed: macOS decomposes accents, its folder and its base name alike or not."""
+    folder, base = os.path.split(name)
+    for first in ("NFC", "NFD"):
+        for second in ("NFC", "NFD"):
+            yield os.path.join(unicodedata.normalize(first, folder), unicodedata.normalize(second, base))
