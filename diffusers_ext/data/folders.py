@@ -167,9 +167,9 @@ def pair_folders(files: Mapping[str, File], where: str, columns: Columns, limit:
     images, sidecars = pictures[columns.image], Sidecars(files)
     rows = Rows()
     for stem in sorted(whole)[:limit]:
-        file, condition, mask = (
-            files[pictures[column][stem]] if column else None
-            for column in (columns.image, columns.condition, columns.mask)
+        file = files[images[stem]]
+        condition, mask = (
+            files[pictures[column][stem]] if column else None for column in (columns.condition, columns.mask)
         )
         try:
             texts = sidecars.captions(images[stem], columns.caption)

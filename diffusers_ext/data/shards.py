@@ -44,11 +44,11 @@ def _read_shard(path: Path, columns: Columns, rows: Rows, limit: int | None) -> 
     roles, sidecars = _Roles(columns), Sidecars(members)
     used: set[str] = set()
     for key, sample in _samples(members, roles).items():
-        pictures = roles.pictures(sample)
-        missing = not all(pictures.values())
-        if missing:
-            rows.orphans += [members[name] for name in pictures.values() if name]
-            used |= {name for name in pictures.values() if name}
+        named = roles.pictures(sample)
+        pictures = {role: name for role, name in named.items() if name}
+        if len(pictures) < len(named):
+            rows.orphans += [members[name] for name in pictures.values()]
+            used |= set(pictures.values())
             continue
         used |= set(pictures.values())
         files = {role: members[name] for role, name in pictures.items()}
@@ -77,7 +77,7 @@ class _Roles:
     """Which files of a sample are its picture, condition and mask."""
 
     def __init__(self, columns: Columns):
-        self.names = {"image": ("", "image", columns.image)}
+        self.names: dict[str, tuple[str, ...]] = {"image": ("", "image", columns.image)}
         if columns.condition:
             self.names["condition"] = ("cond", "conditioning_image", columns.condition)
         if columns.mask:

@@ -88,8 +88,8 @@ def _separated(text: str, path: str | Path, suffix: str) -> Iterator[Record]:
     head = next(iter(split_lines(text)), "")
     separator = "\t" if suffix == ".tsv" and "\t" in head else max(SEPARATORS, key=head.count)
     # Strict, or a quote that is never closed would swallow all rows after it.
-    spaced = {"skipinitialspace": True} if f"{separator} " in head else {}
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, **spaced)
+    spaced = f"{separator} " in head
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
     while True:
         begin = reader.reader.line_num + 1
         try:
