@@ -58,6 +58,8 @@ def open_stream(
     """Open parquet files, or where there are none the split "train" of a Hub data set."""
     datasets = _datasets(source)
     where: dict[str, Any] = {"path": source, "name": config}
+    if files and not (files := _with_rows(files)):
+        raise InputError(f"{source}: holds 0 rows; nothing to train on")
     if files:
         where = {"path": "parquet", "data_files": [escape(str(file)) for file in files]}
     try:
@@ -124,8 +126,23 @@ def read_arrow(files: Sequence[Path], columns: Columns, limit: int | None) -> Ro
 
 
 def _parquet(files: Sequence[Path]) -> Any:
+    datasets = _datasets(files[0])
+    kept = _with_rows(files)
     with _readable(files[0]):
-        return _datasets(files[0]).Dataset.from_parquet([escape(str(file)) for file in files])
+        if not kept:
+            return datasets.Dataset.from_dict({})
+        return datasets.Dataset.from_parquet([escape(str(file)) for file in kept])
+
+
+def _with_rows(files: Sequence[Path]) -> list[Path]:
+    """The parquet files that hold rows: `datasets` fails at empty ones."""
+    from pyarrow.parquet import read_metadata
+
+    kept = []
+    for file in files:
+        with _readable(file):
+            kept += [file] if read_metadata(file).num_rows else []
+    return kept
 
 
 def _saved(folder: Path) -> Any:
@@ -165,6 +182,8 @@ def _reason(error: Exception) -> str:
 
 
 def _rows(data: Any, source: str, folder: Path, columns: Columns, limit: int | None) -> Rows:
+    if not len(data):
+        return Rows()
     if limit is not None:
         data = data.select(range(min(limit, len(data))))
     roles = zip((columns.image, columns.condition, columns.mask), ("image", "conditioning_image", "mask"))

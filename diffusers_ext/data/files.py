@@ -106,12 +106,9 @@ def captions(values: dict, column: str, origin: str) -> tuple[str, ...]:
     texts = values.get(column)
     texts = (texts,) if isinstance(texts, str) else tuple(texts) if isinstance(texts, list) else ()
     if not texts or not all(isinstance(text, str) for text in texts):
-        has = (
-            f"it is {str(values[column])[:40]}"
-            if column in values
-            else f"it has {', '.join(map(str, values)) or 'nothing'}"
-        )
-        raise InputError(f"{origin}: no caption under '{column}'; {has}; see --caption_column")
+        held = "null" if values.get(column) is None else str(values[column])[:40]
+        has = f"it is {held}" if column in values else f"it has {', '.join(map(str, values)) or 'nothing'}"
+        raise InputError(f"{origin}: no caption under '{column}'; {has}; write one, or see --caption_column")
     return texts
 
 

@@ -15,7 +15,7 @@ from .findings import Finding
 from .names import classify_name, walk
 from .sidecars import Sidecars, stem_of, unused_notes
 from .splits import split_of
-from .tables import Record, file_name, named_file, read_records
+from .tables import Record, file_name, named_file, read_records, separator_of
 
 METADATA = "metadata.jsonl"
 TABLES = (
@@ -40,7 +40,12 @@ Named = Callable[[dict, str, str, str], File]  # (values, column, role, origin) 
 
 def read_table(path: Path, columns: Columns, limit: int | None) -> Rows:
     """Read a table; one that makes its folder a data set names files inside it only, and all of them."""
-    return table_rows(path, read_records(read_text(path), path), columns, limit)
+    text, suffix = read_text(path), path.suffix.lower()
+    rows = table_rows(path, read_records(text, path), columns, limit)
+    usual = {".csv": ",", ".tsv": "\t"}
+    if suffix in usual and (separator := separator_of(text, suffix)) != usual[suffix]:
+        rows.notes.append(Finding("separator", f"{path}: its columns are separated by {separator!r}"))
+    return rows
 
 
 def table_rows(path: Path, records: Iterable[Record], columns: Columns, limit: int | None) -> Rows:

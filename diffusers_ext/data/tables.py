@@ -85,14 +85,16 @@ def _object(value: Any, origin: str) -> Record:
 def _separated(text: str, path: str | Path, suffix: str) -> Iterator[Record]:
     """Rows of separated values, of which the first line names the columns."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a long caption is no error
-    head = next(iter(split_lines(text)), "")
-    separator = "\t" if suffix == ".tsv" and "\t" in head else max(SEPARATORS, key=head.count)
+    separator, head = separator_of(text, suffix), next(iter(split_lines(text)), "")
     # Strict, or a quote that is never closed would swallow all rows after it.
     spaced = f"{separator} " in head
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
     while True:
         begin = reader.reader.line_num + 1
         try:
+            if reader.fieldnames is None:
+                return
+            begin = reader.reader.line_num + 1
             values = next(reader)
         except StopIteration:
             return
@@ -101,6 +103,12 @@ def _separated(text: str, path: str | Path, suffix: str) -> Iterator[Record]:
             yield Record(origin, error=InputError(f"{origin}: {error}; check the quotes from this line on"))
             continue
         yield _cells(values, f"{path}:{reader.line_num}", separator)
+
+
+def separator_of(text: str, suffix: str) -> str:
+    """Return what separates the columns of a table: a tab in a .tsv, else what the first line has most of."""
+    head = next(iter(split_lines(text)), "")
+    return "\t" if suffix == ".tsv" and "\t" in head else max(SEPARATORS, key=head.count)
 
 
 def _cells(values: dict, origin: str, separator: str) -> Record:
@@ -131,9 +139,10 @@ def file_name(values: dict, column: str, role: str, origin: str) -> str:
     name = next((values[name] for name in names if values.get(name)), None)
     if not isinstance(name, str):
         wanted = "file_name" if column == "image" else names[0]
-        raise InputError(
-            f"{origin}: no '{wanted}'; it has {', '.join(map(str, values)) or 'nothing'}; see --{role}_column"
-        )
+        given = next((other for other in names if other in values), None)
+        held = "null" if given is None or values[given] is None else repr(values[given])[:40]
+        has = f"'{given}' is {held}" if given else f"it has {', '.join(map(str, values)) or 'nothing'}"
+        raise InputError(f"{origin}: no '{wanted}'; {has}; see --{role}_column")
     if re.match(r"[a-z][a-z0-9+]+://", name, re.IGNORECASE):
         raise InputError(f"{origin}: {name[:80]} is not a local file; download it and name the file")
     if "\0" in name:
