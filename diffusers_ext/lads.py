@@ -149,8 +149,8 @@ class LADSClassifier(CardedModel):
 
         Raises InputError for embeddings of another size, or that are not finite.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 2:
-            images = torch.from_numpy(images)
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 2:
+            images = self._embeddings_or_picture(images)
         if isinstance(images, torch.Tensor) and images.ndim == 2:
             if images.shape[1] != self.config.dim:
                 raise InputError(
@@ -158,7 +158,7 @@ class LADSClassifier(CardedModel):
                     f"{self.config.backbone or 'the backbone it was trained on'}"
                 )
             return unit_rows(images).to(self.device)
-        one = isinstance(images, (str, Path)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
+        one = isinstance(images, (str, Path, bytes)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
         images = [images] if one else list(images)
         parts = [self.backbone.embed_images(images[at : at + batch_size]) for at in range(0, len(images), batch_size)]
         if not parts:
@@ -168,6 +168,17 @@ class LADSClassifier(CardedModel):
                 f"{self.backbone.name} gives embeddings of {parts[0].shape[1]} dimensions, this classifier has {self.config.dim}"
             )
         return unit_rows(torch.cat(parts)).to(self.device)
+
+    def _embeddings_or_picture(self, rows: np.ndarray | torch.Tensor) -> torch.Tensor | list[np.ndarray]:
+        """Tell embeddings (N, D) of floats from one grey picture (H, W) of bytes; InputError for other whole numbers."""
+        values = rows.numpy(force=True) if isinstance(rows, torch.Tensor) else rows
+        if values.dtype == np.uint8:
+            return [values]
+        if values.dtype.kind != "f":
+            raise InputError(
+                f"{tuple(values.shape)} of {values.dtype}: embeddings are floats (N, {self.config.dim}), a grey picture is uint8"
+            )
+        return torch.as_tensor(rows)
 
     @torch.no_grad()
     def predict(self, images: Any, head: str = "probe", share: float = 0.5, batch_size: int = 32) -> Prediction:

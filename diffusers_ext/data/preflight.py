@@ -35,7 +35,7 @@ from .files import (
     rgb,
     turned_size,
 )
-from .names import classify_name, foreign_error, open_picture
+from .names import open_picture, reason
 
 SHOWN = 50  # faults listed before the rest is only counted
 TURN_REMEDY = "which one is right cannot be told: turn the pixels of both (PIL.ImageOps.exif_transpose) and save them without the tag"
@@ -201,10 +201,8 @@ def _look(file: File, origin: str, decode) -> _Seen:
     except Image.DecompressionBombError as error:
         seen.faults.append(Finding("bomb", f"{file}: decompression bomb ({error}); scale it down (named in {origin})"))
     except Exception as error:
-        if isinstance(error, Image.UnidentifiedImageError) and classify_name(file.name) == "foreign":
-            error = ValueError(foreign_error(file.name))
         kind = "truncated" if "truncat" in str(error).lower() else "unreadable"
-        seen.faults.append(Finding(kind, f"{file}: cannot be read ({_reason(error)}) (named in {origin})"))
+        seen.faults.append(Finding(kind, f"{file}: cannot be read ({reason(error, file.name)}) (named in {origin})"))
     return seen
 
 
@@ -288,10 +286,6 @@ def _listed(word: str, findings: list[Finding], shown: int | None) -> Iterable[s
     yield from (f"  {finding.text}" for finding in findings[:shown])
     if shown is not None and len(findings) > shown:
         yield f"  and {len(findings) - shown} more"
-
-
-def _reason(error: Exception) -> str:
-    return "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
 
 
 def _views(sample: dict) -> list[Image.Image]:
