@@ -31,16 +31,18 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torchvision.transforms.functional import to_pil_image, to_tensor
+from torchvision.transforms.functional import to_pil_image
 
 from .backbone_references import located
 from .backbone_references import timm_source as timm_source
 from .backbone_weights import timm_model, weights_in
 from .cache import Batches, Digests, Store, digest_of, digest_of_file, digest_of_tensors
 from .data.files import File, load
+from .data.names import reason
+from .data.readable import check_readable
 from .errors import InputError
 from .open_clip_tokenizer import open_clip_tokenizer
-from .rewards.reward_inputs import read_rgb
+from .rewards.reward_inputs import check_images, read_rgb
 
 TEXTS = 256  # texts encoded at once
 
@@ -94,9 +96,10 @@ class Backbone:
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
-        """Return the embeddings of PIL images, paths, files, tensors (3, H, W) or arrays (H, W, 3): (N, D) float32, on the model's device.
+        """Return the embeddings of images in the forms of `reward_inputs`, or of files: (N, D) float32, on the model's device.
 
-        At most batch_size pictures are decoded and in memory at once. Raises InputError naming a file that cannot be decoded.
+        At most batch_size pictures are decoded and in memory at once. Raises InputError naming a file that cannot be
+        decoded, or the place of an image whose values cannot be.
         """
         if not len(images):
             return torch.empty(0, self.width, device=self.device)
@@ -121,20 +124,20 @@ class Backbone:
         return F.normalize(torch.cat(rows), dim=1)
 
     def picture(self, image: Any) -> Image.Image:
-        """Return an image in any form as RGB; a large JPEG may come smaller, at twice the model's size or more."""
-        if isinstance(image, (torch.Tensor, np.ndarray)):
-            try:
-                return to_pil_image(to_tensor(image) if isinstance(image, np.ndarray) else image)
-            except (TypeError, ValueError):
-                raise InputError(
-                    f"{tuple(image.shape)}: no picture; a tensor is (3, H, W), an array (H, W, 3)"
-                ) from None
-        if isinstance(image, Image.Image):
-            return read_rgb(image)
+        """Return an image in any form of `reward_inputs` as RGB; a large JPEG may come smaller, at twice the model's size or more.
+
+        Raises InputError for what is no image, for values of another range, and for a file that cannot be decoded.
+        """
+        if isinstance(image, (str, os.PathLike)) or (hasattr(image, "open") and hasattr(image, "name")):
+            return self._file(Path(image) if isinstance(image, (str, os.PathLike)) else image)
+        (picture,) = check_images([image])
+        return to_pil_image(picture) if isinstance(picture, torch.Tensor) else read_rgb(picture)
+
+    def _file(self, file: File) -> Image.Image:
         try:
-            return load(Path(image) if isinstance(image, (str, os.PathLike)) else image, 2 * self.prepared["size"][0])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{image}: cannot be read ({error}); mend or remove it") from None
+            return load(file, 2 * self.prepared["size"][0])
+        except Exception as error:  # decoders raise whatever they like at damaged bytes
+            raise InputError(f"{file}: cannot be read ({reason(error, file.name)}); fix or remove it") from None
 
 
 def features(
@@ -157,36 +160,15 @@ def features(
     digests.save()
     missing = set(store.missing(keys))
     new = list({key: file for key, file in zip(keys, files) if key in missing}.items())
+    check_readable([file for _, file in new])
 
     def encode(positions: range) -> torch.Tensor:
         with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter
             pictures = list(pool.map(backbone.picture, [new[position][1] for position in positions]))
         return backbone.embed_images(pictures, batch_size)
 
-    try:
-        store.fill([key for key, _ in new], Batches(len(new), batch_size, encode), show)
-    except InputError:
-        check_readable(backbone, [file for key, file in zip(keys, files) if key in missing])
-        raise
+    store.fill([key for key, _ in new], Batches(len(new), batch_size, encode), show)
     return np.stack([store[key].numpy() for key in keys]) if keys else np.empty((0, backbone.width), np.float32)
-
-
-def check_readable(backbone: Backbone, files: Sequence[File]) -> None:
-    """Raise InputError naming all files that cannot be decoded, so that they can be fixed at once."""
-
-    def problem(file: File) -> str | None:
-        try:
-            backbone.picture(file)
-        except InputError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(4) as pool:
-        problems = [problem for problem in pool.map(problem, files) if problem]
-    if problems:
-        more = [f"{len(problems)} pictures cannot be read"] if len(problems) > 1 else []
-        hidden = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise InputError("; ".join([*more, *problems[:10], *hidden]))
 
 
 def is_open_clip(name: str) -> bool:

@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .backbones import Backbone, check_readable, features
+from .backbones import Backbone, features
 from .cache import Digests, Store, digest_of_file, write_atomically
 from .cards.incremental import week_card
 from .checkpoints import MANIFEST, damage, seal
 from .data.labelled import LabelledImages, Sample, with_splits
+from .data.readable import check_readable
 from .errors import InputError
 from .mixture.report import calibration_text
 from .mixtures import VMFMixtureClassifier
@@ -143,12 +144,12 @@ class Weeks:
     def _readable(self, week: Week, backbone: Backbone, settings: Settings) -> Week:
         """Return the week without what cannot be decoded; InputError naming all of it unless that is to be skipped."""
         if not settings.skip:
-            check_readable(backbone, [sample.file for sample in week.samples])
+            check_readable([sample.file for sample in week.samples])
             return week
         good = []
         for place, sample in enumerate(week.samples):
             try:
-                check_readable(backbone, [sample.file])
+                check_readable([sample.file])
                 good.append(place)
             except InputError as error:
                 _note(f"left out: {error}")

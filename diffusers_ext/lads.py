@@ -145,7 +145,7 @@ class LADSClassifier(BackboneOwner, CardedModel):
             raise InputError(
                 f"images: {type(images).__name__}; give pictures, paths, or embeddings (N, {self.config.dim})"
             )
-        one = isinstance(images, (str, Path)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
+        one = isinstance(images, (str, Path, bytes)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
         images = [images] if one else list(images)
         parts = [
             self.backbone.embed_images(images[at : at + batch_size], batch_size)

@@ -212,9 +212,11 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def _rgb(opened: Image.Image) -> Image.Image:
+    if is_deep(opened):
+        from ..rewards.reward_inputs import to_rgb  # not above: it needs torch
+
+        return to_rgb(opened)
     image = _as_turned(opened)
-    if is_deep(image):
-        return _eight_bits(_unit(np.array(image))).convert("RGB")
     if has_alpha(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -86,6 +86,13 @@ def foreign_error(name: str) -> str:
     return f"{os.path.splitext(name)[1]} is not read by the installed Pillow; {remedy(name)}"
 
 
+def reason(error: Exception, name: str) -> str:
+    """Say in words why a picture of this name could not be decoded."""
+    if not isinstance(error, Image.UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    return foreign_error(name) if classify_name(name) == "foreign" else "not a picture"
+
+
 def picture_suffixes() -> frozenset[str]:
     """The endings that the installed Pillow and its plug-ins read, in small letters."""
     register_plug_ins()

@@ -36,7 +36,7 @@ from .files import (
     turned_size,
 )
 from .findings import SHOWN, Finding, listed
-from .names import classify_name, foreign_error, open_picture
+from .names import open_picture, reason
 
 TURN_REMEDY = "which one is right cannot be told: turn the pixels of both (PIL.ImageOps.exif_transpose) and save them without the tag"
 CHUNK = 4096  # rows given to the threads at once
@@ -202,10 +202,8 @@ def _look(file: File, origin: str, decode) -> _Seen:
     except Image.DecompressionBombError as error:
         seen.faults.append(Finding("bomb", f"{file}: decompression bomb ({error}); scale it down (named in {origin})"))
     except Exception as error:
-        if isinstance(error, Image.UnidentifiedImageError) and classify_name(file.name) == "foreign":
-            error = ValueError(foreign_error(file.name))
         kind = "truncated" if "truncat" in str(error).lower() else "unreadable"
-        seen.faults.append(Finding(kind, f"{file}: cannot be read ({_reason(error)}) (named in {origin})"))
+        seen.faults.append(Finding(kind, f"{file}: cannot be read ({reason(error, file.name)}) (named in {origin})"))
     return seen
 
 
@@ -278,10 +276,6 @@ def _refuse(report: Report, on_bad_sample: str) -> None:
         raise InputError(
             f"{len(report.faults)} faults in {report.total} rows; fix the files, or remove or skip their rows:\n{faults}"
         )
-
-
-def _reason(error: Exception) -> str:
-    return "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
 
 
 def _views(sample: dict) -> list[Image.Image]:

@@ -2,13 +2,21 @@
 
 Copied beside the weights of saved reward models, so it imports nothing of its package but the exception type.
 
-An image is a PIL image of any mode, a path to a picture, or a tensor (3, H, W), float in [0, 1] or uint8.
+An image is, wherever this package takes one:
+
+    a PIL image of any mode; a path to a picture; the bytes of a picture file, or an open binary file of them
+    an array (H, W, 3), of grey (H, W) or (H, W, 1), or with alpha (H, W, 4): uint8, other integers in 0..255, or floats in [0, 1]
+    a tensor (3, H, W): uint8, or floats in [0, 1]
+
+Values of another range, such as those of normalised tensors and floats in 0..255, are refused: they cannot be told apart
+from one another, and a wrong guess spoils the picture.
 """
 
 import contextlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -26,20 +34,50 @@ except ImportError:
 
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of RGB in [0, 1]
+EXPECTED = "expected uint8 in 0..255 or floats in [0, 1]"
 MAX_ASPECT = 100  # the shorter side is brought to the model's size: a longer strip would not fit into memory
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn as the EXIF data say, lay transparency over white, bring 16 bits and floats to 8: any mode -> RGB."""
-    image = ImageOps.exif_transpose(image)
+    """Turn as the EXIF data say, lay transparency over white, bring 16 bits and floats to 8: any mode -> RGB.
+
+    Raises InputError for a picture of floats outside [0, 1] or of integers that are neither 16 bits nor can be told.
+    """
+    made_here = image.format is None  # not read from a file, whose format says how many bits there are
+    image = _turned(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values: np.ndarray = np.asarray(image, dtype=np.float32)
-        values = values * 255 if image.mode == "F" else values / 257
-        return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8)).convert("RGB")
+        return _eight_bits(image, made_here)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, Image.DecompressionBombError):  # of the picture itself
+        raise
+    except Exception:  # of broken EXIF data, whatever their parser raises: the picture as it lies
+        image.load()
+        return image
+
+
+def _eight_bits(image: Image.Image, made_here: bool) -> Image.Image:
+    """Scale a picture of 16-bit integers, or of floats in [0, 1], to 8 bits."""
+    values: np.ndarray = np.asarray(image, dtype=np.float32)
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if image.mode == "F" and not (low >= -1e-3 and high <= 1 + 1e-3):  # true for NaN too
+        raise InputError(f"a picture of floats from {low:.4g} to {high:.4g}; {EXPECTED}")
+    # A file of mode I;16 has 16 bits. Mode I has 32, in which people also keep 8-bit values.
+    unclear = (made_here or image.mode == "I") and 1 <= high <= 255
+    if image.mode != "F" and (unclear or low < 0 or high > 65535):
+        raise InputError(
+            f"a picture of mode {image.mode} with values from {low:.0f} to {high:.0f}: 8 or 16 bits? {EXPECTED}, or 16 bits "
+            "that reach above 255; an 8-bit picture has mode L or RGB"
+        )
+    values = values * 255 if image.mode == "F" else values / 257
+    return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8)).convert("RGB")
 
 
 def read_rgb(image: Image.Image | str | os.PathLike) -> Image.Image:
@@ -98,16 +136,55 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
 
 def check_images(images: Any) -> list:
     """One or several images in any form -> a list of PIL images, paths and (3, H, W) tensors, all checked."""
-    several = isinstance(images, (list, tuple)) or (isinstance(images, torch.Tensor) and images.ndim == 4)
+    several = isinstance(images, (list, tuple)) or (isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 4)
     listed = list(images) if several else [images]
     if not listed:
         raise InputError("no images to score")
     for position, image in enumerate(listed):
         try:
+            listed[position] = image = as_picture(image)
             _check_image(image)
         except InputError as error:
             raise InputError(f"image {position}: {error}") from None
     return listed
+
+
+def as_picture(image: Any) -> Any:
+    """Bring an image that is an array, bytes or an open file to a PIL image or a tensor; others are returned as they are.
+
+    Raises InputError, telling type, shape and range, for arrays and bytes that are no picture.
+    """
+    if isinstance(image, np.ndarray):
+        return _of_array(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        image = BytesIO(image)
+    if hasattr(image, "read") and hasattr(image, "seek"):
+        with _opened(image) as opened:
+            return to_rgb(opened)
+    return image
+
+
+def _of_array(image: np.ndarray) -> Any:
+    """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) -> a PIL image of 8 bits, or of floats a tensor (3, H, W)."""
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
+        remedy = ": transpose(1, 2, 0)" if image.ndim == 3 and image.shape[0] in (1, 3, 4) else ""
+        raise InputError(f"expected an array (H, W, 3), or (H, W) of grey, got {image.shape}{remedy}")
+    kind = image.dtype.kind
+    if kind not in "iuf":
+        raise InputError(f"an array of {image.dtype}; {EXPECTED}")
+    low, high = image.min(), image.max()
+    whole = image.dtype == np.uint8 or (kind in "iu" and image.dtype != np.uint16 and low >= 0 and high <= 255)
+    if not whole and not (kind == "f" and low >= -1e-3 and high <= 1 + 1e-3):  # true for NaN too
+        raise InputError(f"an array of {image.dtype} from {low:.4g} to {high:.4g}; {EXPECTED}")
+    image = image.reshape(*image.shape[:2], channels)
+    if whole:
+        eight = np.ascontiguousarray(image.astype(np.uint8))
+        return to_rgb(Image.fromarray(eight[..., 0] if channels == 1 else eight))
+    unit = torch.from_numpy(np.ascontiguousarray(image.astype(np.float32))).clamp(0, 1).permute(2, 0, 1)
+    if channels == 4:
+        unit = unit[:3] * unit[3:] + (1 - unit[3:])
+    return unit.expand(3, -1, -1)
 
 
 def _check_image(image: Any) -> None:
@@ -120,23 +197,26 @@ def _check_image(image: Any) -> None:
         with _opened(image) as opened:
             width, height = opened.size
     else:
-        raise InputError(f"expected a PIL image, a path or a tensor, got {type(image).__name__}")
+        raise InputError(f"expected a PIL image, a path, bytes, an array or a tensor, got {type(image).__name__}")
     if not min(width, height) or max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(f"{width}x{height} pixels; one side may be {MAX_ASPECT} times the other at most")
 
 
 def _check_tensor(image: torch.Tensor) -> None:
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        raise InputError(f"expected a tensor (3, H, W), got {tuple(image.shape)}")
+        remedy = ": permute(2, 0, 1)" if image.ndim == 3 and image.shape[2] == 3 else ""
+        raise InputError(f"expected a tensor (3, H, W), got {tuple(image.shape)}{remedy}")
     if image.dtype == torch.uint8:
         return
     low, high = image.detach().float().aminmax()
     if not (image.is_floating_point() and low >= -1e-3 and high <= 1 + 1e-3):  # false for NaN too
-        raise InputError(f"expected floats in [0, 1] or uint8; got {image.dtype} from {low:.4g} to {high:.4g}")
+        raise InputError(
+            f"expected floats in [0, 1] or uint8 in 0..255; got {image.dtype} from {low:.4g} to {high:.4g}"
+        )
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def _opened(path: Any) -> Iterator[Image.Image]:
     """Open a picture; whatever goes wrong with the file, then or while it is decoded, is an InputError naming it."""
     try:
         with Image.open(path) as opened:
@@ -144,7 +224,14 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        raise InputError(f"{_called(path)}: cannot be read ({error})") from None
+
+
+def _called(source: Any) -> str:
+    """The name of a path or open file; of bytes what they begin with."""
+    if isinstance(source, BytesIO):
+        return f"bytes that begin with {source.getvalue()[:12]!r}"
+    return str(getattr(source, "name", source))
 
 
 def wants_gradient(images: Any) -> bool:
