@@ -38,7 +38,7 @@ from .data.files import File, load
 from .data.names import reason
 from .data.readable import check_readable
 from .errors import InputError
-from .rewards.reward_inputs import check_images, read_rgb
+from .rewards.reward_inputs import as_list, check_image, read_rgb
 
 TEXTS = 256  # texts encoded at once
 
@@ -96,7 +96,7 @@ class Backbone:
 
         Raises InputError naming a file that cannot be decoded, or the place of an image whose values cannot be.
         """
-        pixels = torch.stack([self.preprocess(self.picture(image)) for image in images])
+        pixels = torch.stack([self.preprocess(picture) for picture in self.pictures(images)])
         pixels = pixels.to(self.device, self.dtype, memory_format=torch.channels_last)
         if self.has_text:
             return F.normalize(self.model.encode_image(pixels).float(), dim=1)
@@ -112,6 +112,16 @@ class Backbone:
         rows = [self.model.encode_text(tokens.to(self.device)).float() for tokens in batches]
         return F.normalize(torch.cat(rows), dim=1)
 
+    def pictures(self, images: Any) -> list[Image.Image]:
+        """Return one or several images as `picture` does; InputError tells which."""
+        found = []
+        for place, image in enumerate(as_list(images)):
+            try:
+                found.append(self.picture(image))
+            except InputError as error:
+                raise InputError(f"image {place}: {error}") from None
+        return found
+
     def picture(self, image: Any) -> Image.Image:
         """Return an image in any form of `reward_inputs` as RGB; a large JPEG may come smaller, at twice the model's size or more.
 
@@ -119,7 +129,7 @@ class Backbone:
         """
         if isinstance(image, (str, os.PathLike)) or (hasattr(image, "open") and hasattr(image, "name")):
             return self._file(Path(image) if isinstance(image, (str, os.PathLike)) else image)
-        (picture,) = check_images([image])
+        picture = check_image(image)
         return to_pil_image(picture) if isinstance(picture, torch.Tensor) else read_rgb(picture)
 
     def _file(self, file: File) -> Image.Image:
