@@ -42,7 +42,7 @@ from .data.names import reason
 from .data.readable import check_readable
 from .errors import InputError
 from .open_clip_tokenizer import open_clip_tokenizer
-from .rewards.reward_inputs import check_images, read_rgb
+from .rewards.reward_inputs import as_list, check_image, read_rgb
 
 TEXTS = 256  # texts encoded at once
 
@@ -101,13 +101,14 @@ class Backbone:
         At most batch_size pictures are decoded and in memory at once. Raises InputError naming a file that cannot be
         decoded, or the place of an image whose values cannot be.
         """
+        images = as_list(images)
         if not len(images):
             return torch.empty(0, self.width, device=self.device)
         firsts = range(0, len(images), batch_size)
-        return torch.cat([self._embed(images[first : first + batch_size]) for first in firsts])
+        return torch.cat([self._embed(self.pictures(images[first : first + batch_size], first)) for first in firsts])
 
-    def _embed(self, images: Sequence[Any]) -> torch.Tensor:
-        pixels = torch.stack([self.preprocess(self.picture(image)) for image in images])
+    def _embed(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = torch.stack([self.preprocess(picture) for picture in pictures])
         pixels = pixels.to(self.device, self.dtype, memory_format=torch.channels_last)
         if self.has_text:
             return F.normalize(self.model.encode_image(pixels).float(), dim=1)
@@ -123,6 +124,16 @@ class Backbone:
         rows = [self.model.encode_text(tokens.to(self.device)).float() for tokens in batches]
         return F.normalize(torch.cat(rows), dim=1)
 
+    def pictures(self, images: Sequence[Any], first: int = 0) -> list[Image.Image]:
+        """Return images as `picture` does; InputError tells the place of the one that cannot be, counted from `first`."""
+        found = []
+        for place, image in enumerate(images, first):
+            try:
+                found.append(self.picture(image))
+            except InputError as error:
+                raise InputError(f"image {place}: {error}") from None
+        return found
+
     def picture(self, image: Any) -> Image.Image:
         """Return an image in any form of `reward_inputs` as RGB; a large JPEG may come smaller, at twice the model's size or more.
 
@@ -130,7 +141,7 @@ class Backbone:
         """
         if isinstance(image, (str, os.PathLike)) or (hasattr(image, "open") and hasattr(image, "name")):
             return self._file(Path(image) if isinstance(image, (str, os.PathLike)) else image)
-        (picture,) = check_images([image])
+        picture = check_image(image)
         return to_pil_image(picture) if isinstance(picture, torch.Tensor) else read_rgb(picture)
 
     def _file(self, file: File) -> Image.Image:

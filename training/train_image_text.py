@@ -83,6 +83,7 @@ def main(options: Options) -> None:
     from diffusers_ext.data.captioned import ImageTexts
     from diffusers_ext.data.preflight import check
     from diffusers_ext.data.rows import read_rows
+    from diffusers_ext.data.splits import tell_shared
     from diffusers_ext.hub import publish
     from diffusers_ext.image_text import Encoders, new_model, save
     from diffusers_ext.image_text_previews import ImageTextPreview, Retrieval
@@ -95,6 +96,8 @@ def main(options: Options) -> None:
     rows = [row for folder in options.train_data_dir for row in read(folder)]
     held_out = [row for folder in options.held_out_data_dir or () for row in read(folder)]
     labelled = read_labelled_sets(options)
+    tests = {name: table.files for name, table in labelled.items()} | {"the held-out data": [r.image for r in held_out]}
+    tell_shared([row.image for row in rows], tests)
 
     accelerator = loop.start(options)
     accelerator.print(f"training: {len(rows):,} pictures; held out: {len(held_out):,}")

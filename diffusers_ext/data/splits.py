@@ -8,7 +8,7 @@ Case does not matter, nor do additions such as "set", "images" or a year: Train,
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ import numpy as np
 from .. import randomness
 from ..cache import digest_of_file
 from ..errors import InputError
+from .files import File
 from .samples import LabelledImages, Sample
 
 WORDS = {"train": "train|training", "val": "val|valid|validation|dev|development|crossval"}
@@ -36,7 +37,7 @@ def on_one_side(table: LabelledImages) -> LabelledImages:
 
     Pictures are compared by their bytes, through all domains and classes. A warning tells how many were moved.
     """
-    digests = _digests(table)
+    digests = _digests(table.files)
     side: dict[str, str | None] = {}
     for sample, digest in zip(table.samples, digests):
         known = side.setdefault(digest, sample.split)
@@ -65,7 +66,7 @@ def with_splits(table: LabelledImages, fractions: Mapping[str, float], seed: int
     """
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise InputError(f"fractions of the splits must be positive and sum to 1, got {dict(fractions)}")
-    digests = _digests(table)
+    digests = _digests(table.files)
     strata: dict[tuple[str, str], set[str]] = {}
     for sample, digest in zip(table.samples, digests):
         strata.setdefault((sample.label, sample.domain), set()).add(digest)
@@ -133,6 +134,20 @@ def _draw(seed: int, digest: str) -> float:
     return randomness.uniform(seed, "split", (int(digest[:16], 16), int(digest[16:32], 16)))
 
 
-def _digests(table: LabelledImages) -> list[str]:
+def tell_shared(training: Sequence[File], tests: Mapping[str, Sequence[File]]) -> None:
+    """Warn of test pictures, by the name of their set, that equal training pictures byte for byte: they flatter the measure."""
+    known = dict(zip(_digests(training), training))
+    for name, files in tests.items():
+        shared = [(file, known[digest]) for file, digest in zip(files, _digests(files)) if digest in known]
+        if shared:
+            file, twin = shared[0]
+            warnings.warn(
+                f"{len(shared)} of {len(files)} pictures of {name} are trained on too, such as {file}, which equals {twin}; "
+                "remove them from one side",
+                stacklevel=2,
+            )
+
+
+def _digests(files: Sequence[File]) -> list[str]:
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(digest_of_file, table.files))
+        return list(pool.map(digest_of_file, files))

@@ -136,17 +136,32 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
 
 def check_images(images: Any) -> list:
     """One or several images in any form -> a list of PIL images, paths and (3, H, W) tensors, all checked."""
-    several = isinstance(images, (list, tuple)) or (isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 4)
-    listed = list(images) if several else [images]
+    listed = as_list(images)
     if not listed:
         raise InputError("no images to score")
     for position, image in enumerate(listed):
         try:
-            listed[position] = image = as_picture(image)
-            _check_image(image)
+            listed[position] = check_image(image)
         except InputError as error:
             raise InputError(f"image {position}: {error}") from None
     return listed
+
+
+def as_list(images: Any) -> list:
+    """Return several images, a list, tuple, iterator or batch (N, ...), as a list, and a single one as a list of one."""
+    batch = isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 4
+    return list(images) if batch or (isinstance(images, (list, tuple, Iterator)) and not _is_file(images)) else [images]
+
+
+def check_image(image: Any) -> Any:
+    """Return one image as a PIL image, a path or a (3, H, W) tensor; InputError for what cannot be used."""
+    image = as_picture(image)
+    _check_image(image)
+    return image
+
+
+def _is_file(image: Any) -> bool:
+    return hasattr(image, "read") and hasattr(image, "seek")
 
 
 def as_picture(image: Any) -> Any:
@@ -158,7 +173,7 @@ def as_picture(image: Any) -> Any:
         return _of_array(image)
     if isinstance(image, (bytes, bytearray, memoryview)):
         image = BytesIO(image)
-    if hasattr(image, "read") and hasattr(image, "seek"):
+    if _is_file(image):
         with _opened(image) as opened:
             return to_rgb(opened)
     return image
