@@ -87,8 +87,8 @@ def _separated(text: str, path: str | Path, suffix: str) -> Iterator[Record]:
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a long caption is no error
     separator, head = separator_of(text, suffix), next(iter(split_lines(text)), "")
     # Strict, or a quote that is never closed would swallow all rows after it.
-    spaced = {"skipinitialspace": True} if f"{separator} " in head else {}
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, **spaced)
+    spaced = f"{separator} " in head
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
     while True:
         begin = reader.reader.line_num + 1
         try:
