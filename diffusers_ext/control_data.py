@@ -15,7 +15,7 @@ from .data.encoded import Encoded, EncoderCache
 from .data.files import Columns, Row
 from .data.geometry import assign_buckets
 from .data.pairs import Pairs
-from .data.preflight import Report, check
+from .data.preflight import Report, check, scaling_notes
 from .data.rows import read_rows
 from .data.stream import Stream
 from .errors import InputError
@@ -56,6 +56,7 @@ def _read_rows(source: str, options: Any) -> ControlData:
     hub = (options.dataset_config_name, options.cache_dir)
     found = read_rows(source, image, caption, condition, options.max_train_samples, *hub, mask)
     report = check(found, options.on_bad_sample)
+    report.notes += scaling_notes(report, options.resolution, not options.aspect_buckets)
     learnt, aside = hold_out(len(report.rows), options.held_out_samples, options.seed)
     learnt = without_repeats(report.rows, learnt, aside)
     dataset, held_out = _pairs(options, [report.rows[at] for at in learnt], [report.rows[at] for at in aside])
@@ -70,6 +71,7 @@ def _read_stream(source: str, options: Any) -> ControlData:
     drawing = (options.seed, options.shuffle_buffer, options.on_bad_sample)
     stream = Stream(source, _columns(options), options.held_out_samples, *drawing, **hub)
     report = replace(check(stream.head, options.on_bad_sample), streamed=True)
+    report.notes += scaling_notes(report, options.resolution, cropped=True)
     aside = check(stream.held_out, options.on_bad_sample).rows if stream.held_out else []
     stream.pairs, held_out = _pairs(options, report.rows, aside)
     return ControlData(stream, held_out, stream.pairs, _to_draw(options, held_out, report.rows), report)

@@ -25,19 +25,25 @@ class ZipMember:
     offset: int
     packed: int
     size: int
+    checksum: int
     deflated: bool
 
     def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
-        with open(self.archive, mode) as file:
+        try:
+            data = self._unpacked()
+        except (zlib.error, struct.error) as error:
+            raise OSError(f"damaged inside its archive: {error}") from None
+        if len(data) != self.size or zlib.crc32(data) != self.checksum:
+            raise OSError("truncated or damaged inside its archive")
+        return BytesIO(data)
+
+    def _unpacked(self) -> bytes:
+        with open(self.archive, "rb") as file:
             file.seek(self.offset)
             name, extra = HEADER.unpack(file.read(HEADER.size))
             file.seek(name + extra, os.SEEK_CUR)
             data = file.read(self.packed)
-        if self.deflated:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
-        if len(data) != self.size:
-            raise OSError("truncated or damaged inside its archive")
-        return BytesIO(data)
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1) if self.deflated else data
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
@@ -61,6 +67,7 @@ def zip_files(path: Path) -> dict[str, File]:
             entry.header_offset,
             entry.compress_size,
             entry.file_size,
+            entry.CRC,
             entry.compress_type == zipfile.ZIP_DEFLATED,
         )
         for entry in entries

@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import InputError
-from ..lines import decode, read_text
+from ..lines import read_text
 from .archives import zip_files
 from .files import Columns, File, Row, Rows, captions, is_picture
 from .findings import Finding
 from .names import classify_name, walk
-from .sidecars import Sidecars, stem_of, unused_notes
+from .sidecars import Sidecars, read_file_text, stem_of, unused_notes
 from .splits import split_of
 from .tables import Record, file_name, named_file, read_records, separator_of
 
@@ -134,8 +134,7 @@ def read_zip(path: Path, columns: Columns, limit: int | None) -> Rows:
     if not tables:
         return pair_folders(files, str(path), columns, limit)
     table = min(tables, key=lambda name: (name.count("/"), TABLES.index(os.path.basename(name))))
-    with files[table].open("rb") as stream:
-        text = decode(stream.read(), str(files[table]))
+    text = read_file_text(files[table])
     top = os.path.dirname(table)
     named = partial(
         _named_in_zip, files={unicodedata.normalize("NFC", name): file for name, file in files.items()}, top=top

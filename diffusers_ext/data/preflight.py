@@ -122,6 +122,20 @@ def check_turns(row: Row) -> None:
             raise InputError(finding.text)
 
 
+def scaling_notes(report: Report, resolution: int, cropped: bool) -> list[Finding]:
+    """Return a note of the pictures that are scaled up to the resolution, and of those of which a square cuts most off."""
+    pairs = list(zip(report.rows, report.sizes))
+    small = [f"{row.image} ({w}x{h})" for row, (w, h) in pairs if min(w, h) < resolution]
+    wide = [f"{row.image} ({w}x{h})" for row, (w, h) in pairs if cropped and max(w, h) > 2 * min(w, h)]
+    told = (
+        ("small", small, f"smaller than --resolution {resolution} and scaled up"),
+        ("cut", wide, "more than twice as long as wide, of which a square keeps less than half"),
+    )
+    return [
+        Finding(kind, f"{len(names)} pictures are {what}, such as {names[0]}") for kind, names, what in told if names
+    ]
+
+
 def contact_sheet(dataset: torch.utils.data.Dataset, path: str | Path, count: int = 8) -> Path:
     """Draw what the network will see of the first samples in epochs 0 and 1: picture, condition, one over the other."""
     from ..grids import labelled_grid  # not above: data workers need no matplotlib
@@ -239,6 +253,8 @@ def _note(file: File, opened: Image.Image, seen: _Seen) -> None:
         seen.notes.append(Finding("16-bit", f"{file}: 16 bits a pixel, scaled to [0, 1] with every level kept"))
     if has_alpha(opened):
         seen.notes.append(Finding("transparent", f"{file}: transparency, laid over white"))
+    if getattr(opened, "is_animated", False):
+        seen.notes.append(Finding("animated", f"{file}: an animation, of which the first frame is read"))
     if seen.orientation != 1:
         seen.notes.append(Finding("turned", f"{file}: turned or mirrored as its EXIF data say ({seen.orientation})"))
 

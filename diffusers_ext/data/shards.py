@@ -44,13 +44,12 @@ def _read_shard(path: Path, columns: Columns, rows: Rows, limit: int | None) -> 
     roles, sidecars = _Roles(columns), Sidecars(members)
     used: set[str] = set()
     for key, sample in _samples(members, roles).items():
-        named = roles.pictures(sample)
-        pictures = {role: name for role, name in named.items() if name}
-        if len(pictures) < len(named):
-            rows.orphans += [members[name] for name in pictures.values()]
-            used |= set(pictures.values())
-            continue
+        found = roles.pictures(sample)
+        pictures = {role: name for role, name in found.items() if name}
         used |= set(pictures.values())
+        if len(pictures) < len(found):
+            rows.orphans += [members[name] for name in pictures.values()]
+            continue
         files = {role: members[name] for role, name in pictures.items()}
         try:
             texts = sidecars.first([name for role, name in sample.items() if role in SUFFIXES], columns.caption)
@@ -61,15 +60,16 @@ def _read_shard(path: Path, columns: Columns, rows: Rows, limit: int | None) -> 
         if limit is not None and len(rows) + len(rows.faults) == limit:
             return
     rows.notes += sidecars.notes(str(path))
-    rest = [name for name in members if name not in used | sidecars.read | {*sidecars.passed_over}]
-    rows.notes += _rest(path, rest, rows.orphans, members) if members else [Finding("empty", f"{path}: holds no files")]
+    used |= sidecars.read | sidecars.passed_over.keys()
+    rest = (name for name in members if name not in used)
+    rows.notes += _rest(path, rest, members) if members else [Finding("empty", f"{path}: holds no files")]
 
 
-def _rest(path: Path, rest: list[str], orphans: list[File], members: dict[str, File]) -> list[Finding]:
-    """Notes of the files of an archive that no sample has; pictures of an unknown role are noted by what they need."""
-    foreign = [name for name in rest if classify_name(name) == "foreign"]
-    return unused_notes(str(path), (name for name in rest if name not in foreign)) + [
-        Finding("not read", f"{members[name]}: {foreign_error(name)}") for name in foreign
+def _rest(path: Path, names: Iterable[str], members: dict[str, File]) -> list[Finding]:
+    """Notes of the files of an archive that no sample has; of pictures that Pillow alone does not read, what they need."""
+    rest = {name: classify_name(name) == "foreign" for name in names}
+    return unused_notes(str(path), (name for name, foreign in rest.items() if not foreign)) + [
+        Finding("not read", f"{members[name]}: {foreign_error(name)}") for name, foreign in rest.items() if foreign
     ]
 
 

@@ -69,12 +69,7 @@ class Sidecars:
 
 def read_captions(file: File, name: str, column: str) -> tuple[str, ...]:
     """Return the captions in a file; InputError names it and what is wrong with it."""
-    try:
-        with file.open("rb") as stream:
-            data = stream.read()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
-    text = decode(data, str(file))
+    text = read_file_text(file)
     if _suffix(name).lower() != ".json":
         return text_captions(text)
     values = parse_json(text, str(file))
@@ -83,6 +78,16 @@ def read_captions(file: File, name: str, column: str) -> tuple[str, ...]:
     return captions(
         values, column if values.get(column) is not None or "caption" not in values else "caption", str(file)
     )
+
+
+def read_file_text(file: File) -> str:
+    """Return the text that a file holds, wherever it lies; InputError names it and what is wrong with it."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from None
+    return decode(data, str(file))
 
 
 def unused_notes(where: str, names: Iterable[str]) -> list[Finding]:
