@@ -162,7 +162,7 @@ def _shape(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
     if not (image.size and seen.size):
         return None
     if _same_shape(image.size, seen.size):
-        return _turn(row, image, file, seen)
+        return _turn(row, image, file, seen, image.size)
     (width, height), (other_width, other_height) = image.size, seen.size
     text = f"{file}: {other_width}x{other_height} does not have the shape of its image, {width}x{height} ({row.origin})"
     if image.orientation >= 5 > seen.orientation or seen.orientation >= 5 > image.orientation:
@@ -170,13 +170,13 @@ def _shape(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
     return Finding("shape", text)
 
 
-def _turn(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
+def _turn(row: Row, image: _Seen, file: File, seen: _Seen, size: Size) -> Finding | None:
     """The fault of two files that EXIF data turn differently, where their sizes cannot tell whether they still match.
 
     A quarter turn of one of them shows in the sizes of all but square pictures; half turns and mirrors never do.
     """
     quarter = (image.orientation >= 5) != (seen.orientation >= 5)
-    if image.orientation == seen.orientation or (quarter and not _same_shape(image.size[::-1], seen.size)):
+    if image.orientation == seen.orientation or (quarter and seen.size and not _same_shape(size[::-1], seen.size)):
         return None
     text = (
         f"{file}: its EXIF data ask for turn {seen.orientation}, those of its image {row.image} for {image.orientation} "
