@@ -15,8 +15,13 @@ from typing import Any
 from .errors import InputError
 
 # The mark of UTF-32 begins with that of UTF-16, so it comes first.
-MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"))
-MARKS += ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 def decode(data: bytes, origin: str | Path) -> str:
@@ -82,12 +87,10 @@ def parse_json(text: str, origin: str | Path) -> Any:
     """Return the value that a JSON text holds; InputError names `origin` and says why where it holds none."""
     try:
         value = json.loads(text)
-        if (
-            "\\ud" in text.lower()
-        ):  # half a surrogate pair is valid JSON, and no text that could be written or tokenised
+        if "\\ud" in text.lower():  # half a surrogate pair is valid JSON, but no text
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        where = origin if error.lineno == 1 else f"{origin} (line {error.lineno})"
+        where = f"{origin}:{error.lineno}" if "\n" in text else origin
         raise InputError(f"{where}: not valid JSON ({error.msg}); fix or remove it") from None
     except RecursionError:
         raise InputError(f"{origin}: JSON nested too deeply; fix or remove it") from None

@@ -38,7 +38,7 @@ from .files import (
 from .names import open_picture, reason
 
 SHOWN = 50  # faults listed before the rest is only counted
-TURN_REMEDY = "which one is right cannot be told: turn the pixels of both (PIL.ImageOps.exif_transpose) and save them without the tag"
+TURN_REMEDY = "they may not match: turn the pixels (PIL.ImageOps.exif_transpose) and save both without the tag"
 CHUNK = 4096  # rows given to the threads at once
 
 
@@ -179,7 +179,7 @@ def _turn(row: Row, image: _Seen, file: File, seen: _Seen, size: Size) -> Findin
     if image.orientation == seen.orientation or (quarter and seen.size and not _same_shape(size[::-1], seen.size)):
         return None
     text = (
-        f"{file}: its EXIF data ask for turn {seen.orientation}, those of its image {row.image} for {image.orientation} "
+        f"{file}: its EXIF orientation is {seen.orientation}, that of its image {row.image} is {image.orientation} "
         f"({row.origin}); {TURN_REMEDY}"
     )
     return Finding("turn", text)
