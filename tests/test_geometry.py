@@ -365,7 +365,7 @@ def test_a_turn_of_one_file_of_a_square_pair_is_named(tmp_path, role, orientatio
     rows = [Row(tmp_path / "image.jpg", ("",), tmp_path / "condition.jpg", "table:1", tmp_path / "mask.jpg")]
     with pytest.raises(InputError, match=r"(?s)turn .*exif_transpose"):
         check(rows)
-    with pytest.raises(InputError, match=r"EXIF data ask for turn"):
+    with pytest.raises(InputError, match=r"EXIF orientation is"):
         check_turns(rows[0])
 
 

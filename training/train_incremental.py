@@ -252,6 +252,7 @@ def _domain(given: str) -> tuple[str, str]:
 
 def make_sessions(options: Options, table, test):
     from diffusers_ext.data.sessions import build_sessions
+    from diffusers_ext.data.splits import check_learnable
 
     order = [_domain(given)[0] for given in options.domains or []]
     for name in order:
@@ -260,6 +261,7 @@ def make_sessions(options: Options, table, test):
                 f"--domains {name}=...: its table names other domains ({', '.join(table.domains)}); "
                 "give it by --data, or name another --domain_column"
             )
+    check_learnable(table)
     order = [table.domains.index(name) for name in order] or None
     sessions = build_sessions(
         table.label_index, table.domain_index, options.setting, options.groups, options.seed, order

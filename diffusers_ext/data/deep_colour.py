@@ -27,15 +27,15 @@ def top_level(opened: Image.Image, data: bytes) -> int | None:
     """Return the highest level of a channel of a picture that is opened but not loaded; None if Pillow keeps them all."""
     if opened.mode not in ("RGB", "RGBA", "LA", "RGBX"):
         return None
-    tiles = getattr(opened, "tile", None)
-    arguments = tiles[0][3] if tiles else ()
+    tiles = getattr(opened, "tile", [])
+    arguments = tuple(tiles[0])[3] if tiles else ()  # how Pillow decodes it: a mode of the file, among others
     if opened.format == "PNG":
         return 65535 if ";16" in str(arguments) else None
     if opened.format == "TIFF":
         bits = opened.tag_v2.get(BITS_PER_SAMPLE, (8,))  # type: ignore[attr-defined]
         return 65535 if 16 in (bits if isinstance(bits, tuple) else (bits,)) else None
     if opened.format == "PPM":
-        level = next((value for value in arguments if isinstance(value, int)), 255)
+        level = next((value for value in tuple(arguments) if isinstance(value, int)), 255)
         return level if level > 255 and opened.mode == "RGB" else None
     if opened.format == "JPEG2000" and (start := data.find(SIZ)) >= 0:
         depth = (data[start + FIRST_DEPTH : start + FIRST_DEPTH + 1] or b"\x07")[0] % 128 + 1

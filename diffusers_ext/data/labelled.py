@@ -16,6 +16,7 @@ Data sets that need more than this are read in `benchmark_sets`.
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -93,9 +94,9 @@ def _from_folder(folder: Path, columns: LabelColumns, domain: str) -> list[Sampl
     if table := _metadata(folder):
         return read_table(table, columns, domain, inside=True)
     parts = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_helper(entry.name)]
-    tabled = [(table, split) for part in parts if (table := _metadata(part)) and (split := split_of(part.name))]
-    if parts and len(tabled) == len(parts):
-        return [s for table, split in tabled for s in read_table(table, columns, domain, split, inside=True)]
+    of_parts = [(table, split) for part in parts if (table := _metadata(part)) and (split := split_of(part.name))]
+    if parts and len(of_parts) == len(parts):
+        return [row for table, split in of_parts for row in read_table(table, columns, domain, split, inside=True)]
     if lists := _lists(folder):
         return _from_lists(lists, folder)
     tree = Tree.of(folder)
@@ -129,31 +130,39 @@ def _from_tables(tables: list[Path], tree: Tree, columns: LabelColumns, domain: 
     )
 
 
-def _lists(folder: Path) -> list[Path]:
+@dataclass(frozen=True)
+class _List:
+    """A list of pictures: its file, and the domain and the split that its name tells."""
+
+    path: Path
+    domain: str
+    split: str
+
+    @classmethod
+    def of(cls, path: Path) -> "_List | None":
+        """Read a name such as sketch_train.txt, or PACS's sketch_crossval_kfold.txt; None for other names."""
+        domain, _, word = path.stem.removesuffix("_kfold").removesuffix("_mini").rpartition("_")
+        split = split_of(word)
+        return cls(path, domain, split) if domain and split else None
+
+
+def _lists(folder: Path) -> list[_List]:
     """The lists of a folder: named as such, and with a line that has their form; other texts are notes."""
-    named = [path for path in sorted(folder.glob("*.txt")) if _of_list(path) and not is_helper(path.name)]
-    return [path for path in named if any(_entry(line) for line in read_lines(path))]
+    named = [_List.of(path) for path in sorted(folder.glob("*.txt")) if not is_helper(path.name)]
+    return [given for given in named if given and any(_entry(line) for line in read_lines(given.path))]
 
 
-def _from_lists(lists: list[Path], folder: Path) -> list[Sample]:
-    named = [(path, *found) for path in lists if (found := _of_list(path))]
+def _from_lists(lists: list[_List], folder: Path) -> list[Sample]:
     samples: dict[str, Sample] = {}
     numbers: dict[str, str] = {}
-    for path, domain, split in sorted(named, key=lambda entry: ("train", "val", "test").index(entry[2])):
-        for origin, name, label, number in _listed(path):
+    for listed in sorted(lists, key=lambda listed: ("train", "val", "test").index(listed.split)):
+        for origin, name, label, number in _listed(listed.path):
             if numbers.setdefault(label, number) != number:
                 raise InputError(
                     f"{origin}: class {label} has number {number} here and {numbers[label]} before; fix it"
                 )
-            samples.setdefault(name, Sample(folder / name, spoken((label,)), domain, split, origin))
+            samples.setdefault(name, Sample(folder / name, spoken((label,)), listed.domain, listed.split, origin))
     return list(samples.values())
-
-
-def _of_list(path: Path) -> tuple[str, str] | None:
-    """(domain, split) of a list's name: sketch_train.txt, or PACS's sketch_crossval_kfold.txt."""
-    domain, _, word = path.stem.removesuffix("_kfold").removesuffix("_mini").rpartition("_")
-    split = split_of(word)
-    return (domain, split) if domain and split else None
 
 
 def _listed(path: Path) -> Iterable[tuple[str, str, str, str]]:

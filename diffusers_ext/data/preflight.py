@@ -38,7 +38,7 @@ from .files import (
 from .findings import SHOWN, Finding, listed
 from .names import open_picture, reason
 
-TURN_REMEDY = "which one is right cannot be told: turn the pixels of both (PIL.ImageOps.exif_transpose) and save them without the tag"
+TURN_REMEDY = "they may not match: turn the pixels (PIL.ImageOps.exif_transpose) and save both without the tag"
 CHUNK = 4096  # rows given to the threads at once
 
 
@@ -176,7 +176,7 @@ def _shape(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
     if not (image.size and seen.size):
         return None
     if _same_shape(image.size, seen.size):
-        return _turn(row, image, file, seen)
+        return _turn(row, image, file, seen, image.size)
     (width, height), (other_width, other_height) = image.size, seen.size
     text = f"{file}: {other_width}x{other_height} does not have the shape of its image, {width}x{height} ({row.origin})"
     if image.orientation >= 5 > seen.orientation or seen.orientation >= 5 > image.orientation:
@@ -184,17 +184,16 @@ def _shape(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
     return Finding("shape", text)
 
 
-def _turn(row: Row, image: _Seen, file: File, seen: _Seen) -> Finding | None:
+def _turn(row: Row, image: _Seen, file: File, seen: _Seen, size: Size) -> Finding | None:
     """The fault of two files that EXIF data turn differently, where their sizes cannot tell whether they still match.
 
     A quarter turn of one of them shows in the sizes of all but square pictures; half turns and mirrors never do.
     """
-    assert image.size and seen.size
     quarter = (image.orientation >= 5) != (seen.orientation >= 5)
-    if image.orientation == seen.orientation or (quarter and not _same_shape(image.size[::-1], seen.size)):
+    if image.orientation == seen.orientation or (quarter and seen.size and not _same_shape(size[::-1], seen.size)):
         return None
     text = (
-        f"{file}: its EXIF data ask for turn {seen.orientation}, those of its image {row.image} for {image.orientation} "
+        f"{file}: its EXIF orientation is {seen.orientation}, that of its image {row.image} is {image.orientation} "
         f"({row.origin}); {TURN_REMEDY}"
     )
     return Finding("turn", text)

@@ -185,13 +185,10 @@ def _of_array(image: np.ndarray) -> Any:
     if image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
         remedy = ": transpose(1, 2, 0)" if image.ndim == 3 and image.shape[0] in (1, 3, 4) else ""
         raise InputError(f"expected an array (H, W, 3), or (H, W) of grey, got {image.shape}{remedy}")
-    kind = image.dtype.kind
-    if kind not in "iuf":
-        raise InputError(f"an array of {image.dtype}; {EXPECTED}")
-    low, high = image.min(), image.max()
-    whole = image.dtype == np.uint8 or (kind in "iu" and image.dtype != np.uint16 and low >= 0 and high <= 255)
-    if not whole and not (kind == "f" and low >= -1e-3 and high <= 1 + 1e-3):  # true for NaN too
-        raise InputError(f"an array of {image.dtype} from {low:.4g} to {high:.4g}; {EXPECTED}")
+    whole = _in_range(image, "iu", 0, 255) and image.dtype != np.uint16
+    if not whole and not _in_range(image, "f", -1e-3, 1 + 1e-3):
+        told = f" from {image.min():.4g} to {image.max():.4g}" if image.dtype.kind in "iuf" else ""
+        raise InputError(f"an array of {image.dtype}{told}; {EXPECTED}")
     image = image.reshape(*image.shape[:2], channels)
     if whole:
         eight = np.ascontiguousarray(image.astype(np.uint8))
@@ -200,6 +197,11 @@ def _of_array(image: np.ndarray) -> Any:
     if channels == 4:
         unit = unit[:3] * unit[3:] + (1 - unit[3:])
     return unit.expand(3, -1, -1)
+
+
+def _in_range(values: np.ndarray, kinds: str, low: float, high: float) -> bool:
+    """Say whether values are of one of these kinds of type, and all in the range; NaN is in none."""
+    return values.dtype.kind in kinds and bool(low <= values.min() and values.max() <= high)
 
 
 def _check_image(image: Any) -> None:
