@@ -171,7 +171,7 @@ def features(
     digests.save()
     missing = set(store.missing(keys))
     new = list({key: file for key, file in zip(keys, files) if key in missing}.items())
-    check_readable([file for _, file in new])
+    check_readable([file for key, file in zip(keys, files) if key in missing])
 
     def encode(positions: range) -> torch.Tensor:
         with ThreadPoolExecutor(4) as pool:  # decoders release the interpreter

@@ -144,22 +144,25 @@ def test_metadata_name_no_file_outside_their_folder(name, tmp_path):
 
 
 def test_an_archive_writes_and_opens_nothing_outside_itself(tmp_path):
-    """Members are read where they lie: names that climb are names, links and devices are no pictures."""
+    """Members are read where they lie: names that climb are names, and a link that leaves the archive is refused by name."""
     picture(tmp_path / "secret.png")
     place = tmp_path / "deep" / "shards"
     place.mkdir(parents=True)
     noise = picture(tmp_path / "one.png").read_bytes()
     with tarfile.open(place / "0.tar", "w") as archive:
-        for name in ("../../climbed.png", "../../climbed.cond.png", "/tmp/absolute-of-faults.png", "link.cond.png"):
+        for name in ("../../climbed.png", "../../climbed.cond.png", "/tmp/absolute-of-faults.png"):
             member = tarfile.TarInfo(name)
             member.size = len(noise)
             archive.addfile(member, io.BytesIO(noise))
+    with tarfile.open(tmp_path / "leaves.tar", "w") as archive:
         link = tarfile.TarInfo("link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "../../secret.png"
+        link.type, link.linkname = tarfile.SYMTYPE, "secret.png"
         archive.addfile(link)
+    with pytest.raises(InputError, match=r"leaves\.tar: link\.png is a link to secret\.png"):
+        read_rows(str(tmp_path / "leaves.tar"))
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     rows = read_rows(str(place))
-    assert [row.image.name for row in rows] == ["../../climbed.png"]  # of the link nothing was read
+    assert [row.image.name for row in rows] == ["../../climbed.png"]
     with rows[0].image.open("rb") as file:
         assert file.read() == noise
     assert {path for path in tmp_path.rglob("*") if path.is_file()} - before == {place / "0.tar.index.json"}
