@@ -48,3 +48,11 @@ def test_a_classifier_follows_it_too(umask, tmp_path):
     classifier = VMFMixtureClassifier(4, jury=0, transform="none", score="plugin", shrinkage=0.0)
     classifier.partial_fit(torch.randn(12, 4), ["a", "b"] * 6).save_pretrained(tmp_path / "model")
     assert modes(tmp_path) == {0o666 & ~umask}
+
+
+def test_a_reward_saved_by_itself_follows_it(umask, tmp_path):
+    from diffusers_ext.tiny_image_reward import image_reward
+
+    reward = image_reward(["a red circle"], width=16, layers=1, image_size=32, patch_size=16)
+    reward.save_pretrained(tmp_path / "reward")
+    assert modes(tmp_path) == {0o666 & ~umask}

@@ -4,6 +4,7 @@ Copied beside the weights of saved reward models, so it imports nothing of its p
 """
 
 import os
+import stat
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,8 +56,10 @@ class ImageRewardFiles(StrictLoading):
         written = {"state_dict": state_dict, "max_shard_size": max_shard_size, "variant": variant, "token": token}
         write = super().save_pretrained  # type: ignore[misc]  # transformers' own
         write(save_directory, is_main_process=is_main_process, **written, **kwargs)
-        if self.tokenizer is not None and is_main_process:
-            self.tokenizer.save_pretrained(save_directory)
+        if is_main_process:
+            _share_weights(save_directory)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(save_directory)
         if push_to_hub:  # after the tokenizer, so that it is uploaded too
             name = repo_id or os.path.basename(os.path.abspath(save_directory))
             self.push_to_hub(name, private=private, token=token, commit_message=commit_message)
@@ -86,3 +89,11 @@ class ImageRewardFiles(StrictLoading):
                 card_of(self, repository.repo_id).save(os.path.join(folder, "README.md"))
             upload_folder(repo_id=repository.repo_id, folder_path=folder, token=token, **upload)
         return str(repository)
+
+
+def _share_weights(folder: str | os.PathLike) -> None:
+    """Give the weights the permissions of config.json: safetensors makes them readable by their owner alone."""
+    mode = stat.S_IMODE(os.stat(os.path.join(folder, "config.json")).st_mode)
+    for name in os.listdir(folder):
+        if name.endswith(".safetensors"):
+            os.chmod(os.path.join(folder, name), mode)
