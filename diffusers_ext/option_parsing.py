@@ -76,7 +76,6 @@ def _parser(known: dict[str, Declared], description: str | None, program: str | 
 
 def _add_argument(section: Any, declaration: Declared) -> None:
     name = declaration.name
-    names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
     # argparse.SUPPRESS: only what the user typed is returned, so that a config file can sit between it and the defaults.
     settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(declaration)}
     if declaration.positional:
@@ -84,12 +83,12 @@ def _add_argument(section: Any, declaration: Declared) -> None:
         return
     settings["dest"] = name
     if declaration.kind is bool:
-        section.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
+        section.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **settings)
         return
     settings["metavar"] = declaration.kind.__name__.upper()
     if declaration.choices:
         settings |= {"choices": declaration.choices, "metavar": "{" + ",".join(map(str, declaration.choices)) + "}"}
-    section.add_argument(*names, nargs="+" if declaration.many else None, **settings)
+    section.add_argument(f"--{name}", nargs="+" if declaration.many else None, **settings)
 
 
 def _help(declaration: Declared) -> str:
@@ -104,9 +103,10 @@ def _plain_words(parser: Parser, known: dict[str, Declared], words: list[str]) -
     plain: list[str] = []
     left = list(words)
     while left:
-        word = left.pop(0)
-        name, separator, value = word.partition("=")
-        declaration = known.get(name[2:].replace("-", "_")) if name.startswith("--") else None
+        typed, separator, value = left.pop(0).partition("=")
+        name = _flag(typed, known)
+        word = f"{name}{separator}{value}"
+        declaration = known.get(name[2:]) if name.startswith("--") else None
         if declaration and declaration.kind is bool and not declaration.positional:
             if not separator and left and left[0].lower() in ("true", "false"):
                 separator, value = "=", left.pop(0)
@@ -116,6 +116,15 @@ def _plain_words(parser: Parser, known: dict[str, Declared], words: list[str]) -
         else:
             plain.append(word)
     return plain
+
+
+def _flag(typed: str, known: dict[str, Declared]) -> str:
+    """Return an option as `--help` shows it, --a_b or --no-a_b, whether it was typed with underscores or dashes."""
+    name = typed[2:].replace("-", "_") if typed.startswith("--") else ""
+    if name in known:
+        return f"--{name}"
+    switch = known.get(name.removeprefix("no_"))
+    return f"--no-{switch.name}" if switch and switch.kind is bool and name.startswith("no_") else typed
 
 
 def _negative(word: str) -> bool:
