@@ -16,7 +16,10 @@ export async function call(path, body) {
     throw Object.assign(new Error(AWAY), { status: 0 });
   }
   const unread = response.status === 403 ? GONE : `the server answered ${response.status}`;
-  const answer = await response.json().catch(() => ({ error: unread }));
+  const answer = await response.json().catch(() => {
+    if (response.ok) throw Object.assign(new Error(AWAY), { status: 0 }); // cut short: the server has gone
+    return { error: unread };
+  });
   if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status, answer });
   return answer;
 }
