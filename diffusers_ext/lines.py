@@ -83,10 +83,19 @@ def journal_lines(path: str | Path) -> list[str]:
     return split_lines(path.read_bytes().decode("utf-8", "replace")) if path.exists() else []
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; ValueError where it gives one key two values, of which Python alone would lose the first."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if found.setdefault(key, value) != value:
+            raise ValueError(f"two values under {key!r}")
+    return found
+
+
 def parse_json(text: str, origin: str | Path) -> Any:
     """Return the value that a JSON text holds; InputError names `origin` and says why where it holds none."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
         if "\\ud" in text.lower():  # half a surrogate pair is valid JSON, but no text
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:

@@ -11,7 +11,7 @@ from typing import IO, Literal
 
 from ..errors import InputError
 from .files import File
-from .names import is_helper
+from .names import is_helper, pointer_error
 
 HEADER = struct.Struct("<26xHH")  # of a file in a zip: where the lengths of its name and its extra field stand
 
@@ -50,29 +50,31 @@ class ZipMember:
 
 
 def zip_files(path: Path) -> dict[str, File]:
-    """Return the files of a zip by name, without what programs leave behind; of a zip of one folder, from there on."""
+    """Return the files of a zip by name, without what programs leave behind."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise InputError(f"{path}: not a whole zip archive ({error}); copy or pack it again") from None
-    entries = [entry for entry in entries if not any(map(is_helper, entry.filename.split("/")))]
-    for entry in entries:
+        why = f"not a whole zip archive ({error}); copy or pack it again"
+        raise InputError(f"{path}: {pointer_error(path) or why}") from None
+    named = {entry.filename.replace("\\", "/"): entry for entry in entries}  # some programs of Windows pack with \
+    named = {name: entry for name, entry in named.items() if not any(map(is_helper, name.split("/")))}
+    for name, entry in named.items():
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{path}: {entry.filename} is encrypted or packed in an unusual way; unpack the archive")
-    files: dict[str, File] = {
-        entry.filename: ZipMember(
-            path,
-            entry.filename,
-            entry.header_offset,
-            entry.compress_size,
-            entry.file_size,
-            entry.CRC,
-            entry.compress_type == zipfile.ZIP_DEFLATED,
-        )
-        for entry in entries
-    }
-    tops = {name.split("/")[0] for name in files}
-    if len(tops) == 1 and all("/" in name for name in files) and len({name.split("/")[1] for name in files}) > 1:
-        return {name.split("/", 1)[1]: file for name, file in files.items()}
+            raise InputError(f"{path}: {name} is encrypted or packed in an unusual way; unpack the archive")
+    return {name: _member(path, name, entry) for name, entry in named.items()}
+
+
+def _member(path: Path, name: str, entry: zipfile.ZipInfo) -> ZipMember:
+    deflated = entry.compress_type == zipfile.ZIP_DEFLATED
+    return ZipMember(path, name, entry.header_offset, entry.compress_size, entry.file_size, entry.CRC, deflated)
+
+
+def unwrapped(files: dict[str, File]) -> dict[str, File]:
+    """Return the files by their names from the first folder that holds more than another folder."""
+    while len({name.split("/")[0] for name in files}) == 1 and all("/" in name for name in files):
+        inner = {name.split("/", 1)[1]: file for name, file in files.items()}
+        if len({name.split("/")[0] for name in inner}) == 1 and not all("/" in name for name in inner):
+            break  # a folder of a single file
+        files = inner
     return files

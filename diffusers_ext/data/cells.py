@@ -15,8 +15,11 @@ from typing import IO, Any, Literal
 from ..errors import InputError
 from .files import Columns, File, Row, Rows, captions
 from .findings import Finding
+from .names import pointer_error
 from .snapshots import split_note
 from .tables import Record, named_file
+
+ARROW_FILE = b"ARROW1"  # begins a file that lists its tables; a stream begins otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,8 @@ class Cell:
     def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
         value = self.data[self.index][self.column]
         if isinstance(value, dict):
-            value = value["bytes"] if value["bytes"] is not None else (self.folder / value["path"]).read_bytes()
+            inside = value["bytes"]
+            value = inside if inside is not None else (self.folder / value["path"]).read_bytes()
         return BytesIO(value)
 
     def __str__(self) -> str:
@@ -121,13 +125,24 @@ def read_arrow(files: Sequence[Path], columns: Columns, limit: int | None) -> Ro
     """Read Arrow files as `datasets` writes them; paths in them are relative to the first one's folder."""
     datasets = _datasets(files[0])
     with _readable(files[0]):
-        data = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
+        data = datasets.concatenate_datasets([_arrow(datasets, file) for file in files])
     return _rows(data, str(files[0]), files[0].parent, columns, limit)
+
+
+def _arrow(datasets: Any, file: Path) -> Any:
+    """A data set of one Arrow file: a stream of tables, as `datasets` writes it, or a file with a list of them."""
+    import pyarrow
+
+    with _readable(file), open(file, "rb") as stream:
+        if stream.read(len(ARROW_FILE)) == ARROW_FILE:
+            return datasets.Dataset(pyarrow.ipc.open_file(file).read_all())
+        return datasets.Dataset.from_file(str(file))
 
 
 def _parquet(files: Sequence[Path]) -> Any:
     datasets = _datasets(files[0])
     kept = _with_rows(files)
+    _check_columns(kept)
     with _readable(files[0]):
         if not kept:
             return datasets.Dataset.from_dict({})
@@ -143,6 +158,21 @@ def _with_rows(files: Sequence[Path]) -> list[Path]:
         with _readable(file):
             kept += [file] if read_metadata(file).num_rows else []
     return kept
+
+
+def _check_columns(files: Sequence[Path]) -> None:
+    """Raise InputError for the first file whose columns have other names than those of the first."""
+    from pyarrow.parquet import read_schema
+
+    for file in files:
+        with _readable(file):
+            schemas = [set(read_schema(one).names) for one in (files[0], file)]
+        if schemas[0] != schemas[1]:
+            only = [", ".join(sorted(ours - theirs)) or "none" for ours, theirs in (schemas, schemas[::-1])]
+            raise InputError(
+                f"{file}: its columns differ from those of {files[0]}, which alone has: {only[0]}; this file alone has: "
+                f"{only[1]}; rename them, or name one of the files"
+            )
 
 
 def _saved(folder: Path) -> Any:
@@ -170,9 +200,9 @@ def _readable(source: Path) -> Iterator[None]:
     except (InputError, FileNotFoundError):
         raise
     except Exception as error:  # they have many, without a common ancestor
-        raise InputError(
-            f"{source}: not a whole {source.suffix.lstrip('.') or 'data set'} file ({_reason(error)})"
-        ) from None
+        kind = source.suffix.lstrip(".") or "data set"
+        why = pointer_error(source) or f"not a whole {kind} file ({_reason(error)})"
+        raise InputError(f"{source}: {why}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -234,7 +264,7 @@ def is_text(feature: Any) -> bool:
 def _is_picture(feature: Any) -> bool:
     """Say whether a column holds the bytes of pictures, or those beside their paths."""
     if isinstance(feature, dict):
-        return set(feature) >= {"bytes", "path"}
+        return "bytes" in feature
     return str(getattr(feature, "dtype", "")).startswith(("binary", "large_binary", "binary_view"))
 
 
@@ -246,11 +276,11 @@ def _null(data: Any, column: str) -> Sequence[bool]:
     null = [value for chunk in values.chunks for value in chunk.is_null().to_pylist()]
     if not str(values.type).startswith("struct"):
         return null
-    bytes_, path = (
-        [value for chunk in values.chunks for value in chunk.field(field).is_null().to_pylist()]
-        for field in ("bytes", "path")
-    )
-    return [none or (no_bytes and no_path) for none, no_bytes, no_path in zip(null, bytes_, path)]
+    fields = [field for field in ("bytes", "path") if values.type.get_field_index(field) >= 0]
+    empty = [
+        [value for chunk in values.chunks for value in chunk.field(field).is_null().to_pylist()] for field in fields
+    ]
+    return [none or all(nothing) for none, *nothing in zip(null, *empty)]
 
 
 def _column(data: Any, source: str, column: str, role: str) -> str:

@@ -6,6 +6,7 @@ archive, a Cell of a data set.
 Shapes: H, W the size after the turn that the EXIF data ask for, C channels.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,6 +25,7 @@ from .names import open_picture
 
 MASKED = -1.0  # the mark of pixels to inpaint, in float conditions
 NPY = b"\x93NUMPY"
+PNG = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange width and height
 
 Size = tuple[int, int]  # (width, height)
@@ -156,11 +158,30 @@ def orientation_of(file: File) -> int:
 def orientation(opened: Image.Image) -> int:
     """Return the turn that the EXIF data ask for, 1 to 8; 1, none, where they do not say or are broken."""
     try:
-        # Image.Image's method: a PNG's own would decode the picture in search of a late EXIF chunk.
-        asked = Image.Image.getexif(opened).get(ORIENTATION, 1)
+        late = opened.format == "PNG" and has_late_text(opened)
+        # Else Image.Image's method: a PNG's own decodes the picture in search of chunks after it.
+        asked = (opened.getexif() if late else Image.Image.getexif(opened)).get(ORIENTATION, 1)
     except Exception:  # whatever their parser raises, the picture itself may be whole
         return 1
     return asked if isinstance(asked, int) and 1 <= asked <= 8 else 1
+
+
+def has_late_text(opened: Image.Image) -> bool:
+    """Say whether a PNG has chunks after its pixels that may ask for a turn, as exiftool writes them."""
+    stream = getattr(opened, "fp", None)
+    if stream is None:  # decoded already, and with it all chunks are known
+        return False
+    place, after = stream.tell(), False
+    try:
+        stream.seek(len(PNG))
+        while len(head := stream.read(8)) == 8 and head[4:] != b"IEND":
+            after |= head[4:] == b"IDAT"
+            if after and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            stream.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        return False
+    finally:
+        stream.seek(place)
 
 
 def turned_size(opened: Image.Image) -> Size:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..lines import read_text
-from .archives import zip_files
+from .archives import unwrapped, zip_files
 from .files import Columns, File, Row, Rows, captions, is_picture
 from .findings import Finding
 from .names import classify_name, walk
@@ -50,15 +50,21 @@ def read_table(path: Path, columns: Columns, limit: int | None) -> Rows:
 
 def table_rows(path: Path, records: Iterable[Record], columns: Columns, limit: int | None) -> Rows:
     """Return the rows of a table's records, whose paths are relative to it."""
-    whole = path.name in (*TABLES, PARQUET_TABLE)
+    whole = path.name.lower() in (*TABLES, PARQUET_TABLE)
     archives = sorted(path.parent.glob("*.zip")) if whole else []
-    zipped = {name: file for archive in archives for name, file in zip_files(archive).items()}
+    zipped = {name: file for archive in archives for name, file in _zipped(archive).items()}
     named = partial(_named_in_folder, folder=path.parent, inside=whole, zipped=zipped)
     taken = list(islice(records, limit))
     rows = rows_of(taken, columns, named)
     if whole and limit is None:
         _name_the_rest(rows, path, taken, archives)
     return rows
+
+
+def _zipped(archive: Path) -> dict[str, File]:
+    """The files of an archive beside a table, by their names in it and from its first folder that holds several."""
+    files = zip_files(archive)
+    return unwrapped(files) | files
 
 
 def rows_of(records: Iterable[Record], columns: Columns, named: Named) -> Rows:
@@ -117,7 +123,7 @@ def _name_the_rest(rows: Rows, table: Path, records: list[Record], archives: lis
     for place, names in walk(folder, dead_links=True):
         for name in names:
             path = place / name
-            if str(path) in named or path == table or path in archives or (place == folder and _is_about(name)):
+            if str(path) in named or path == table or path in archives or (place == folder and is_about(name)):
                 continue
             if is_picture(name) and str(place) in places:
                 rows.orphans.append(path)
@@ -129,11 +135,12 @@ def _name_the_rest(rows: Rows, table: Path, records: list[Record], archives: lis
 
 def read_zip(path: Path, columns: Columns, limit: int | None) -> Rows:
     """Read a zip of pictures: with a table inside, or with folders to pair by name."""
-    files = zip_files(path)
-    tables = [name for name in files if os.path.basename(name) in TABLES]
+    files = unwrapped(zip_files(path))
+    kinds = {name: os.path.basename(name).lower() for name in files}
+    tables = [name for name in files if kinds[name] in TABLES]
     if not tables:
         return pair_folders(files, str(path), columns, limit)
-    table = min(tables, key=lambda name: (name.count("/"), TABLES.index(os.path.basename(name))))
+    table = min(tables, key=lambda name: (name.count("/"), TABLES.index(kinds[name])))
     text = read_file_text(files[table])
     top = os.path.dirname(table)
     named = partial(
@@ -143,7 +150,7 @@ def read_zip(path: Path, columns: Columns, limit: int | None) -> Rows:
     if limit is None:
         used = {str(file) for row in rows for file in (row.image, row.condition, row.mask) if file}
         rest = {name: file for name, file in files.items() if name != table and str(file) not in used}
-        rows.notes += unused_notes(str(path), [name for name in rest if os.path.dirname(name) or not _is_about(name)])
+        rows.notes += unused_notes(str(path), [name for name in rest if not is_about(name)])
     return rows
 
 
@@ -189,7 +196,7 @@ def pair_folders(files: Mapping[str, File], where: str, columns: Columns, limit:
         used = (
             {name for named in pictures.values() for name in named.values()} | sidecars.read | {*sidecars.passed_over}
         )
-        rest = (name for name in files if name not in used and (os.path.dirname(name) or not _is_about(name)))
+        rest = (name for name in files if name not in used and not is_about(name))
         rows.notes += unused_notes(where, rest)
     return rows
 
@@ -233,6 +240,9 @@ def _of_train(found: dict[str, str], where: str, notes: list[Finding]) -> dict[s
     return {stem: name for stem, name in found.items() if splits[stem] == "train"}
 
 
-def _is_about(name: str) -> bool:
+def is_about(name: str) -> bool:
+    """Say whether a file is about the data, by its name below their folder."""
     stem, suffix = os.path.splitext(name.lower())
-    return suffix in ABOUT or stem in ("readme", "license", "licence", "notice", "dataset_infos")
+    return not os.path.dirname(name) and (
+        suffix in ABOUT or stem in ("readme", "license", "licence", "notice", "dataset_infos")
+    )

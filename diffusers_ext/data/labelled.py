@@ -32,6 +32,7 @@ from .splits import halve as halve
 from .splits import on_one_side as on_one_side
 from .splits import split_of
 from .splits import with_splits as with_splits
+from .tables import find_table
 
 METADATA = tuple(f"metadata.{suffix}" for suffix in ("jsonl", "csv", "tsv", "json", "parquet"))
 
@@ -73,7 +74,7 @@ def read_labelled(
     columns = LabelColumns(label_column, domain_column, split_column, image_column)
     domain = domain or (path.resolve().stem if path.is_file() else path.resolve().name)
     if path.is_file():
-        samples = read_table(path, columns, domain, inside=path.name in METADATA)
+        samples = read_table(path, columns, domain, inside=path.name.lower() in METADATA)
     elif not path.is_dir():
         raise InputError(f"{source}: no such folder or file of labelled pictures")
     else:
@@ -108,7 +109,7 @@ def _from_folder(folder: Path, columns: LabelColumns, domain: str) -> list[Sampl
 
 
 def _metadata(folder: Path) -> Path | None:
-    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    return find_table(folder, METADATA)
 
 
 def _from_tables(tables: list[Path], tree: Tree, columns: LabelColumns, domain: str) -> list[Sample]:

@@ -31,6 +31,8 @@ FOREIGN = {  # pictures that Pillow alone does not read, and what helps
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".pef"), CONVERT),
     **dict.fromkeys((".dcm", ".fits", ".fit", ".emf"), CONVERT),
 }
+POINTER = b"version https://git-lfs"
+POINTER_ERROR = "a pointer of Git LFS, not the file itself; run: git lfs pull"
 PLUG_INS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None, "pillow_avif": None}  # module: what registers
 HELPERS = {  # folders and files that programs leave in places of pictures, in small letters
     "__macosx",
@@ -91,6 +93,20 @@ def reason(error: Exception, name: str) -> str:
     if not isinstance(error, Image.UnidentifiedImageError):
         return str(error) or type(error).__name__
     return foreign_error(name) if classify_name(name) == "foreign" else "not a picture"
+
+
+def is_pointer(data: bytes) -> bool:
+    """Say whether a file holds the pointer that Git LFS leaves in place of what was not downloaded."""
+    return data.startswith(POINTER)
+
+
+def pointer_error(path: Path) -> str | None:
+    """Return what is wrong with a file that is a pointer of Git LFS, None for others and where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return POINTER_ERROR if is_pointer(stream.read(len(POINTER))) else None
+    except OSError:
+        return None
 
 
 def picture_suffixes() -> frozenset[str]:

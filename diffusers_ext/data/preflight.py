@@ -36,7 +36,7 @@ from .files import (
     turned_size,
 )
 from .findings import SHOWN, Finding, listed
-from .names import open_picture, reason
+from .names import POINTER_ERROR, is_pointer, open_picture, reason
 
 TURN_REMEDY = "they may not match: turn the pixels (PIL.ImageOps.exif_transpose) and save both without the tag"
 CHUNK = 4096  # rows given to the threads at once
@@ -207,6 +207,8 @@ def _look(file: File, origin: str, decode) -> _Seen:
             data = stream.read()
         if not data:
             seen.faults.append(Finding("empty", f"{file}: cannot be read (zero bytes) (named in {origin})"))
+        elif is_pointer(data):
+            seen.faults.append(Finding("pointer", f"{file}: {POINTER_ERROR} (named in {origin})"))
         else:
             decode(file, data, seen)
             seen.digest = blake2b(data, digest_size=16).digest()

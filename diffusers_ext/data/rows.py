@@ -28,13 +28,24 @@ from ..errors import InputError
 from .cells import read_arrow, read_hub, read_parquet, read_saved, table_records
 from .files import Columns, Rows
 from .files import load as load
-from .findings import listed
-from .folders import METADATA, PARQUET_TABLE, WRITE_TABLE, folder_files, pair_folders, read_table, read_zip, table_rows
+from .findings import Finding, listed
+from .folders import (
+    METADATA,
+    PARQUET_TABLE,
+    WRITE_TABLE,
+    folder_files,
+    is_about,
+    pair_folders,
+    read_table,
+    read_zip,
+    table_rows,
+)
 from .folders import TABLES as TABLES
 from .preflight import check as check
-from .shards import read_shards
+from .shards import INDEX, read_shards
+from .sidecars import unused_notes
 from .snapshots import Chosen, files_below, training_files, training_folder
-from .tables import SUFFIXES
+from .tables import SUFFIXES, find_table
 from .tables import named_file as named_file
 from .tables import records as records
 
@@ -110,11 +121,10 @@ def read_image_folder(
 
 def _read_metadata(folder: Path, columns: Columns, limit: int | None) -> Rows | None:
     """The rows of the table that makes a folder a data set; None where it has none."""
-    table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
-    if table is not None:
+    if table := find_table(folder, TABLES):
         return read_table(table, columns, limit)
-    table = folder / PARQUET_TABLE
-    return table_rows(table, table_records(table), columns, limit) if table.is_file() else None
+    table = find_table(folder, (PARQUET_TABLE,))
+    return table_rows(table, table_records(table), columns, limit) if table else None
 
 
 def _read_files(source: str, files: list[Path], columns: Columns, limit: int | None) -> Rows:
@@ -152,19 +162,36 @@ def _read_folder(folder: Path, columns: Columns, limit: int | None, config: str 
             rows.notes += split[1]
             return rows
         if len(archives := sorted(folder.glob("*.zip"))) == 1:
-            return read_zip(archives[0], columns, limit)
+            rows = read_zip(archives[0], columns, limit)
+            rows.notes += _beside(folder, archives, rows) if limit is None else []
+            return rows
     return pair_folders(folder_files(folder), str(folder), columns, limit)
 
 
 def _of_train(folder: Path, files: list[Path], columns: Columns, limit: int | None, config: str | None) -> Rows:
     chosen = training_files(folder, files, config)
     rows = _read_files(str(folder), chosen.files, columns, limit)
-    rows.notes += chosen.notes
+    rows.notes += chosen.notes + (_beside(folder, files, rows) if limit is None else [])
     return rows
+
+
+def _beside(folder: Path, files: list[Path], rows: Rows) -> list[Finding]:
+    """Notes of the files of a folder that are read neither as the tables or archives that it holds nor for their rows."""
+    used = {str(file) for row in rows for file in (row.image, row.condition, row.mask) if isinstance(file, Path)}
+    used |= set(map(str, files)) | {f"{file}{INDEX}" for file in files}
+    rest = (name for name, path in folder_files(folder).items() if str(path) not in used and not is_about(name))
+    return unused_notes(str(folder), rest)
 
 
 def _some(rows: Rows, source: str | Path) -> Rows:
-    if not rows:
-        held = "\n".join([f"{source}: no row of {len(rows.faults)} can be used", *listed("fault", rows.faults)])
-        raise InputError(held if rows.faults else f"{source}: holds no rows; nothing to train on")
-    return rows
+    """Return the rows; InputError where there are none, with all that was found instead."""
+    if rows:
+        return rows
+    head = f"no row of {len(rows.faults)} can be used" if rows.faults else "holds no rows; nothing to train on"
+    lone = [
+        Finding("picture of no row", f"{file}: the picture, condition or mask to go with it is missing")
+        for file in rows.orphans
+    ]
+    raise InputError(
+        "\n".join([f"{source}: {head}", *listed("fault", [*rows.faults, *lone]), *listed("note", rows.notes)])
+    )

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import InputError
 from .files import Columns, File, Member, Row, Rows, is_picture
 from .findings import Finding
-from .names import classify_name, foreign_error, is_helper
+from .names import classify_name, foreign_error, is_helper, pointer_error
 from .sidecars import SUFFIXES, Sidecars, unused_notes
 
 INDEX = ".index.json"
@@ -159,9 +159,8 @@ def _scan(path: Path) -> list[list]:
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{path}: not an uncompressed tar archive, or cut short ({error}); unpack it, or copy it again"
-        ) from None
+        why = f"not an uncompressed tar archive, or cut short ({error}); unpack it, or copy it again"
+        raise InputError(f"{path}: {pointer_error(path) or why}") from None
     length = path.stat().st_size
     if cut := [name for name, offset, size in members if offset + size > length]:
         raise InputError(f"{path}: cut short inside {cut[0]}; copy it again")

@@ -18,6 +18,8 @@ from .findings import Finding
 from .names import walk
 from .splits import split_of
 
+PART = re.compile(r"(?P<name>.*)(?P<number>\d{5})-of-(?P<total>\d{5})\..*")
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -45,7 +47,23 @@ def training_files(root: Path, files: Sequence[Path], config: str | None = None)
         )
     others = {split: paths for split, paths in groups.items() if paths is not kept}
     notes = [Finding("split", f"{root}: split 'train' is read, not {_counted(others)}")] if others else []
-    return Chosen(_of_config(root, kept, config), notes)
+    chosen = _of_config(root, kept, config)
+    return Chosen(chosen, notes + _missing(chosen))
+
+
+def _missing(files: Sequence[Path]) -> list[Finding]:
+    """Notes of files that names tell of, as of -00001-of-00003, but that are not there."""
+    parts: dict[tuple[Path, str, int], set[int]] = defaultdict(set)
+    for path in files:
+        if part := PART.fullmatch(path.name):
+            parts[path.parent, part["name"], int(part["total"])].add(int(part["number"]))
+    return [
+        Finding(
+            "missing", f"{folder}: {len(numbers)} of {total} files {name}*-of-{total:05} are there; fetch the others"
+        )
+        for (folder, name, total), numbers in parts.items()
+        if len(numbers) < total
+    ]
 
 
 def training_folder(folder: Path) -> tuple[Path, list[Finding]] | None:

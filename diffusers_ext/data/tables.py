@@ -5,19 +5,22 @@ A bad row is handed on with what is wrong with it, so that all of them can be na
 
 import csv
 import io
+import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..lines import parse_json, read_text, split_lines
+from ..lines import parse_json, read_text, split_lines, unique_keys
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")
+# Lines before the names of columns: empty ones, and the one by which Excel is told the separator.
+HEADING = re.compile(r'\A(?:(?:"?sep=.?"?)?[ \t]*(?:\r\n|\n|\r))+', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,15 @@ class Record:
     origin: str
     values: dict[str, Any] = field(default_factory=dict)
     error: InputError | None = None
+
+
+def find_table(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of these files that a folder has, its name in letters of any case; None where it has none."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    found = {entry.lower(): folder / entry for entry in sorted(os.listdir(folder), reverse=True)}
+    return next((found[name] for name in names if name in found and found[name].is_file()), None)
 
 
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -49,9 +61,28 @@ def _json(text: str, path: str | Path) -> Iterator[Record]:
         if items is not None:
             yield from (_object(item, f"{path}[{place}]") for place, item in enumerate(items))
             return
+    spread = _spread(text)
+    if spread:
+        yield from (_object(value, f"{path}:{number}") for number, value in spread)
+        return
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             yield _parsed(line, f"{path}:{number}")
+
+
+def _spread(text: str) -> list[tuple[int, dict]]:
+    """The objects of a text that writes them over several lines, and the lines where they begin; none of other texts."""
+    first = next((line.strip() for line in split_lines(text) if line.strip()), "")
+    if not first.startswith("{") or first.endswith("}"):
+        return []
+    decoder, at, found = json.JSONDecoder(object_pairs_hook=unique_keys), 0, []
+    try:
+        while start := re.compile(r"[\s,]*(?=\S)").match(text, at):
+            value, at = decoder.raw_decode(text, start.end())
+            found.append((len(split_lines(text[: start.end()] + ".")), value))
+    except (ValueError, RecursionError):
+        return []
+    return found
 
 
 def _list(text: str, path: str | Path) -> list | None:
@@ -85,16 +116,20 @@ def _object(value: Any, origin: str) -> Record:
 def _separated(text: str, path: str | Path, suffix: str) -> Iterator[Record]:
     """Rows of separated values, of which the first line names the columns."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a long caption is no error
-    separator, head = separator_of(text, suffix), next(iter(split_lines(text)), "")
+    table = HEADING.sub("", text, count=1)
+    before = len(split_lines(text[: len(text) - len(table)]))
+    separator, head = separator_of(text, suffix), next(iter(split_lines(table)), "")
     # Strict, or a quote that is never closed would swallow all rows after it.
     spaced = f"{separator} " in head
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
+    reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
     while True:
-        begin = reader.reader.line_num + 1
+        begin = before + reader.reader.line_num + 1
         try:
             if reader.fieldnames is None:
                 return
-            begin = reader.reader.line_num + 1
+            if begin == before + 1:
+                _check_names(reader.fieldnames, f"{path}:{begin}")
+            begin = before + reader.reader.line_num + 1
             values = next(reader)
         except StopIteration:
             return
@@ -102,12 +137,21 @@ def _separated(text: str, path: str | Path, suffix: str) -> Iterator[Record]:
             origin = f"{path}:{begin}"
             yield Record(origin, error=InputError(f"{origin}: {error}; check the quotes from this line on"))
             continue
-        yield _cells(values, f"{path}:{reader.line_num}", separator)
+        yield _cells(values, f"{path}:{before + reader.line_num}", separator)
+
+
+def _check_names(columns: Sequence[str], origin: str) -> None:
+    """Raise InputError where two columns have one name: the first would be lost."""
+    names = [str(name).strip() for name in columns]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise InputError(
+            f"{origin}: {names.count(twice[0])} columns are called '{twice[0]}'; rename or remove all but one"
+        )
 
 
 def separator_of(text: str, suffix: str) -> str:
     """Return what separates the columns of a table: a tab in a .tsv, else what the first line has most of."""
-    head = next(iter(split_lines(text)), "")
+    head = next(iter(split_lines(HEADING.sub("", text, count=1))), "")
     return "\t" if suffix == ".tsv" and "\t" in head else max(SEPARATORS, key=head.count)
 
 

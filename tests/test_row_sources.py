@@ -1,0 +1,201 @@
+"""Tables, archives and pictures as other programs write them: read whole, or refused by name."""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_row_forms import jsonl, pack_zip, png, write
+from test_row_forms import records as records
+from test_row_forms import two as two
+
+from diffusers_ext.data.files import load, orientation_of, size_of
+from diffusers_ext.data.labelled import read_labelled
+from diffusers_ext.data.preflight import check
+from diffusers_ext.data.rows import read_rows
+from diffusers_ext.errors import InputError
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+def table(records: list[dict], separator: str = ",") -> str:
+    lines = [separator.join(records[0]), *(separator.join(record.values()) for record in records)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "name, before, separator",
+    [
+        ("metadata.csv", "sep=;\n", ";"),
+        ("metadata.csv", '"sep=;"\r\n', ";"),
+        ("metadata.csv", "\n  \n", ","),
+        ("metadata.tsv", "\n", "\t"),
+        ("METADATA.CSV", "", ","),
+    ],
+)
+def test_what_stands_before_a_tables_columns(two, records, name, before, separator):
+    write(two / name, before + table(records, separator))
+    rows = read_rows(str(two))
+    assert [row.text for row in rows] == [f"disc {n}" for n in range(4)]
+    assert rows[0].origin == f"{two / name}:{before.count(chr(10)) + 2}"
+
+
+@pytest.mark.parametrize("name", ["Metadata.jsonl", "METADATA.JSON"])
+def test_a_tables_name_is_read_in_any_case(two, records, name, tmp_path):
+    write(two / name, jsonl(records))
+    assert [row.text for row in read_rows(str(two))] == [f"disc {n}" for n in range(4)]
+    assert len(read_rows(str(pack_zip(tmp_path / "pairs.zip", two)))) == 4
+    labelled = [{"file_name": f"images/{n}.png", "label": "ab"[n % 2]} for n in range(4)]
+    write(two / name, jsonl(labelled))
+    assert read_labelled(two).labels == ("a", "b")
+
+
+def test_values_given_twice_are_named(two, records):
+    rows = [{**record, "note": record["text"]} for record in records]
+    write(two / "metadata.csv", table(rows).replace(",note\n", ",text\n"))
+    with pytest.raises(InputError, match=r"metadata.csv:1: 2 columns are called 'text'; rename or remove"):
+        read_rows(str(two))
+    (two / "metadata.csv").unlink()
+    write(two / "metadata.jsonl", jsonl(records).replace('"disc 1"', '"disc 1", "text": "another"'))
+    (fault,) = read_rows(str(two)).faults
+    assert "metadata.jsonl:2" in fault.text and "two values under 'text'" in fault.text
+
+
+@pytest.mark.parametrize("between", ["\n", ",\n", "\n\n"])
+def test_objects_over_several_lines(two, records, between):
+    text = between.join(json.dumps(record, indent=2) for record in records)
+    write(two / "metadata.jsonl", text)
+    rows = read_rows(str(two))
+    assert [row.text for row in rows] == [f"disc {n}" for n in range(4)]
+    assert [row.origin for row in rows][:2] == [
+        f"{two}/metadata.jsonl:1",
+        f"{two}/metadata.jsonl:{5 + between.count(chr(10))}",
+    ]
+
+
+def test_a_list_inside_an_object_is_one_fault(two, records):
+    write(two / "metadata.json", json.dumps({"data": records}, indent=1))
+    with pytest.raises(InputError, match=r"no row of 1 can be used\n.*\n.*it has data"):
+        read_rows(str(two))
+
+
+def test_zips_of_windows_and_inside_several_folders(two, records, tmp_path):
+    write(two / "metadata.jsonl", jsonl(records))
+    assert len(read_rows(str(pack_zip(tmp_path / "deep.zip", two, "a/b/")))) == 4
+    slashed = pack_zip(tmp_path / "slashed.zip", two)
+    slashed.write_bytes(slashed.read_bytes().replace(b"images/", b"images\\").replace(b"conditions/", b"conditions\\"))
+    assert len(read_rows(str(slashed))) == 4
+
+
+def test_a_zip_keeps_its_folder_beside_a_table(two, records):
+    write(two / "metadata.jsonl", jsonl(records))
+    pack_zip(two / "images.zip", two / "images", "images/")
+    for file in (two / "images").iterdir():
+        file.unlink()
+    assert len(check(read_rows(str(two))).rows) == 4
+
+
+def test_what_an_archive_holds_instead_of_rows_is_named(two, tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "folders.tar", "w") as archive:
+        archive.add(two, "")
+    with pytest.raises(InputError, match=r"holds no rows[\s\S]*folders.tar/conditions/0.png: .* is missing"):
+        read_rows(str(tmp_path / "folders.tar"))
+
+
+@pytest.fixture
+def pq():
+    pytest.importorskip("datasets")
+    return pytest.importorskip("pyarrow.parquet")
+
+
+def columns() -> dict:
+    return {
+        "image": [png(n) for n in range(3)],
+        "conditioning_image": [png(n, True) for n in range(3)],
+        "text": list("abc"),
+    }
+
+
+def test_pictures_as_objects_of_bytes_alone(pq, tmp_path):
+    import pyarrow
+
+    held = columns()
+    held["image"] = [{"bytes": data} for data in held["image"]]
+    held["conditioning_image"][1] = None
+    pq.write_table(pyarrow.table(held), tmp_path / "pairs.parquet")
+    rows = read_rows(str(tmp_path / "pairs.parquet"))
+    assert len(check(rows, "skip").rows) == 2 and len(rows.faults) == 1
+
+
+@pytest.mark.parametrize("compression", ["uncompressed", "lz4"])
+def test_arrow_files_that_list_their_tables(pq, tmp_path, compression):
+    import pyarrow
+    from pyarrow import feather
+
+    feather.write_feather(pyarrow.table(columns()), tmp_path / "pairs.arrow", compression=compression)
+    assert [row.text for row in read_rows(str(tmp_path / "pairs.arrow"))] == list("abc")
+
+
+def test_files_of_other_columns_and_missing_parts_are_named(pq, tmp_path):
+    import pyarrow
+
+    held = columns()
+    for part in (0, 2):
+        pq.write_table(pyarrow.table(held), tmp_path / f"train-0000{part}-of-00003.parquet")
+    write(tmp_path / "more.csv", "a,b\n")
+    notes = [note.text for note in read_rows(str(tmp_path)).notes]
+    assert any("2 of 3 files train-*-of-00003 are there" in note for note in notes)
+    assert any("more.csv: not read" in note for note in notes)
+    held["caption"] = held.pop("text")
+    pq.write_table(pyarrow.table(held), tmp_path / "train-00002-of-00003.parquet")
+    with pytest.raises(InputError, match=r"train-00002.*alone has: text; this file alone has: caption; rename"):
+        read_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pairs.parquet", "pairs.tar", "pairs.zip", "pairs.arrow"])
+def test_pointers_of_git_lfs_are_named(tmp_path, name):
+    if Path(name).suffix in (".parquet", ".arrow"):
+        pytest.importorskip("datasets")
+    with pytest.raises(InputError, match=f"{name}: a pointer of Git LFS.*git lfs pull"):
+        read_rows(str(write(tmp_path / name, POINTER)))
+
+
+def test_a_picture_that_is_a_pointer_is_named(two):
+    write(two / "images/1.png", POINTER)
+    (fault,) = check(read_rows(str(two)), "skip").faults
+    assert "images/1.png: a pointer of Git LFS" in fault.text
+
+
+def late(data: bytes, name: bytes, body: bytes) -> bytes:
+    """A PNG with a chunk after its pixels."""
+    chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return data[:-12] + chunk + data[-12:]
+
+
+def of_exif() -> tuple[bytes, bytes]:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return b"eXIf", exif.tobytes()[6:]
+
+
+def of_xmp() -> tuple[bytes, bytes]:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+    return b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp
+
+
+@pytest.mark.parametrize("chunk", [of_exif, of_xmp])
+def test_a_turn_after_the_pixels_of_a_png_counts(two, chunk):
+    wide = io.BytesIO()
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(wide, "PNG")
+    file = write(two / "wide.png", late(wide.getvalue(), *chunk()))
+    assert size_of(file) == load(file).size == (8, 16) and orientation_of(file) == 6
+    file.unlink()
+    write(two / "images/2.png", late(png(2), *chunk()))
+    (fault,) = check(read_rows(str(two)), "skip").faults
+    assert fault.kind == "turn" and "images/2.png is 6" in fault.text
