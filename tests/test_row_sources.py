@@ -15,10 +15,11 @@ from test_row_forms import records as records
 from test_row_forms import two as two
 
 from diffusers_ext.control_data import read_data
-from diffusers_ext.data.files import load, orientation_of, size_of
+from diffusers_ext.data.files import Columns, load, orientation_of, size_of
 from diffusers_ext.data.labelled import read_labelled
 from diffusers_ext.data.preflight import check
 from diffusers_ext.data.rows import read_rows
+from diffusers_ext.data.stream import Stream
 from diffusers_ext.errors import InputError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
@@ -158,6 +159,8 @@ def test_files_of_other_columns_and_missing_parts_are_named(pq, tmp_path):
     pq.write_table(pyarrow.table(held), tmp_path / "train-00002-of-00003.parquet")
     with pytest.raises(InputError, match=r"train-00002.*alone has: text; this file alone has: caption; rename"):
         read_rows(str(tmp_path))
+    with pytest.raises(InputError, match=r"train-00002.*alone has: text"):
+        Stream(str(tmp_path), Columns("image", "text", "conditioning_image"), 0, 0, 10, "error")
 
 
 @pytest.mark.parametrize("name", ["pairs.parquet", "pairs.tar", "pairs.zip", "pairs.arrow"])
