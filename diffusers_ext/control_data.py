@@ -13,6 +13,7 @@ from .base_model import BaseModel
 from .conditions import resolve
 from .data.encoded import Encoded, EncoderCache
 from .data.files import Columns, Row
+from .data.findings import Finding
 from .data.geometry import assign_buckets
 from .data.pairs import Pairs
 from .data.preflight import Report, check, scaling_notes
@@ -58,6 +59,7 @@ def _read_rows(source: str, options: Any) -> ControlData:
     report = check(found, options.on_bad_sample)
     report.notes += scaling_notes(report, options.resolution, not options.aspect_buckets)
     learnt, aside = hold_out(len(report.rows), options.held_out_samples, options.seed)
+    report.notes += _fewer_held_out(options, len(aside), len(report.rows))
     learnt = without_repeats(report.rows, learnt, aside)
     dataset, held_out = _pairs(options, [report.rows[at] for at in learnt], [report.rows[at] for at in aside])
     if options.aspect_buckets:
@@ -110,6 +112,15 @@ def hold_out(count: int, wanted: int, seed: int) -> tuple[list[int], list[int]]:
     order = generator(seed, "held_out").permutation(count)
     aside = min(wanted, count // 10)
     return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
+
+
+def _fewer_held_out(options: Any, aside: int, count: int) -> list[Finding]:
+    """The note that fewer rows are kept aside than were asked for; none of the default, which asks for what there is."""
+    wanted = options.held_out_samples
+    if aside >= wanted or wanted == type(options).held_out_samples:
+        return []
+    text = f"--held_out_samples {wanted}: {aside} rows are kept aside, at most a tenth of the {count}"
+    return [Finding("held out", text)]
 
 
 def sources_of(options: Any, data: ControlData, base: BaseModel) -> Sources:

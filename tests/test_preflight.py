@@ -149,7 +149,14 @@ def test_what_is_handled_is_noted_not_refused(folder):
         (folder / place / "000130.png").write_bytes(turned)
     shutil.copy(folder / "images/000001.png", folder / "images/000140.png")
     report = check(read_rows(str(folder)))
-    assert sorted(note.kind for note in report.notes) == ["16-bit", "same bytes", "transparent", "turned", "turned"]
+    assert sorted(note.kind for note in report.notes) == [
+        "16-bit",
+        "same bytes",
+        "same picture",
+        "transparent",
+        "turned",
+        "turned",
+    ]
     named = " ".join(note.text for note in report.notes)
     assert all(f"{number:06d}.png" in named for number in (110, 120, 130, 140)) and len(report.rows) == 200
 

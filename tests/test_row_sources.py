@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from option_programs import programs
 from PIL import Image
 from test_row_forms import jsonl, pack_zip, png, write
 from test_row_forms import records as records
 from test_row_forms import two as two
 
-from diffusers_ext.data.files import load, orientation_of, size_of
+from diffusers_ext.control_data import read_data
+from diffusers_ext.data.files import Columns, load, orientation_of, size_of
 from diffusers_ext.data.labelled import read_labelled
 from diffusers_ext.data.preflight import check
 from diffusers_ext.data.rows import read_rows
+from diffusers_ext.data.stream import Stream
 from diffusers_ext.errors import InputError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
@@ -156,6 +159,8 @@ def test_files_of_other_columns_and_missing_parts_are_named(pq, tmp_path):
     pq.write_table(pyarrow.table(held), tmp_path / "train-00002-of-00003.parquet")
     with pytest.raises(InputError, match=r"train-00002.*alone has: text; this file alone has: caption; rename"):
         read_rows(str(tmp_path))
+    with pytest.raises(InputError, match=r"train-00002.*alone has: text"):
+        Stream(str(tmp_path), Columns("image", "text", "conditioning_image"), 0, 0, 10, "error")
 
 
 @pytest.mark.parametrize("name", ["pairs.parquet", "pairs.tar", "pairs.zip", "pairs.arrow"])
@@ -199,3 +204,27 @@ def test_a_turn_after_the_pixels_of_a_png_counts(two, chunk):
     write(two / "images/2.png", late(png(2), *chunk()))
     (fault,) = check(read_rows(str(two)), "skip").faults
     assert fault.kind == "turn" and "images/2.png is 6" in fault.text
+
+
+@pytest.mark.parametrize("same", ["one file", "copies"])
+def test_conditions_that_are_their_own_pictures_are_told(two, records, same):
+    if same == "one file":
+        write(two / "metadata.jsonl", jsonl(records))
+        rows = read_rows(str(two), conditioning_image_column="image")
+    else:
+        for number in range(4):
+            (two / f"conditions/{number}.png").write_bytes((two / f"images/{number}.png").read_bytes())
+        rows = read_rows(str(two))
+    notes = [note.text for note in check(rows, "skip").notes]
+    assert any(
+        "4 conditions equal their own pictures" in note and "--conditioning_image_column" in note for note in notes
+    )
+
+
+@pytest.mark.parametrize("wanted, told", [(16, False), (3, True), (100, True), (0, False)])
+def test_fewer_rows_kept_aside_than_asked_for_are_told(two, wanted, told):
+    options = programs()["training/train_controlnet.py"](
+        train_data_dir=str(two), held_out_samples=wanted, resolution=16
+    )
+    notes = [note.text for note in read_data(options).report.notes]
+    assert any(f"--held_out_samples {wanted}: 0 rows are kept aside" in note for note in notes) == told

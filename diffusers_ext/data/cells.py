@@ -65,6 +65,7 @@ def open_stream(
     if files and not (files := _with_rows(files)):
         raise InputError(f"{source}: holds 0 rows; nothing to train on")
     if files:
+        _check_columns(files)
         where = {"path": "parquet", "data_files": [escape(str(file)) for file in files]}
     try:
         data = datasets.load_dataset(**where, split="train", streaming=True, cache_dir=cache_dir)

@@ -93,6 +93,7 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
     usual_channels = usual.most_common(1)[0][0] if usual else 3
     seen_rows: dict[tuple, str] = {}
     seen_pictures: dict[bytes, str] = {}
+    own: list[Row] = []  # rows whose condition is the picture itself
     digest = blake2b(digest_size=16)
     for row, (image, condition, mask, together) in zip(rows, inspected):
         files = [each for each in (image, condition, mask) if each]
@@ -103,11 +104,16 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
         report.faults += faults
         report.notes += [*(note for each in files for note in each.notes), *_equal(row, image, seen_pictures)]
         report.notes += _repeated(row, seen_rows)
+        if condition and condition.digest and condition.digest == image.digest:
+            own.append(row)
         if not faults:
             report.rows.append(row)
             report.sizes.append(image.size)
             digest.update(b"".join(each.digest for each in files) + repr(row.texts).encode())
     report.digest = digest.hexdigest()
+    if own:
+        text = f"{len(own)} conditions equal their own pictures byte for byte, such as {own[0].condition}"
+        report.notes.append(Finding("same picture", f"{text}; see --image_column and --conditioning_image_column"))
     orphans = getattr(rows, "orphans", [])
     report.faults += [Finding("orphan", f"{file}: belongs to no pair; add its row or remove it") for file in orphans]
     _refuse(report, on_bad_sample)
