@@ -47,6 +47,8 @@ def check_launch(options: Launched, environment: Mapping[str, str] = os.environ)
     check_parallelism(environment)
     _check_accumulation(options.gradient_accumulation_steps, environment)
     precision = environment.get("ACCELERATE_MIXED_PRECISION")
+    if (options.mixed_precision or precision) == "fp16" and not _has_accelerator():
+        raise InputError("--mixed_precision fp16 needs a GPU, and this machine has none; give bf16, or no")
     if options.mixed_precision is None and precision and precision.lower() not in PRECISIONS:
         raise InputError(
             f"ACCELERATE_MIXED_PRECISION={precision}: not supported; give --mixed_precision {', '.join(PRECISIONS)}"
@@ -62,6 +64,12 @@ def _check_accumulation(wanted: int, environment: Mapping[str, str]) -> None:
             f"{name}={steps} of the launch, but --gradient_accumulation_steps {wanted}: give the number as "
             f"--gradient_accumulation_steps {steps}, or unset {name}"
         )
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
 
 
 def _is_true(value: str | None) -> bool:

@@ -243,6 +243,8 @@ def run(
 ) -> None:
     """Parse the command line, call `main`, and turn an InputError into one line on stderr and exit code 2.
 
+    A loss that is not finite (FloatingPointError) ends a training with one line too, and exit code 1.
+
     description: what --help says; a script's own docstring where it is not given. program: its name there.
     """
     import __main__
@@ -252,3 +254,6 @@ def run(
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -39,3 +39,14 @@ def test_precision_is_one_that_works():
             check_launch(options(), {"ACCELERATE_MIXED_PRECISION": value})
         check_launch(options(precision="no"), {"ACCELERATE_MIXED_PRECISION": value})
     check_launch(options(), {"ACCELERATE_MIXED_PRECISION": "bf16"})
+
+
+def test_half_precision_needs_a_gpu(monkeypatch):
+    for given, environment in (("fp16", {}), (None, {"ACCELERATE_MIXED_PRECISION": "fp16"})):
+        monkeypatch.setattr("diffusers_ext.launch._has_accelerator", lambda: False)
+        with pytest.raises(InputError, match="fp16 needs a GPU"):
+            check_launch(options(precision=given), environment)
+        monkeypatch.setattr("diffusers_ext.launch._has_accelerator", lambda: True)
+        check_launch(options(precision=given), environment)
+    monkeypatch.setattr("diffusers_ext.launch._has_accelerator", lambda: False)
+    check_launch(options(precision="no"), {"ACCELERATE_MIXED_PRECISION": "fp16"})

@@ -177,3 +177,13 @@ options.used, options.__dict__["forgotten"]
     assert unread(program, library) == {"forgotten", "pace"}
     assert unread(program + "self.options.pace\noptions.forgotten", library) == set()
     assert unread(program + "options.forgotten = 2\noptions.pace", library) == {"forgotten"}
+
+
+def test_a_loss_that_is_not_finite_is_one_line(capsys):
+    def diverge(options):
+        raise FloatingPointError("loss is nan at step 3; lower --learning_rate")
+
+    with pytest.raises(SystemExit) as ended:
+        run(diverge, RunOptions, [])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: loss is nan at step 3; lower --learning_rate\n"
