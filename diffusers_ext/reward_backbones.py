@@ -23,7 +23,7 @@ from .cache import Digests, Store, digest_of, digest_of_file, digest_of_tensors,
 from .data.files import File, load
 from .errors import InputError
 from .objectives.ranking import Rewards
-from .rewards.completeness import LOADING_ERRORS, check_tokenizer, check_weights
+from .rewards.completeness import LOADING_ERRORS, check_tokenizer, check_weights, why_not_loaded
 from .rewards.linear_head import LinearHeadConfig, LinearHeadReward
 from .rewards.modeling_image_reward import ImageRewardConfig, ImageRewardModel, RewardHead
 from .rewards.reward_inputs import pixels
@@ -69,7 +69,8 @@ def _loaded(load: Callable[[], ImageRewardModel], name: str) -> ImageRewardModel
     except InputError:
         raise
     except LOADING_ERRORS as error:
-        raise InputError(f"--backbone {name}: cannot be loaded ({error}); download it again") from error
+        reason = why_not_loaded(name, error)
+        raise InputError(f"--backbone {name}: cannot be loaded ({reason}); download it again") from error
 
 
 def kind_of(name: str) -> str:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .cache import Batches, Digests, Store, digest_of, fingerprint
 from .errors import InputError
-from .rewards.completeness import LOADING_ERRORS, check_tokenizer, check_weights
+from .rewards.completeness import LOADING_ERRORS, check_tokenizer, check_weights, why_not_loaded
 from .rewards.reward_inputs import check_prompts
 
 FILES = ("config.json", "*token*.json", "vocab.*", "*.model", "merges.txt", "*.safetensors", "sentence_*.json", "1_*/*")
@@ -42,7 +42,8 @@ class SentenceEncoder:
                 output_loading_info=True,
             )
         except LOADING_ERRORS as error:
-            raise InputError(f"--encoder {folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
+            reason = why_not_loaded(folder, error).splitlines()[0]
+            raise InputError(f"--encoder {folder}: cannot be loaded ({reason})") from error
         # Heads that a checkpoint has besides, and a pooler that it lacks, are not used here.
         check_weights(report | {"unexpected_keys": ()}, folder, unused=["pooler."])
         check_tokenizer(self.tokenizer, model.config.vocab_size, folder)

@@ -52,6 +52,10 @@ def ragged(p, i): return [[1.0], [1.0, 2.0]]
 def nan(p, i): return [float("nan")] * len(i)
 def endless(p, i): return [float("inf") if image.mean() > 0.9 else 0.5 for image in i]
 number = 3
+def alone(p): return 1.0
+def thirsty(p, i, k): return means(i)
+class Deaf:
+    def score(self, images): return means(images)
 """
 KINDS = [
     "floats",
@@ -148,6 +152,9 @@ def test_a_wrong_number_is_named(mine, pictures, kind, got):
         ("mine_of_tests:number", "a int; expected a function"),
         ("mine_of_tests:Needy", "made without arguments"),
         ("mine_of_tests_broken:x", "line 1"),
+        ("mine_of_tests:alone", r"takes \(p\), but is called with \(prompts, images\)"),
+        ("mine_of_tests:thirsty", "'k'"),
+        ("mine_of_tests:Deaf", r"takes \(images\)"),
         ("no_such_module:x", "No module named"),
     ],
 )
@@ -189,10 +196,10 @@ def test_one_text_is_one_prompt(mine, pictures):
     assert len(ConsistencyReward("canny", condition).conditions) == 1
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "4", None])
 def test_batches_hold_a_picture_at_least(mine, pictures, batch_size):
     for reward in (load_reward("mine_of_tests:floats"), tiny()):
-        with pytest.raises(InputError, match=f"batch_size {batch_size}"):
+        with pytest.raises(InputError, match=f"batch_size {batch_size!r}"):
             reward.score("a", pictures, batch_size=batch_size)
 
 

@@ -137,9 +137,44 @@ def test_damaged_files_are_named(saved, tmp_path):
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(InputError, match="copy"):
             load_reward(folder)
+    with pytest.raises(InputError, match=r"copy: .*model\.safetensors is a Git LFS pointer"):
+        load_reward(folder)
     (tmp_path / "ImageReward.pt").write_bytes(content)
     with pytest.raises(InputError, match="Git LFS pointer"):
         diffusers_ext.ImageRewardModel.from_official_checkpoint(tmp_path / "ImageReward.pt")
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"<html>404</html>"])
+def test_weights_that_are_no_tensors_are_named_without_advice_to_run_them(saved, tmp_path, content):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    for load in (load_reward, lambda name: load_reward_backbone(str(name), [])):
+        with pytest.raises(InputError, match=r"copy.*not a file of tensors") as refused:
+            load(folder)
+        assert "weights_only" not in str(refused.value)
+
+
+def test_a_folder_may_end_like_an_ensemble(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "reward.json")
+    assert isinstance(load_reward(folder), diffusers_ext.ImageRewardModel)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[1]", "expected an object"),
+        ('{"members": ["fill50k"]}', "expected an object"),
+        ('{"members": {"fill50k": {"weight": 1, "mean": 0, "std": 1}}}', "two members"),
+        ('\ufeff{"members": {}}', "two members"),
+        ('{"members": {"fill50k": {"mean": NaN}, "fill50k:soft": {}}}', "fill50k: .*finite"),
+        ('{"members": {"fill50k": {"weight": Infinity}, "fill50k:soft": {}}}', "fill50k: .*finite"),
+    ],
+)
+def test_ensembles_that_are_none_are_named(tmp_path, content, message):
+    (tmp_path / "some.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=f"some.json: .*{message}"):
+        load_reward(tmp_path / "some.json")
 
 
 # ---------------------------------------------------------------- precisions

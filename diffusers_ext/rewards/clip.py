@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..open_clip_tokenizer import open_clip_tokenizer
-from .completeness import LOADING_ERRORS, check_tokenizer, check_tokenizer_files, check_weights
+from .completeness import LOADING_ERRORS, check_tokenizer, check_tokenizer_files, check_weights, why_not_loaded
 from .image_reward_checkpoint import READING_ERRORS, why_unreadable
 from .interface import Reward
 from .reward_inputs import MEAN, STD, pixels
@@ -96,7 +96,7 @@ class TransformersClip(nn.Module):
             )
             loaded = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
         except LOADING_ERRORS as error:
-            raise InputError(f"{name}: no CLIP that transformers can load: {error}") from error
+            raise InputError(f"{name}: no CLIP that transformers can load: {why_not_loaded(name, error)}") from error
         check_weights(report, name)
         check_tokenizer(loaded, model.config.text_config.vocab_size, words)
         return cls(model, loaded)

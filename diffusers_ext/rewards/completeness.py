@@ -4,6 +4,7 @@ Copied beside the weights of saved reward models, so it imports nothing of its p
 """
 
 import os
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,27 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
+from .image_reward_checkpoint import LFS, why_unreadable
 from .reward_inputs import InputError
 
 # What transformers and safetensors raise at damaged files, config.json and all.
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 SHOWN = 3  # names of tensors in a message
 REMEDY = "save the model's tokenizer there too: AutoTokenizer.from_pretrained(ORIGIN).save_pretrained(FOLDER)"
+
+
+def why_not_loaded(where: str | os.PathLike, error: Exception) -> str:
+    """Say what is wrong with a folder that transformers refused: by its file, where that is a pointer or no tensors."""
+    for path in sorted(path for path in Path(where).glob("*") if path.is_file()):
+        with path.open("rb") as file:
+            if file.read(len(LFS)) == LFS:
+                return f"{path.name} is {why_unreadable(path, error)}"
+    if isinstance(error, (pickle.UnpicklingError, EOFError)):
+        return f"its weights are {why_unreadable(where, error)}"
+    return str(error).strip() or type(error).__name__
 
 
 def check_weights(report: dict[str, Any], where: Any, unused: Iterable[str] = ()) -> None:

@@ -8,6 +8,7 @@ With z = (r - mean) / std of each member, and weights w that sum to 1:
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -68,7 +69,9 @@ class EnsembleReward(Reward):
         for name, scale in self.scales.items():
             if not all(isinstance(value, (int, float)) for value in asdict(scale).values()):
                 raise InputError(f"{name}: {asdict(scale)}; weight, mean and std are numbers")
-            if not (scale.weight > 0 and 0 < scale.std < float("inf")):
+            if not all(math.isfinite(value) for value in asdict(scale).values()):
+                raise InputError(f"{name}: {asdict(scale)}; weight, mean and std are finite")
+            if not (scale.weight > 0 and scale.std > 0):
                 raise InputError(f"{name}: weight {scale.weight} and std {scale.std}; both must be above 0")
         if self.combine == "minimum" and len({scale.weight for scale in self.scales.values()}) > 1:
             raise InputError("a minimum has no weights; leave them equal, or combine by the mean")
@@ -128,7 +131,9 @@ class EnsembleRecord:
 def read_ensemble(path: Path) -> EnsembleRecord:
     """Read an ensemble's file, and nothing that it names. InputError where it is not what `EnsembleReward.save` writes."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(record, dict) or not isinstance(record.get("members"), dict):
+            raise TypeError("expected an object whose 'members' is an object of names")
         scales = {name: Scale(**scale) for name, scale in record["members"].items()}
         return EnsembleRecord(scales, record.get("combine", "mean"), float(record.get("k", 1.0)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """What every reward is: `score(prompts, images) -> (N,)`, higher is better."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -39,8 +40,8 @@ class Reward(nn.Module):
         Raises InputError where an input cannot be used, a reward is not finite or not one number for each pair, or a
         gradient is asked for in vain.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size}: 1 at least")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise InputError(f"batch_size {batch_size!r}: a whole number, 1 at least")
         prompts, images = pairs(prompts, images)
         asked = wants_gradient(images)
         if asked and not self.differentiable:

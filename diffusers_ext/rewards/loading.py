@@ -15,6 +15,7 @@ The last is code, and so a matter of trust: see `load_reward`.
 """
 
 import importlib
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .completeness import LOADING_ERRORS
+from .completeness import LOADING_ERRORS, why_not_loaded
 
 PICKSCORE, PICKSCORE_TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 HPS_REPOSITORY, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
@@ -77,7 +78,7 @@ def _load(name: str, own_code: bool, trust_remote_code: bool) -> Any:
 
 def names_ensemble(name: str) -> bool:
     """Say whether a name is that of an ensemble's file."""
-    return name.partition(":")[0] not in KINDS and name.endswith(".json")
+    return name.partition(":")[0] not in KINDS and name.endswith(".json") and not Path(name).is_dir()
 
 
 def names_code(name: str) -> bool:
@@ -119,7 +120,7 @@ def _whole(load: Callable[[], Any], name: str) -> Any:
         raise
     except LOADING_ERRORS as error:
         origin = "" if Path(name).is_dir() else "no such folder, and from the Hub "
-        reason = str(error).strip() or type(error).__name__
+        reason = why_not_loaded(name, error)
         raise InputError(f"{name}: {origin}no ImageRewardModel could be loaded: {reason}; download it again") from error
 
 
@@ -159,7 +160,20 @@ def _own(module: str, attribute: str) -> Any:
         raise InputError(f"{name}: a class is made without arguments, which this one refuses ({error})") from None
     if not callable(getattr(made, "score", made)):
         raise InputError(f"{name}: a {type(made).__name__}; expected a function (prompts, images) or a `score`")
+    _check_arguments(getattr(made, "score", made), name)
     return made if isinstance(made, (Reward, ImageRewardModel)) else OwnReward(made, name)
+
+
+def _check_arguments(score: Callable[..., Any], name: str) -> None:
+    """Raise InputError where a function does not take two arguments; those written in C may not tell."""
+    try:
+        signature = inspect.signature(score)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind([], [])
+    except TypeError as error:
+        raise InputError(f"{name}: takes {signature}, but is called with (prompts, images) ({error})") from None
 
 
 def _clip(rest: str) -> Any:
@@ -242,7 +256,10 @@ def _ensemble(path: Path, trust_remote_code: bool) -> Any:
     check_ensemble(path, trust_remote_code)
     record = read_ensemble(path)
     members = {name: _load(name, trust_remote_code, trust_remote_code) for name in record.scales}
-    return EnsembleReward(members, record.scales, record.combine, record.k)
+    try:
+        return EnsembleReward(members, record.scales, record.combine, record.k)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def check_ensemble(path: Path, trust_remote_code: bool, above: tuple[Path, ...] = ()) -> None:

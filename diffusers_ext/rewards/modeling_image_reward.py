@@ -14,6 +14,7 @@ Shapes: P prompts of T tokens, I images, N pairs, L = 1 + patches, W the image e
 
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -269,8 +270,8 @@ class ImageRewardModel(ImageRewardFiles, BlipPreTrainedModel):
         return self._score(prompts, images, prompt_index, image_index, batch_size).view(len(images), -1).T
 
     def _score(self, prompts, images, prompt_index, image_index, batch_size) -> torch.Tensor:
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size}: 1 at least")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise InputError(f"batch_size {batch_size!r}: a whole number, 1 at least")
         order, device, rewards = torch.argsort(image_index, stable=True), self._input_device, []
         with torch.set_grad_enabled(wants_gradient(images)):
             text = {name: ids.to(device) for name, ids in self.tokenize(prompts).items()}
