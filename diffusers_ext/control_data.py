@@ -61,6 +61,7 @@ def _read_rows(source: str, options: Any) -> ControlData:
     learnt, aside = hold_out(len(report.rows), options.held_out_samples, options.seed)
     report.notes += _fewer_held_out(options, len(aside), len(report.rows))
     learnt = without_repeats(report.rows, learnt, aside)
+    report.notes += _copies_learnt(report, learnt, aside)
     dataset, held_out = _pairs(options, [report.rows[at] for at in learnt], [report.rows[at] for at in aside])
     if options.aspect_buckets:
         dataset.buckets = assign_buckets([report.sizes[at] for at in learnt], options.resolution)
@@ -120,6 +121,20 @@ def _fewer_held_out(options: Any, aside: int, count: int) -> list[Finding]:
     if aside >= wanted or wanted == type(options).held_out_samples:
         return []
     text = f"--held_out_samples {wanted}: {aside} rows are kept aside, at most a tenth of the {count}"
+    return [Finding("held out", text)]
+
+
+def _copies_learnt(report: Report, learnt: Sequence[int], aside: Sequence[int]) -> list[Finding]:
+    """The note that pictures kept aside are learnt all the same, under another name or with another caption."""
+    known = {report.pictures[at]: report.rows[at] for at in learnt}
+    copies = [(report.rows[at], known[report.pictures[at]]) for at in aside if report.pictures[at] in known]
+    if not copies:
+        return []
+    row, twin = copies[0]
+    text = (
+        f"{len(copies)} of {len(aside)} rows kept aside to measure on show a picture that is learnt too, such as {row.image} "
+        f"({row.origin}), which equals {twin.image} ({twin.origin}): their measure flatters; remove one of the two"
+    )
     return [Finding("held out", text)]
 
 

@@ -170,8 +170,12 @@ def load_tokenizer(name: str, folder: str) -> CLIPTokenizer:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--tokenizer_name {name}: {error}") from error
+    except Exception as error:  # of transformers and tokenizers, which have many
+        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise InputError(
+            f"--tokenizer_name {name}: no tokenizer that can be read ({why:.120}); give a folder with tokenizer_config.json and "
+            "vocab.json or tokenizer.json, or a name on the Hub"
+        ) from error
     encoder = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
     if len(tokenizer) > encoder.vocab_size:
         raise InputError(

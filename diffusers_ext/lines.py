@@ -87,8 +87,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; ValueError where it gives one key two values, of which Python alone would lose the first."""
     found: dict[str, Any] = {}
     for key, value in pairs:
-        if found.setdefault(key, value) != value:
+        if key in found and found[key] != value:  # NaN differs from itself, but stands once
             raise ValueError(f"two values under {key!r}")
+        found[key] = value
     return found
 
 

@@ -108,7 +108,8 @@ def test_plain_losses():
     ("change", "message"),
     [
         ({"timestep_min": 500, "timestep_max": 500}, "no timestep of 0..999 is left"),
-        ({"timestep_max": 2000}, "no timestep"),
+        ({"timestep_max": 5000}, "--timestep_max 5000: the base has the timesteps 0 to 999; give at most 1000"),
+        ({"timestep_min": 1000}, "--timestep_min 1000: the base has the timesteps 0 to 999; give at most 999"),
         ({"snr_gamma": 0.0}, "--snr_gamma must be positive"),
         ({"huber_delta": -1.0}, "--huber_delta must be positive"),
         ({"snr_gamma": 1e-9}, "so nothing would be learnt"),

@@ -127,8 +127,15 @@ def test_another_tokenizer_is_taken_if_it_fits(untrained, tmp_path):
     tiny.tokenizer(["blue square with red ground and much more to say"], merges=24).save_pretrained(tmp_path / "large")
     with pytest.raises(InputError, match="tokens, but the base's text encoder knows"):
         load_tokenizer(str(tmp_path / "large"), str(untrained))
-    with pytest.raises(InputError, match="--tokenizer_name nowhere"):
-        load_tokenizer("nowhere", str(untrained))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "tokenizer.json").write_text("{")
+    for wrong in ("nowhere", tmp_path / "empty", tmp_path / "bad", untrained, untrained / "unet", tmp_path / "none"):
+        with pytest.raises(
+            InputError, match=f"--tokenizer_name {wrong}: no tokenizer that can be read .*; give a"
+        ) as error:
+            load_tokenizer(str(wrong), str(untrained))
+        assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -80,10 +80,67 @@ def test_objects_over_several_lines(two, records, between):
     ]
 
 
-def test_a_list_inside_an_object_is_one_fault(two, records):
-    write(two / "metadata.json", json.dumps({"data": records}, indent=1))
-    with pytest.raises(InputError, match=r"no row of 1 can be used\n.*\n.*it has data"):
+FORMS = {
+    "data": lambda rows: {"data": rows},
+    "images beside others": lambda rows: {"version": "1", "images": rows, "licenses": []},
+    "any one list": lambda rows: {"circles": rows},
+    "names": lambda rows: {
+        row["file_name"]: {name: value for name, value in row.items() if name != "file_name"} for row in rows
+    },
+    "columns": lambda rows: {name: [row[name] for row in rows] for name in rows[0]},
+    "columns of pandas": lambda rows: {name: {str(at): row[name] for at, row in enumerate(rows)} for name in rows[0]},
+    "rows of pandas": lambda rows: {str(at): row for at, row in enumerate(rows)},
+    "split of pandas": lambda rows: {
+        "columns": [*rows[0]],
+        "index": [0, 1, 2, 3],
+        "data": [[*row.values()] for row in rows],
+    },
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_one_object_that_holds_all_rows(two, records, form, indent):
+    write(two / "metadata.json", json.dumps(FORMS[form](records), indent=indent))
+    rows = read_rows(str(two))
+    assert [(Path(str(row.image)).name, row.text) for row in rows] == [(f"{n}.png", f"disc {n}") for n in range(4)]
+    assert len({row.origin for row in rows}) == 4 and all("metadata.json[" in row.origin for row in rows)
+
+
+def test_an_object_of_names_and_captions(two):
+    write(two / "captions.json", json.dumps({f"images/{n}.png": f"disc {n}" for n in range(4)}))
+    rows = read_rows(str(two / "captions.json"), conditioning_image_column=None)
+    assert [row.text for row in rows] == [f"disc {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"train": [{"file_name": "0.png"}], "test": [{"file_name": "1.png"}]},
+        {"images": [{"file_name": "0.png"}], "annotations": [{"caption": "a"}]},
+        {"file_name": ["0.png", "1.png"], "text": ["a"]},
+        {"0.png": "1.png"},
+        {"0001": "a disc"},
+        {"folder/0001": {"caption": "a disc"}},
+        {"data": []},
+        {"data": {"rows": [{"file_name": "0.png"}]}},
+    ],
+)
+def test_an_object_that_may_mean_several_things_is_refused_with_the_form_to_write(two, value):
+    write(two / "metadata.json", json.dumps(value))
+    with pytest.raises(
+        InputError, match=r'write a list of rows, or a row a line: \{"file_name": .*; it has \S'
+    ) as error:
         read_rows(str(two))
+    assert "no row of 1" in str(error.value)
+
+
+def test_one_row_is_a_row(two, records):
+    for row in (records[0], {**records[0], "objects": [{"box": [1, 2]}]}, {**records[0], "text": ["a", "b"]}):
+        write(two / "pairs.json", json.dumps(row))
+        assert len(read_rows(str(two / "pairs.json"))) == 1
+    write(two / "pairs.jsonl", json.dumps({**records[0], "score": float("nan")}))
+    assert len(read_rows(str(two / "pairs.jsonl"))) == 1  # NaN is not equal to itself, but not given twice
 
 
 def test_zips_of_windows_and_inside_several_folders(two, records, tmp_path):
@@ -123,6 +180,120 @@ def columns() -> dict:
         "conditioning_image": [png(n, True) for n in range(3)],
         "text": list("abc"),
     }
+
+
+READERS = {
+    "rows": lambda path: check(read_rows(str(path))).rows,
+    "stream": lambda path: (
+        check(Stream(str(path), Columns("image", "text", "conditioning_image"), 0, 0, 10, "error").head).rows
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_a_column_of_pictures_holds_instead_is_named(pq, tmp_path, reader):
+    import pyarrow
+
+    for values in ([1, 2, 3], [[1], [2], [3]], [{"a": 1}] * 3, [{"bytes": 1}] * 3, [True] * 3):
+        for name in ("image", "conditioning_image"):
+            pq.write_table(pyarrow.table({**columns(), name: values}), tmp_path / "pairs.parquet")
+            with pytest.raises(
+                InputError, match=rf"pairs\.parquet: column '{name}' holds .*, neither .*--{name}_column"
+            ):
+                READERS[reader](tmp_path / "pairs.parquet")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_file_whose_column_is_of_another_kind_is_named(pq, tmp_path, reader):
+    import pyarrow
+
+    kinds = {
+        "text": [[1, 2, 3], [0.5] * 3, [True] * 3],
+        "image": [list("abc"), [{"bytes": b"x", "path": "y"}] * 3],
+    }
+    for number in (0, 1):
+        pq.write_table(pyarrow.table(columns()), tmp_path / f"{number}.parquet")
+    for name, others in kinds.items():
+        for values in others:
+            pq.write_table(pyarrow.table({**columns(), name: values}), tmp_path / "2.parquet")
+            with pytest.raises(
+                InputError, match=rf"/2\.parquet: column '{name}' holds .*, but in .*/0\.parquet it holds"
+            ):
+                READERS[reader](tmp_path)
+    texts = pyarrow.array(list("abc"))
+    for alike in (texts.cast(pyarrow.large_string()), texts.dictionary_encode(), texts.cast(pyarrow.string_view())):
+        for first, second in (("0", "1"), ("1", "0")):
+            pq.write_table(pyarrow.table({**columns(), "text": alike}), tmp_path / f"{first}.parquet")
+            pq.write_table(pyarrow.table(columns()), tmp_path / f"{second}.parquet")
+            (tmp_path / "2.parquet").unlink(missing_ok=True)
+            assert [row.text for row in READERS[reader](tmp_path)] == list("abcabc")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_columns_that_are_not_used_do_not_matter(pq, tmp_path, reader):
+    import pyarrow
+
+    maps = pyarrow.array([[("a", 1)]] * 3, pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    for number, more in enumerate([{"about": maps}, {"about": [1, 2, 3]}, {}, {"about": list("abc"), "x": maps}]):
+        pq.write_table(pyarrow.table({**columns(), **more}), tmp_path / f"{number}.parquet")
+    assert len(READERS[reader](tmp_path)) == 12
+    pq.write_table(pyarrow.table({**columns(), "text": maps}), tmp_path / "0.parquet")
+    with pytest.raises(InputError, match=r"0\.parquet: column 'text' holds map<.*; write .* captions as text"):
+        READERS[reader](tmp_path / "0.parquet")
+    twice = pyarrow.table([*columns().values(), list("abc")], names=[*columns(), "text"])
+    pq.write_table(twice, tmp_path / "0.parquet")
+    with pytest.raises(InputError, match=r"0\.parquet: 2 columns are called 'text'; rename"):
+        READERS[reader](tmp_path / "0.parquet")
+
+
+def test_arrow_files_and_tables_of_names_with_other_columns(two, records, pq, tmp_path):
+    import pyarrow
+    from pyarrow import feather
+
+    maps = pyarrow.array([[("a", 1)]] * 3, pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    large = pyarrow.array(list("abc"), pyarrow.large_string())
+    feather.write_feather(pyarrow.table({**columns(), "about": maps}), tmp_path / "0.arrow")
+    feather.write_feather(pyarrow.table({**columns(), "text": large}), tmp_path / "1.arrow")
+    assert [row.text for row in read_rows(str(tmp_path))] == list("abcabc")
+    feather.write_feather(pyarrow.table({**columns(), "text": [1, 2, 3]}), tmp_path / "1.arrow")
+    with pytest.raises(InputError, match=r"1\.arrow: column 'text' holds int64, but in .*0\.arrow it holds string"):
+        read_rows(str(tmp_path))
+    about = pyarrow.array([[("a", 1)]] * 4, pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    pq.write_table(pyarrow.Table.from_pylist(records).append_column("about", about), two / "metadata.parquet")
+    assert len(read_rows(str(two))) == 4
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_damaged_file_of_several_is_named(pq, tmp_path, reader):
+    import pyarrow
+
+    for number in range(3):
+        pq.write_table(pyarrow.table(columns()), tmp_path / f"{number}.parquet")
+    whole = bytearray((tmp_path / "1.parquet").read_bytes())
+    whole[60:400] = b"\x99" * 340
+    write(tmp_path / "1.parquet", bytes(whole))
+    with pytest.raises(InputError, match=r"/1\.parquet: not a whole parquet file"):
+        READERS[reader](tmp_path)
+
+
+@pytest.mark.parametrize("name", ["training", "Train", "train_set", "TRAIN2017"])
+def test_the_split_to_train_on_is_known_however_it_is_spelt(two, records, pq, tmp_path, name):
+    import datasets
+
+    data = datasets.Dataset.from_list(
+        [{name: str(two / value) if value.endswith("png") else value for name, value in row.items()} for row in records]
+    )
+    datasets.DatasetDict({name: data, "validation": data.select([0])}).save_to_disk(str(tmp_path / "saved"))
+    rows = read_rows(str(tmp_path / "saved"))
+    assert len(rows) == 4 and any(f"split '{name}' is read, not validation" in note.text for note in rows.notes)
+    datasets.DatasetDict({"a": data, "b": data}).save_to_disk(str(tmp_path / "other"))
+    with pytest.raises(
+        InputError, match=r"no split 'train'; it has a, b; name the folder of one of them, such as .*/a"
+    ):
+        read_rows(str(tmp_path / "other"))
+    datasets.DatasetDict({"training": data, "Train": data}).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(InputError, match="several splits to train on"):
+        read_rows(str(tmp_path / "both"))
 
 
 def test_pictures_as_objects_of_bytes_alone(pq, tmp_path):
@@ -228,3 +399,16 @@ def test_fewer_rows_kept_aside_than_asked_for_are_told(two, wanted, told):
     )
     notes = [note.text for note in read_data(options).report.notes]
     assert any(f"--held_out_samples {wanted}: 0 rows are kept aside" in note for note in notes) == told
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_copies_of_rows_kept_aside_are_told(two, copies):
+    for n in range(20):
+        write(two / f"images/{n}.png", png(n % 10 if copies else n))
+        write(two / f"conditions/{n}.png", png(n % 10 if copies else n, True))
+    options = programs()["training/train_controlnet.py"](train_data_dir=str(two), held_out_samples=2, resolution=16)
+    notes = [note.text for note in read_data(options).report.notes if note.kind == "held out"]
+    assert len(notes) == copies
+    if copies:
+        assert "2 of 2 rows kept aside to measure on show a picture that is learnt too" in notes[0]
+        assert "which equals" in notes[0] and "remove one of the two" in notes[0]

@@ -43,6 +43,15 @@ def test_a_lora_run_resumes_exactly_and_leaves_both_sizes(untrained, circles, tm
     assert (straight / "best" / FILE).exists() and (straight / "best" / "lora" / small.name).exists()
     assert ControlNetModel.from_pretrained(straight).controlnet_mid_block.weight.any()
     assert "load_control_lora(" in (straight / "README.md").read_text()
+    about = (straight / "checkpoint-4" / "controlnet" / "README.md").read_text()
+    assert "`ControlNetModel.from_pretrained` does not load this folder" in about
+    code = about.split("```python\n")[1].split("```")[0]
+    names = {"the base": str(untrained), "this folder": str(saved.parent)}
+    for name, path in names.items():
+        code = code.replace(name, path)
+    made: dict = {}
+    exec(code, made)  # as a user would
+    assert made["controlnet"].controlnet_mid_block.weight.any()
 
 
 def test_a_run_of_the_first_blocks_can_be_trained_on(untrained, circles, tmp_path):

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ..errors import InputError
+from .arrow_columns import ROLES, column_name, features_of, used_columns
 from .files import Columns, File, Row, Rows, captions
 from .findings import Finding
 from .names import pointer_error
 from .snapshots import split_note
+from .splits import split_of
 from .tables import Record, named_file
 
 ARROW_FILE = b"ARROW1"  # begins a file that lists its tables; a stream begins otherwise
@@ -65,8 +67,9 @@ def open_stream(
     if files and not (files := _with_rows(files)):
         raise InputError(f"{source}: holds 0 rows; nothing to train on")
     if files:
-        _check_columns(files)
-        where = {"path": "parquet", "data_files": [escape(str(file)) for file in files]}
+        features = features_of(_schemas(files), columns)
+        names = [escape(str(file)) for file in files]
+        where = {"path": "parquet", "data_files": names, "features": features, "columns": list(features)}
     try:
         data = datasets.load_dataset(**where, split="train", streaming=True, cache_dir=cache_dir)
         data = data if data.column_names else data._resolve_features()
@@ -76,13 +79,15 @@ def open_stream(
         raise InputError(f"{source}: {_reason(error)}; give owner/name of a Hub data set, or .parquet files") from None
     if not data.column_names:
         raise InputError(f"{source}: holds no rows; nothing to train on")
-    roles = ("image", "caption", "conditioning_image", "mask")
-    names = Columns(*(name and _column(data, source, name, role) for name, role in zip(columns, roles)))
-    for name in (names.image, names.condition, names.mask):
-        if name and isinstance(data.features[name], datasets.Image):
+    named = used_columns(data.column_names, source, columns)
+    for name, role in zip(named, ROLES):
+        if not name or role == "caption":
+            continue
+        _check_pictures(data.features[name], str(files[0]) if files else source, name, role)
+        if isinstance(data.features[name], datasets.Image):
             data = data.cast_column(name, datasets.Image(decode=False))
     folder = files[0].parent if files else Path()
-    return OpenStream(data.select_columns([name for name in names if name]), names, folder)
+    return OpenStream(data.select_columns([name for name in named if name]), named, folder)
 
 
 def read_hub(name: str, config: str | None, cache_dir: str | None, columns: Columns, limit: int | None) -> Rows:
@@ -99,55 +104,85 @@ def read_hub(name: str, config: str | None, cache_dir: str | None, columns: Colu
 def read_saved(folder: Path, columns: Columns, limit: int | None) -> Rows:
     """Read what save_to_disk wrote: a data set, or several splits of which "train" is read."""
     data = _saved(folder)
-    rows = _rows(_train(data, folder), str(folder), Path(), columns, limit)
-    if isinstance(data, dict):
-        rows.notes += split_note(folder, "train", [name for name in data if name != "train"])
+    train = _train_name(data, folder)
+    rows = _rows(data[train] if train else data, str(folder), Path(), columns, limit)
+    rows.notes += split_note(folder, train, [name for name in data if name != train]) if train else []
     return rows
 
 
 def open_table(source: Path) -> Any:
     """Return the `datasets.Dataset` in a parquet file, in a folder of them, or in what save_to_disk wrote."""
     files = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
-    return _parquet(files) if files else _train(_saved(source), source)
+    if files:
+        return _parquet(files)
+    data = _saved(source)
+    train = _train_name(data, source)
+    return data[train] if train else data
 
 
 def table_records(path: Path) -> Iterator[Record]:
     """Yield the rows of a parquet file that names files, as those of other tables."""
-    for index, values in enumerate(_parquet([path])):
+    _datasets(path)
+    from pyarrow.parquet import read_table
+
+    with _readable(path):
+        rows = read_table(path).to_pylist()
+    for index, values in enumerate(rows):
         yield Record(f"{path}[{index}]", values)
 
 
 def read_parquet(files: Sequence[Path], columns: Columns, limit: int | None) -> Rows:
     """Read parquet files; paths in them are relative to the first one's folder."""
-    return _rows(_parquet(files), str(files[0]), files[0].parent, columns, limit)
+    return _rows(_parquet(files, columns), str(files[0]), files[0].parent, columns, limit)
 
 
 def read_arrow(files: Sequence[Path], columns: Columns, limit: int | None) -> Rows:
     """Read Arrow files as `datasets` writes them; paths in them are relative to the first one's folder."""
     datasets = _datasets(files[0])
+    tables = {file: _arrow(datasets, file) for file in files}
+    features = features_of({file: table.schema for file, table in tables.items()}, columns)
     with _readable(files[0]):
-        data = datasets.concatenate_datasets([_arrow(datasets, file) for file in files])
+        parts = [datasets.Dataset(table.select(list(features))) for table in tables.values()]
+        data = datasets.concatenate_datasets(
+            [part if part.features == features else part.cast(features) for part in parts]
+        )
     return _rows(data, str(files[0]), files[0].parent, columns, limit)
 
 
 def _arrow(datasets: Any, file: Path) -> Any:
-    """A data set of one Arrow file: a stream of tables, as `datasets` writes it, or a file with a list of them."""
+    """The table in an Arrow file: a stream of tables, as `datasets` writes it, or a file with a list of them."""
     import pyarrow
 
     with _readable(file), open(file, "rb") as stream:
         if stream.read(len(ARROW_FILE)) == ARROW_FILE:
-            return datasets.Dataset(pyarrow.ipc.open_file(file).read_all())
-        return datasets.Dataset.from_file(str(file))
+            return pyarrow.ipc.open_file(file).read_all()
+        return datasets.table.MemoryMappedTable.from_file(str(file))
 
 
-def _parquet(files: Sequence[Path]) -> Any:
+def _parquet(files: Sequence[Path], columns: Columns | None = None) -> Any:
+    """The data set in parquet files, without the columns that are not used; all columns where none are named."""
     datasets = _datasets(files[0])
     kept = _with_rows(files)
-    _check_columns(kept)
+    if not kept:
+        return datasets.Dataset.from_dict({})
+    features = features_of(_schemas(kept), columns)
+    names = [escape(str(file)) for file in kept]
     with _readable(files[0]):
-        if not kept:
-            return datasets.Dataset.from_dict({})
-        return datasets.Dataset.from_parquet([escape(str(file)) for file in kept])
+        try:
+            return datasets.Dataset.from_parquet(names, features=features, columns=list(features))
+        except Exception:
+            check_whole(kept, list(features))
+            raise
+
+
+def check_whole(files: Sequence[Path], columns: Sequence[str | None]) -> None:
+    """Raise InputError for the first parquet file that cannot be read to its end."""
+    from pyarrow.parquet import ParquetFile
+
+    for file in files:
+        with _readable(file):
+            for _ in ParquetFile(file).iter_batches(columns=[name for name in columns if name]):
+                pass
 
 
 def _with_rows(files: Sequence[Path]) -> list[Path]:
@@ -161,19 +196,14 @@ def _with_rows(files: Sequence[Path]) -> list[Path]:
     return kept
 
 
-def _check_columns(files: Sequence[Path]) -> None:
-    """Raise InputError for the first file whose columns have other names than those of the first."""
+def _schemas(files: Sequence[Path]) -> dict[Path, Any]:
     from pyarrow.parquet import read_schema
 
+    found = {}
     for file in files:
         with _readable(file):
-            schemas = [set(read_schema(one).names) for one in (files[0], file)]
-        if schemas[0] != schemas[1]:
-            only = [", ".join(sorted(ours - theirs)) or "none" for ours, theirs in (schemas, schemas[::-1])]
-            raise InputError(
-                f"{file}: its columns differ from those of {files[0]}, which alone has: {only[0]}; this file alone has: "
-                f"{only[1]}; rename them, or name one of the files"
-            )
+            found[file] = read_schema(file)
+    return found
 
 
 def _saved(folder: Path) -> Any:
@@ -185,12 +215,17 @@ def _saved(folder: Path) -> Any:
         raise InputError(f"{folder}: holds no .parquet files and was not written by save_to_disk") from None
 
 
-def _train(data: Any, source: Path) -> Any:
+def _train_name(data: Any, source: Path) -> str | None:
+    """The name of the split "train", however it is spelt, among those of save_to_disk; None where there are no splits."""
     if not isinstance(data, dict):
-        return data
-    if "train" not in data:
-        raise InputError(f"{source}: no split 'train'; it has {', '.join(data)}; name the folder of one of them")
-    return data["train"]
+        return None
+    found = [name for name in data if name == "train"] or [name for name in data if split_of(name) == "train"]
+    if len(found) != 1:
+        why = f"several splits to train on ({', '.join(found)})" if found else "no split 'train'"
+        raise InputError(
+            f"{source}: {why}; it has {', '.join(data)}; name the folder of one of them, such as {source}/{next(iter(data), '')}"
+        )
+    return found[0]
 
 
 @contextmanager
@@ -219,7 +254,7 @@ def _rows(data: Any, source: str, folder: Path, columns: Columns, limit: int | N
         data = data.select(range(min(limit, len(data))))
     roles = zip((columns.image, columns.condition, columns.mask), ("image", "conditioning_image", "mask"))
     files = [_files(data, source, folder, column, role) if column else None for column, role in roles]
-    name = _column(data, source, columns.caption, "caption")
+    name = column_name(data.column_names, source, columns.caption, "caption")
     rows = Rows()
     for index, value in enumerate(data[name]):
         origin = f"{source}[{index}]"
@@ -235,8 +270,9 @@ def _rows(data: Any, source: str, folder: Path, columns: Columns, limit: int | N
 
 def _files(data: Any, source: str, folder: Path, column: str, role: str) -> Callable[[int, str], File]:
     """Return how the file of a row is had, by its index and origin; InputError where it has none."""
-    column = _column(data, source, column, role)
+    column = column_name(data.column_names, source, column, role)
     datasets = _datasets(source)
+    _check_pictures(data.features[column], source, column, role)
     if is_text(data.features[column]):
         names = list(data[column])
         return lambda index, origin: named_file({column: names[index]}, folder, column, role, origin, False)
@@ -244,10 +280,6 @@ def _files(data: Any, source: str, folder: Path, column: str, role: str) -> Call
     data = data.select_columns([column])  # or each access would read the other pictures as well
     if isinstance(data.features[column], datasets.Image):
         data = data.cast_column(column, datasets.Image(decode=False))
-    elif not _is_picture(data.features[column]):
-        raise InputError(
-            f"{source}: column '{column}' holds {data.features[column]}, neither pictures nor paths; see --{role}_column"
-        )
 
     def cell(index: int, origin: str) -> File:
         if null[index]:
@@ -262,10 +294,20 @@ def is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
+def _check_pictures(feature: Any, source: str, column: str, role: str) -> None:
+    """Raise InputError for a column that holds neither pictures nor their paths."""
+    if not (type(feature).__name__ == "Image" or is_text(feature) or _is_picture(feature)):
+        raise InputError(
+            f"{source}: column '{column}' holds {feature}, neither pictures nor paths; see --{role}_column"
+        )
+
+
 def _is_picture(feature: Any) -> bool:
     """Say whether a column holds the bytes of pictures, or those beside their paths."""
     if isinstance(feature, dict):
-        return "bytes" in feature
+        feature = feature.get("bytes")
+        if getattr(feature, "dtype", None) == "null":  # all rows have paths
+            return True
     return str(getattr(feature, "dtype", "")).startswith(("binary", "large_binary", "binary_view"))
 
 
@@ -282,13 +324,6 @@ def _null(data: Any, column: str) -> Sequence[bool]:
         [value for chunk in values.chunks for value in chunk.field(field).is_null().to_pylist()] for field in fields
     ]
     return [none or all(nothing) for none, *nothing in zip(null, *empty)]
-
-
-def _column(data: Any, source: str, column: str, role: str) -> str:
-    for name in (column, f"{column}_file_name", *(["file_name"] if column == "image" else [])):
-        if name in data.column_names:
-            return name
-    raise InputError(f"{source}: no column '{column}'; it has {', '.join(data.column_names)}; see --{role}_column")
 
 
 def _datasets(source: str | Path) -> Any:

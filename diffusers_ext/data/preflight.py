@@ -44,7 +44,7 @@ CHUNK = 4096  # rows given to the threads at once
 
 @dataclass
 class Report:
-    """What `check` found: the good rows, the sizes of their pictures as turned, all faults and notes.
+    """What `check` found: the good rows, the sizes of their pictures as turned and the digests of their bytes, faults, notes.
 
     total: rows read, the unreadable ones too. digest: of the good rows' files and captions, in order; the same pairs have
     the same one in whatever form they come. streamed: only a stream's first rows were seen.
@@ -57,6 +57,7 @@ class Report:
     notes: list[Finding] = field(default_factory=list)
     digest: str = ""
     streamed: bool = False
+    pictures: list[bytes] = field(default_factory=list)
 
     def summary(self, shown: int | None = None) -> str:
         """Counts by kind, then each fault and note, `shown` of either at most."""
@@ -109,6 +110,7 @@ def check(rows: Sequence[Row], on_bad_sample: str = "error", workers: int = 4) -
         if not faults:
             report.rows.append(row)
             report.sizes.append(image.size)
+            report.pictures.append(image.digest)
             digest.update(b"".join(each.digest for each in files) + repr(row.texts).encode())
     report.digest = digest.hexdigest()
     if own:

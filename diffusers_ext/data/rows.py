@@ -3,7 +3,7 @@
     data/pairs                     image folder: metadata.jsonl, .csv, .tsv, .json or .parquet beside the pictures
     data/fill50k                   prompt.json, lines of {"source", "target", "prompt"}
     data/pairs                     folders of equal stems: images/, conditions/, masks/; captions beside the images
-    pairs.jsonl .json .csv .tsv    a table; paths in it are relative to it
+    pairs.jsonl .json .csv .tsv    a table; paths in it are relative to it; a .json in several forms (see `json_forms`)
     pairs.parquet  pairs.arrow     a table, or the pictures themselves
     shards/  shards/*.tar          tar archives: key.jpg, key.cond.png, key.mask.png, key.txt, .caption or .json
     pairs.zip                      a zip of an image folder, or of folders of equal stems

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import InputError
 from ..randomness import Key, generator
-from .cells import Cell, open_stream
+from .cells import Cell, check_whole, open_stream
 from .files import Columns, File, Row, Rows, captions
 from .findings import Finding
 from .pairs import Pairs
@@ -42,6 +42,7 @@ class Stream:
     ):
         self.source, self.columns, self.seed, self.buffer, self.on_bad = source, columns, seed, buffer, on_bad_sample
         chosen = parquet_files(source, hub.get("config"))
+        self.files = chosen.files
         opened = open_stream(source, chosen.files, columns, **hub)
         data, self.names, self.folder = opened.data, opened.names, opened.folder
         first = list(self._read(data.take(held_out + HEAD)))
@@ -64,6 +65,7 @@ class Stream:
         try:
             yield from data
         except Exception as error:  # of pyarrow, datasets and the network, without a common ancestor
+            check_whole(self.files, self.names)
             raise InputError(f"{self.source}: cannot be read ({type(error).__name__}: {error})") from error
 
     def _rows(self, records: list[dict], begin: int) -> Rows:

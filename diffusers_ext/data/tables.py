@@ -1,4 +1,4 @@
-"""Tables: .jsonl, .json (a list of objects, or an object a line), .csv and .tsv, and the files that their rows name.
+"""Tables: .jsonl, .json (see `json_forms`), .csv and .tsv, and the files that their rows name.
 
 A bad row is handed on with what is wrong with it, so that all of them can be named at once, or left out.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..lines import parse_json, read_text, split_lines, unique_keys
+from .json_forms import rows_in
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")
@@ -62,12 +63,34 @@ def _json(text: str, path: str | Path) -> Iterator[Record]:
             yield from (_object(item, f"{path}[{place}]") for place, item in enumerate(items))
             return
     spread = _spread(text)
+    whole = _whole(text, path, spread)
+    try:
+        rows = rows_in(whole, str(path)) if whole is not None else None
+    except InputError as error:
+        yield Record(str(path), error=error)
+        return
+    if rows is not None:
+        yield from (_object(value, f"{path}{place}") for place, value in rows)
+        return
     if spread:
         yield from (_object(value, f"{path}:{number}") for number, value in spread)
         return
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             yield _parsed(line, f"{path}:{number}")
+
+
+def _whole(text: str, path: str | Path, spread: list[tuple[int, dict]]) -> dict | None:
+    """The object that is all of a .json file; None of other files."""
+    if not str(path).lower().endswith(".json"):
+        return None
+    if len(spread) > 1:
+        return None
+    try:
+        value = spread[0][1] if spread else parse_json(text, path)
+    except InputError:  # several lines, or a fault that is named where it lies
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _spread(text: str) -> list[tuple[int, dict]]:

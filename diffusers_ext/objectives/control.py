@@ -13,6 +13,23 @@ from ..encoders import StableDiffusionEncoders
 from . import Objective
 from .diffusion import Diffusion
 
+SMALL_PART = """# The small part of a ControlNet: what learned by this checkpoint
+
+`ControlNetModel.from_pretrained` does not load this folder, which holds no whole ControlNet. The run folder above the checkpoint
+and its `best/` do hold one. Of this checkpoint, with the base that `options.json` names:
+
+```python
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained("the base", subfolder="unet")
+controlnet = ControlNetModel.from_unet(unet)  # needs diffusers alone; the adapters stay apart
+controlnet.load_lora_adapter("this folder", prefix=None, use_safetensors=True)
+```
+
+or `diffusers_ext.load_control_lora("this folder", unet)`, which merges them; its `save_pretrained` then writes a folder that
+`from_pretrained` loads.
+"""
+
 
 def save(objective: "ControlObjective", folder: Path) -> None:
     """Write the ControlNet into `folder` itself, merged where it has adapters; its small part into lora/, an unlocked U-Net into unet/."""
@@ -67,6 +84,7 @@ class ControlObjective(Objective):
         super().save(folder)
         if has_lora(self.controlnet):
             save_lora(self.controlnet, folder / "controlnet")
+            (folder / "controlnet" / "README.md").write_text(SMALL_PART, encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         super().load(folder)

@@ -41,7 +41,13 @@ class Diffusion:
         """Raises InputError if the timestep window is empty, a value is out of range, or snr_gamma gives no weights."""
         end = scheduler.config.num_train_timesteps
         high = end if options.timestep_max is None else options.timestep_max
-        if not 0 <= options.timestep_min < high <= end:
+        for name, value, most in (
+            ("timestep_max", high, end),
+            ("timestep_min", options.timestep_min, end - 1),
+        ):
+            if value > most:
+                raise InputError(f"--{name} {value}: the base has the timesteps 0 to {end - 1}; give at most {most}")
+        if not 0 <= options.timestep_min < high:
             raise InputError(
                 f"--timestep_min {options.timestep_min} --timestep_max {options.timestep_max}: no timestep of 0..{end - 1} is left"
             )
