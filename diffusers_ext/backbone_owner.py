@@ -5,8 +5,16 @@ from typing import Any, ClassVar
 
 import torch
 
+from .backbone_references import overlay_of
 from .backbones import Backbone, load_backbone
 from .errors import InputError
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON brings it back: numbers rounded, no tuples."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return round(float(value), 6) if isinstance(value, (int, float)) else value
 
 
 class BackboneOwner:
@@ -38,7 +46,22 @@ class BackboneOwner:
             raise InputError(
                 f"{backbone.name}: its weights are not those that this classifier was trained on; give the same backbone"
             )
+        self._check_preparation(backbone)
         self._backbone = backbone
+
+    def _check_preparation(self, backbone: Backbone) -> None:
+        """Raise InputError where pictures would be prepared otherwise than in training, as far as that is known."""
+        name = self.config[self.named_by[0]] or ""
+        stated = dict(self.config.get("prepared") or {})
+        if name.startswith("timm:"):
+            stated |= overlay_of(name)
+        for setting, value in stated.items():
+            found = backbone.prepared.get(setting)
+            if _plain(found) != _plain(value):
+                raise InputError(
+                    f"{backbone.name}: prepares pictures with {setting} {found}, this classifier was trained with {value}; "
+                    f"give the same settings, as in {name}"
+                )
 
     @property
     def _backbone_device(self) -> torch.device:

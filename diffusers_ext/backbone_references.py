@@ -66,6 +66,11 @@ def timm_source(name: str) -> tuple[str, dict[str, Any]]:
     return architecture, overlay
 
 
+def overlay_of(name: str) -> dict[str, Any]:
+    """Return the settings after a reference's commas: {"input_size": (3, 224, 224), ...}."""
+    return dict(_setting(name, setting) for setting in name.removeprefix("timm:").split(",")[1:])
+
+
 def _setting(name: str, setting: str) -> tuple[str, Any]:
     key, _, value = setting.partition("=")
     try:

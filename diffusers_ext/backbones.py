@@ -101,6 +101,7 @@ class Backbone:
         At most batch_size pictures are decoded and in memory at once. Raises InputError naming a file that cannot be
         decoded, or the place of an image whose values cannot be.
         """
+        check_batch_size(batch_size)
         images = as_list(images)
         if not len(images):
             return torch.empty(0, self.width, device=self.device)
@@ -119,6 +120,14 @@ class Backbone:
         """Return the unit embeddings of texts, (N, D) float32, on the model's device; InputError without a text tower."""
         if not self.has_text:
             raise InputError(f"{self.name}: has no text tower; words need an open_clip model")
+        if (
+            isinstance(texts, str)
+            or not isinstance(texts, Sequence)
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            raise InputError("texts: give a list of texts")
+        if not texts:
+            return torch.empty(0, self.width, device=self.device)
         texts = list(texts)
         batches = [self.tokenizer(texts[first : first + TEXTS]) for first in range(0, len(texts), TEXTS)]
         rows = [self.model.encode_text(tokens.to(self.device)).float() for tokens in batches]
@@ -139,6 +148,8 @@ class Backbone:
 
         Raises InputError for what is no image, for values of another range, and for a file that cannot be decoded.
         """
+        if isinstance(image, str) and (not image or "://" in image):
+            raise InputError(f"{image!r}: no path of a picture{'; download it first' if image else ''}")
         if isinstance(image, (str, os.PathLike)) or (hasattr(image, "open") and hasattr(image, "name")):
             return self._file(Path(image) if isinstance(image, (str, os.PathLike)) else image)
         picture = check_image(image)
@@ -146,9 +157,13 @@ class Backbone:
 
     def _file(self, file: File) -> Image.Image:
         try:
-            return load(file, 2 * self.prepared["size"][0])
+            picture = load(file, 2 * self.prepared["size"][0])
         except Exception as error:  # decoders raise whatever they like at damaged bytes
             raise InputError(f"{file}: cannot be read ({reason(error, file.name)}); fix or remove it") from None
+        try:
+            return check_image(picture)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
 
 
 def features(
@@ -180,6 +195,22 @@ def features(
 
     store.fill([key for key, _ in new], Batches(len(new), batch_size, encode), show)
     return np.stack([store[key].numpy() for key in keys]) if keys else np.empty((0, backbone.width), np.float32)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise InputError, naming the option, unless tensors can be brought to a device."""
+    try:
+        there = torch.zeros(1).to(device).device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError):  # each backend has its own
+        there = False
+    if not there:
+        raise InputError(f"--device {device}: no such device on this machine; leave it out, or give cpu")
+
+
+def check_batch_size(size: int) -> None:
+    """Raise InputError unless a number of pictures at a time is one."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise InputError(f"batch_size must be a whole number, 1 or more, got {size!r}")
 
 
 def is_open_clip(name: str) -> bool:

@@ -2,12 +2,17 @@
 
 import tempfile
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 from huggingface_hub import ModelCard, create_repo, upload_folder
+from typing_extensions import Self
 
 from .disk import follow_umask
+from .errors import InputError
+from .model_files import check_weights, read_json
 
 
 class CardedModel(ModelMixin, ConfigMixin):
@@ -18,6 +23,38 @@ class CardedModel(ModelMixin, ConfigMixin):
     def card(self, name: str) -> ModelCard:
         """Return the card. name: of the folder or repository that the model goes to."""
         raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs: Any) -> Self:
+        """Load from a folder or the Hub, as any diffusers model.
+
+        Raises InputError for what another class saved, and for weights that are missing, damaged or of other names.
+        """
+        name, told = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        if name is not None and Path(name).is_dir():
+            cls._check_folder(Path(name, kwargs.get("subfolder") or ""), kwargs.get("variant"))
+        try:
+            model, info = super().from_pretrained(name, output_loading_info=True, **kwargs)
+        except InputError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise InputError(f"{name}: cannot be loaded as a {cls.__name__} ({reason})") from None
+        others = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+        if others or info["mismatched_keys"]:
+            raise InputError(
+                f"{name}: its weights are not those of its config.json: {', '.join(others[:3])} missing or unknown "
+                f"({len(others)} in all); save or download it again"
+            )
+        loaded: Any = (model, info) if told else model
+        return loaded
+
+    @classmethod
+    def _check_folder(cls, folder: Path, variant: str | None) -> None:
+        saved = read_json(folder / cls.config_name).get("_class_name")
+        if saved != cls.__name__:
+            raise InputError(f"{folder}: holds {f'a {saved}' if saved else 'no classifier'}, not a {cls.__name__}")
+        check_weights(folder, variant)
 
     def save_pretrained(
         self,

@@ -13,16 +13,18 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, check_device, load_backbone
 from .cache import digest_of, digest_of_file, digest_of_tensors, write_atomically
 from .data.files import File, is_picture
-from .data.labelled import read_labelled
+from .data.labelled import METADATA, read_labelled
+from .data.labelled_tables import is_table
+from .data.tables import find_table
 from .errors import InputError
 from .lads import LADSClassifier
 from .mixtures import VMFMixtureClassifier
+from .model_files import read_json
 
 KEY = 32  # hexadecimal digits of a digest in a row
-TABLES = ("metadata.jsonl", "metadata.csv")
 
 
 class PictureClassifier(Protocol):
@@ -85,6 +87,7 @@ def load_classifier(
     Raises InputError for anything else, and where the backbone is gone or another.
     """
     kind = class_name(name)
+    check_device(device)
     loaded = load_backbone(backbone, device) if backbone else None
     if kind == "LADSClassifier":
         by_words = LADSClassifier.from_pretrained(name).to(device)
@@ -111,12 +114,17 @@ def class_name(name: str) -> str:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"--model {name}: holds no config.json; give the run folder of a finished training")
     try:
-        kind = VMFMixtureClassifier.load_config(name).get("_class_name")
-    except (OSError, ValueError) as error:
+        config = read_json(folder / "config.json") if folder.is_dir() else VMFMixtureClassifier.load_config(name)
+        kind = config.get("_class_name")
+    except InputError as error:
+        raise InputError(f"--model {error}") from None
+    except (OSError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"--model {name}: no folder or Hub name of a classifier ({reason})") from None
     if kind not in ("LADSClassifier", "VMFMixtureClassifier"):
-        raise InputError(f"--model {name}: a {kind}; give a LADSClassifier or a VMFMixtureClassifier")
+        raise InputError(
+            f"--model {name}: {f'a {kind}' if kind else 'no classifier'}; give a LADSClassifier or a VMFMixtureClassifier"
+        )
     return kind
 
 
@@ -145,23 +153,26 @@ class Classified:
 
 def find_pictures(path: Path) -> Pictures:
     """Return the pictures at a path: a file, all below a folder, or labelled ones; InputError where there are none."""
-    if path.is_file() and path.suffix not in (".jsonl", ".csv"):
+    if path.is_file() and not is_table(path.name):
         return Pictures([path], {}, [])
     if not path.exists():
         raise InputError(f"{path}: no such picture or folder")
-    if path.is_file() or any((path / name).is_file() for name in TABLES):
+    if path.is_file():
         return _labelled(path, [])
     inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file.relative_to(path))]
     pictures = [file for file in inside if is_picture(file.name) or _opens(file)]
-    others = sorted(set(inside) - set(pictures))
+    table = find_table(path, METADATA)
+    others = sorted(set(inside) - {*pictures, table})
     notes = [f"files left out, which are no pictures ({len(others)}): {_some(others)}"] if others else []
-    if not pictures:
+    if not pictures and not table:
         raise InputError(f"{path}: holds no pictures{': ' + notes[0] if notes else ''}")
-    if any(file.parent == path for file in pictures):
+    if not table and any(file.parent == path for file in pictures):
         return Pictures(list(pictures), {}, notes)
     try:
         labelled = _labelled(path, notes)
     except InputError as error:
+        if not pictures:
+            raise
         return Pictures(list(pictures), {}, [*notes, f"read without labels: {error}"])
     unlabelled = sorted(set(pictures) - {Path(str(file)) for file in labelled.files})
     return Pictures([*labelled.files, *unlabelled], labelled.truth, notes)
@@ -232,12 +243,16 @@ def _decoded(backbone: Backbone, file: File) -> Any:
 def _read(output: Path, model: str) -> list[dict[str, Any]]:
     """Return the rows of earlier runs; a line cut by a kill and errors are left out. InputError for any other content."""
     rows: list[dict[str, Any]] = []
-    lines = output.read_text(encoding="utf-8").split("\n") if output.exists() else []
-    lines = [line for line in lines if line.strip()]
+    text = output.read_bytes().decode("utf-8-sig", errors="replace") if output.exists() else ""
+    lines = [line for line in text.split("\n") if line.strip()]
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            _, _, by = row["image"], row["key"], row["model"]
+            by = row["model"]
+            if not all(isinstance(row[name], str | None) for name in ("image", "key")) or not {"label", "error"} & set(
+                row
+            ):
+                raise KeyError("label")
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and number > 1 and isinstance(error, json.JSONDecodeError):
                 continue

@@ -4,6 +4,7 @@ Tensors of any device, arrays of any byte order and stride, data frames, lists o
 plain numbers (complex, sparse, text, dates, masked values) is refused, with the row or column and the remedy.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,15 +34,16 @@ def as_matrix(features: Any, name: str = "features", rows: str = "(N, D)") -> to
 def is_table(values: Any) -> bool:
     """Say whether values are meant as rows of numbers where pictures and paths may be given too.
 
-    Raises InputError for one grey picture, (H, W) of bytes: it could be either.
+    Raises InputError for one grey picture, (H, W) of integers: it could be either.
     """
     if hasattr(values, "tocsr") or hasattr(values, "columns"):
         return True
     shape, kind = getattr(values, "shape", None), str(getattr(values, "dtype", "object"))
-    if shape is None or (kind == "object" and len(shape) == 1):  # a list, or a column of arrays
+    of_numbers = re.match(r"(torch\.)?(b?float|u?int|bool|complex)", kind, re.IGNORECASE)
+    if shape is None or (not of_numbers and len(shape) == 1):  # a list, or a column of arrays or names
         listed = shape is not None or isinstance(values, (list, tuple))
         return listed and len(values) > 0 and _is_row(next(iter(values)))
-    if len(shape) == 2 and kind.removeprefix("torch.") in ("uint8", "bool"):
+    if len(shape) == 2 and re.match(r"(torch\.)?(u?int|bool)", kind):
         raise InputError(
             f"an array {tuple(shape)} of {kind}: a grey picture is Image.fromarray(array), embeddings are floating-point rows"
         )
@@ -63,6 +65,8 @@ def _tensor(values: torch.Tensor, name: str) -> torch.Tensor:
         raise InputError(f"{name}: complex numbers; give real ones, such as their absolute values")
     if values.is_quantized:
         raise InputError(f"{name}: a quantised tensor; give {name}.dequantize()")
+    if values.is_meta:
+        raise InputError(f"{name}: a tensor on the device meta holds no numbers; give one of cpu")
     return values.detach().to("cpu", torch.float32)
 
 
@@ -101,7 +105,7 @@ def _array(features: Any, name: str, rows: str) -> np.ndarray:
 
 def _listed(features: Any, name: str, rows: str) -> list:
     try:
-        return list(features)
+        return list(np.asarray(features) if isinstance(features, memoryview) else features)
     except TypeError:
         raise InputError(f"{name}: {type(features).__name__} is no table of numbers; give {rows}") from None
 
@@ -134,7 +138,7 @@ def _plain(array: np.ndarray, name: str, columns: Sequence[str], first: int = 0)
     try:
         if not any(isinstance(value, (str, bytes, complex)) for value in array.flat):
             return array.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     cells = ((place, value) for place, value in np.ndenumerate(array) if not _is_number(value))
     place, value = next(cells, ((0, 0), array))
@@ -147,6 +151,6 @@ def _is_number(value: Any) -> bool:
         return False
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True

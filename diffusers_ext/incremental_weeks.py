@@ -28,13 +28,19 @@ from .cache import Digests, Store, digest_of_file, write_atomically
 from .cards.incremental import week_card
 from .checkpoints import MANIFEST, damage, seal
 from .data.labelled import LabelledImages, Sample, with_splits
-from .data.readable import check_readable
+from .data.readable import check_readable, unreadable
+from .data.splits import check_split_names
 from .errors import InputError
+from .lines import parse_json, read_text
 from .mixture.report import calibration_text
 from .mixtures import VMFMixtureClassifier
 
 FILES = ("config.json", "diffusion_pytorch_model.safetensors", "README.md")
 PICTURES, WEEKS = "pictures.jsonl", "weeks.jsonl"
+FIELDS = {
+    PICTURES: {"key", "label", "domain", "held_out", "week"},
+    WEEKS: {"week", "learnt", "held_out", "classes", "components", "before", "after"},
+}
 KEPT = 2  # states: the newest, and the one before for a rollback
 HELD_OUT = ("test", "val")  # splits that are never learnt
 
@@ -75,7 +81,7 @@ class Weeks:
         """Return the classifier; InputError if the folder holds none, or another kind."""
         try:
             kind = json.loads((self.folder / FILES[0]).read_text(encoding="utf-8")).get("_class_name")
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             raise InputError(f"{self.folder}: holds no classifier; give --backbone to start one there") from None
         if kind != "VMFMixtureClassifier":
             raise InputError(
@@ -87,7 +93,8 @@ class Weeks:
         self, table: LabelledImages, classifier: VMFMixtureClassifier, settings: Settings
     ) -> dict[str, Any] | None:
         """Learn the pictures of a table that are new, and save; return the week's measures, None if nothing is new."""
-        known = self._rows(PICTURES)
+        known, weeks = self._rows(PICTURES), self._rows(WEEKS)
+        _check_names(table)
         week = self._new(table, known, settings)
         if not len(week.samples):
             return None
@@ -105,9 +112,15 @@ class Weeks:
         if learnt.any():
             labels = [sample.label for sample, use in zip(week.samples, learnt) if use]
             classifier.partial_fit(embedded[torch.from_numpy(learnt)], _as_known(labels, classifier))
-        row = _measures(self._number() + 1, week, classifier, before, _accuracies(classifier, held), components)
-        self._save(classifier, [*known, *_picture_rows(week, row["week"])], [*self._rows(WEEKS), row])
+        number = max([self._number(), *(row["week"] for row in weeks)]) + 1  # a damaged state may lack
+        row = _measures(number, week, classifier, before, _accuracies(classifier, held), components)
+        self._save(classifier, [*known, *_picture_rows(week, row["week"])], [*weeks, row])
         return row
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether the state before the last week is kept."""
+        return len(self._numbers()) > 1
 
     def roll_back(self) -> int:
         """Return to the state before the last week, and say which week that is; InputError if there is none."""
@@ -146,13 +159,10 @@ class Weeks:
         if not settings.skip:
             check_readable([sample.file for sample in week.samples])
             return week
-        good = []
-        for place, sample in enumerate(week.samples):
-            try:
-                check_readable([sample.file])
-                good.append(place)
-            except InputError as error:
-                _note(f"left out: {error}")
+        faults = [unreadable(sample.file) for sample in week.samples]
+        good = [place for place, fault in enumerate(faults) if fault is None]
+        for fault in filter(None, faults):
+            _note(f"left out: {fault}")
         if not good:
             raise InputError("none of the new pictures can be read")
         return Week(
@@ -185,8 +195,17 @@ class Weeks:
 
     def _rows(self, name: str) -> list[dict]:
         path = self.folder / name
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        return [json.loads(line) for line in text.split("\n") if line]
+        text = read_text(path) if path.is_file() else ""
+        rows = [
+            (number, parse_json(line, f"{path}:{number}")) for number, line in enumerate(text.split("\n"), 1) if line
+        ]
+        for number, row in rows:
+            if not isinstance(row, dict) or not FIELDS[name] <= row.keys():
+                raise InputError(
+                    f"{path}:{number}: not as diffusers-ext learn writes it, with {', '.join(sorted(FIELDS[name]))}; "
+                    "restore the file"
+                )
+        return [row for _, row in rows]
 
     def _keep_first(self, known: list[dict]) -> None:
         """Keep the classifier as a training left it, as week 0."""
@@ -310,6 +329,15 @@ def _same(first: Path, second: Path) -> bool:
     return (
         second.is_file() and first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()
     )
+
+
+def _check_names(table: LabelledImages) -> None:
+    """Raise InputError for splits of unknown names, and for a domain called as the sum of all is."""
+    check_split_names(table)
+    if alike := next((sample for sample in table.samples if sample.domain == "all"), None):
+        raise InputError(
+            f"{alike.origin}: domain 'all' is what all domains together are called; rename it, or give --domain"
+        )
 
 
 def _note(text: str) -> None:

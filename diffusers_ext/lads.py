@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from torch import nn
 
 from .backbone_owner import BackboneOwner
-from .backbones import Backbone
+from .backbones import Backbone, check_batch_size
 from .carded import CardedModel
 from .cards.lads import lads_card
 from .errors import InputError
@@ -69,6 +69,7 @@ class LADSClassifier(BackboneOwner, CardedModel):
         temperatures: Sequence[float] = (TEMPERATURE, 1.0),
     ):
         super().__init__()
+        _check_shape(dim, classes)
         Domains.read(domains)
         self.probe = nn.Linear(dim, len(classes))
         self.bank = AugmentationBank(networks, dim, hidden_dim, residual)
@@ -119,8 +120,6 @@ class LADSClassifier(BackboneOwner, CardedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "LADSClassifier":
         """Load from a folder or the Hub, as any diffusers model."""
         model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        left = [key for key, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
-        assert not left, f"not loaded: {left}"
         model._folder = Path(pretrained_model_name_or_path)
         return model
 
@@ -141,12 +140,13 @@ class LADSClassifier(BackboneOwner, CardedModel):
         """
         if is_table(images):
             return unit_rows(self._embeddings(images)).to(self.device)
-        if images is None or isinstance(images, (Mapping, set)):
+        if images is None or isinstance(images, (Mapping, set, int, float)):
             raise InputError(
                 f"images: {type(images).__name__}; give pictures, paths, or embeddings (N, {self.config.dim})"
             )
         one = isinstance(images, (str, Path, bytes)) or hasattr(images, "convert") or getattr(images, "ndim", None) == 3
         images = [images] if one else list(images)
+        check_batch_size(batch_size)
         parts = [
             self.backbone.embed_images(images[at : at + batch_size], batch_size)
             for at in range(0, len(images), batch_size)
@@ -192,18 +192,32 @@ class LADSClassifier(BackboneOwner, CardedModel):
                 f"embeddings have {rows.shape[1]} dimensions, this classifier {self.config.dim}; embed with "
                 f"{self.config.backbone or 'the backbone it was trained on'}"
             )
+        if len(rows) > 1 and rows.min() >= 0 and not ((rows.norm(dim=1) - 1).abs() < 1e-2).all():
+            raise InputError(
+                f"an array {tuple(rows.shape)} without a negative value: a grey picture? Give pictures as a list, "
+                "[array], and embeddings of unit length"
+            )
         return rows if len(rows) else rows.new_zeros(0, self.config.dim)
 
     def _check_head(self, head: str, share: float) -> None:
         if head not in HEADS:
             raise InputError(f"head {head!r}: choose from {', '.join(HEADS)}")
-        if not 0 <= share <= 1:
-            raise InputError(f"share {share}: it is the probe's, from 0 to 1")
+        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise InputError(f"share {share!r}: it is the probe's, from 0 to 1")
         if head == "wise" and not (self.config.training or {}).get("options", {}).get("zero_shot_init"):
             raise InputError(
                 "head 'wise': its probe did not start from class text, so the mean of the two is neither; "
                 "train with --zero_shot_init, or take 'ensemble'"
             )
+
+
+def _check_shape(dim: int, classes: Sequence[str]) -> None:
+    """Raise InputError for a size that is none, and for classes that are no list of different names."""
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise InputError(f"dim must be a whole number, 1 or more, got {dim!r}")
+    names = [] if classes is None or isinstance(classes, str) else list(classes)
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"classes must be a list of different names, got {classes!r:.60}")
 
 
 def calibration(probe: Probe, text: DomainText, val: Embedded, run: int) -> tuple[float, float]:

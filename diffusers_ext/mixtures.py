@@ -14,7 +14,7 @@ open is decided, and said, in mixture/em.py, mixture/reduction.py and mixture/me
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -222,6 +222,8 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
         nearest components. A session of fewer is learnt exactly as by `partial_fit`. Raises InputError if batches come in
         another order when read again.
         """
+        if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping)):
+            raise InputError(f"batches: a {type(batches).__name__}; give a list of (features, labels), or a DataLoader")
         if iter(batches) is batches:
             raise InputError("batches are read several times: give a list or a DataLoader instead of an iterator")
         order = labels_of_batches(batches)

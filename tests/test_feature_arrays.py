@@ -1,5 +1,7 @@
 """Feature tables, labels and settings in everyday forms: read, or refused in one line."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -163,3 +165,79 @@ def test_calls_with_the_wrong_things_are_named():
     with pytest.raises(InputError, match=r"shape \(5, 0\)"):
         learner.partial_fit(np.empty((5, 0)), labels[:5])
     assert len(learner.partial_fit([], []).session_log_) == 1  # an empty session changes nothing
+
+
+DOMAINS = {"source": ["a {}"], "targets": {"drawn": ["a drawn {}"]}}
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.float32, np.float64])
+def test_a_grey_picture_as_wide_as_embeddings_is_refused(dtype):
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 8))
+    grey = pixels.astype(dtype) if np.dtype(dtype).kind in "iu" else (pixels / 255).astype(dtype)
+    with pytest.raises(InputError, match="grey picture"):
+        LADSClassifier(8, ["cat", "dog"], DOMAINS).predict(grey)
+
+
+@pytest.mark.parametrize("paths", [pd.Series(["gone.png"]), np.array(["gone.png"]), ["gone.png"]])
+def test_columns_of_paths_are_paths(paths):
+    made, asked = LADSClassifier(8, ["cat", "dog"], DOMAINS), []
+
+    class Recorder:
+        name = "recorder"
+
+        def embed_images(self, images, batch_size):
+            asked.extend(images)
+            return torch.ones(len(images), 8)
+
+    made._backbone = Recorder()
+    assert len(made.predict(paths).labels) == 1 and asked == ["gone.png"]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5])
+def test_pictures_at_a_time_are_a_number(batch_size):
+    with pytest.raises(InputError, match="batch_size"):
+        LADSClassifier(8, ["cat", "dog"], DOMAINS).predict(["a.png", "b.png"], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("dim, classes", [(-1, ["a", "b"]), ("8", ["a", "b"]), (8, []), (8, "ab"), (8, ["a", "a"])])
+def test_what_a_classifier_cannot_be_made_of_is_named(dim, classes):
+    with pytest.raises(InputError, match=r"(dim|classes) must"):
+        LADSClassifier(dim, classes, DOMAINS)
+
+
+@pytest.mark.parametrize("images", [5, 0.5, None, {"a": 1}])
+def test_what_is_no_picture_is_refused(images):
+    with pytest.raises(InputError):
+        LADSClassifier(8, ["cat", "dog"], DOMAINS).predict(images)
+
+
+def test_numbers_that_are_none_are_named():
+    with pytest.raises(InputError, match="meta"):
+        as_matrix(torch.empty(2, 8, device="meta"))
+    with pytest.raises(InputError, match="row 0"):
+        as_matrix([[10**400] * 8])
+    assert as_matrix(memoryview(np.ones((2, 8), np.float32))).shape == (2, 8)
+
+
+@pytest.mark.parametrize("batches", [None, "ab", {"x": 1}, [np.ones((3, 8))], (np.ones((3, 8)), [0, 1, 0]), [(3, [1])]])
+def test_batches_of_other_forms_are_named(batches):
+    with pytest.raises(InputError, match="batch"):
+        VMFMixtureClassifier(8).partial_fit_batches(batches)
+
+
+def test_a_classifier_of_another_class_is_not_loaded(tmp_path):
+    LADSClassifier(8, ["cat", "dog"], DOMAINS).save_pretrained(tmp_path / "lads")
+    VMFMixtureClassifier(8).save_pretrained(tmp_path / "mixture")
+    with pytest.raises(InputError, match="a LADSClassifier, not a VMFMixtureClassifier"):
+        VMFMixtureClassifier.from_pretrained(tmp_path / "lads")
+    with pytest.raises(InputError, match="a VMFMixtureClassifier, not a LADSClassifier"):
+        LADSClassifier.from_pretrained(tmp_path / "mixture")
+
+
+@pytest.mark.parametrize("change", [{"classes": ["cat"]}, {"dim": 9}, {"domains": {}}, {"classes": None}])
+def test_a_configuration_that_its_weights_do_not_fit_is_refused(tmp_path, change):
+    LADSClassifier(8, ["cat", "dog"], DOMAINS).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError):
+        LADSClassifier.from_pretrained(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffusers_ext import VMFMixtureClassifier, cli, incremental_weeks
 from diffusers_ext.errors import InputError
@@ -309,3 +309,136 @@ def test_labels_keep_their_type(tmp_path):
     assert incremental_weeks._as_known(["1", "2"], learner) == [1, 2]
     with pytest.raises(InputError, match="of type int"):
         incremental_weeks._as_known(["dog"], learner)
+
+
+@pytest.mark.parametrize("text", ["not json\n", '{"key": "a"}\n', "[]\n"])
+@pytest.mark.parametrize("name", ["pictures.jsonl", "weeks.jsonl"])
+def test_damaged_records_are_named_with_their_line(run, weeks, capsys, name, text):
+    shutil.rmtree(run / "weeks")
+    (run / name).write_text(text)
+    assert f"{name}:1" in failure(capsys, "learn", run, "--data", weeks[1], "--device", "cpu")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"_class_name": "LADSClassifier"}', '{"_class_name": "UNet2DModel"}'])
+def test_what_is_no_classifier_is_refused_by_both_commands(run, weeks, capsys, tmp_path, content):
+    shutil.rmtree(run / "weeks")
+    (run / "config.json").write_text(content)
+    assert "error: " in failure(capsys, "learn", run, "--data", weeks[1], "--device", "cpu")
+    output = tmp_path / "rows.jsonl"
+    assert str(run) in failure(capsys, "classify", weeks[0], "--model", run, "--output", output)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "renamed", "lacking"])
+def test_weights_of_a_run_are_loaded_whole_or_not_at_all(run, weeks, capsys, tmp_path, damage):
+    shutil.rmtree(run / "weeks")
+    path = run / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:500])
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "renamed":
+        save_file({f"model.{name}": value for name, value in tensors.items()}, path)
+    else:
+        save_file({name: value for name, value in tensors.items() if not name.endswith("plain.sums")}, path)
+    output = tmp_path / "rows.jsonl"
+    for words in (["learn", run, "--data", weeks[1]], ["classify", weeks[0], "--model", run, "--output", output]):
+        assert str(run) in failure(capsys, *words, "--device", "cpu")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("settings", ["", ",size=32", ",size=64,crop_pct=1"])
+def test_a_backbone_with_other_settings_is_refused(run, weeks, backbone, capsys, tmp_path, settings):
+    other = backbone.split(",")[0] + settings
+    told = failure(capsys, "learn", run, "--data", weeks[1], "--device", "cpu", "--backbone", other)
+    assert "prepares pictures with" in told and backbone in told
+    output = tmp_path / "rows.jsonl"
+    told = failure(capsys, "classify", weeks[0], "--model", run, "--output", output, "--backbone", other)
+    assert "prepares pictures with" in told
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_said_to_be(run, weeks, capsys, tmp_path, device):
+    assert f"--device {device}" in failure(capsys, "learn", run, "--data", weeks[1], "--device", device)
+    words = ["classify", weeks[0], "--model", run, "--output", tmp_path / "rows.jsonl", "--device", device]
+    assert f"--device {device}" in failure(capsys, *words)
+
+
+def test_splits_and_domains_of_no_use_are_refused(run, weeks, capsys, tmp_path):
+    rows_ = [f"{path},{path.parent.name},holdback" for path in sorted(weeks[1].glob("*/*.png"))]
+    table = tmp_path / "week.csv"
+    table.write_text("\n".join(["file_name,label,split", *rows_]) + "\n")
+    assert "split 'holdback'" in failure(capsys, "learn", run, "--data", table, "--device", "cpu")
+    told = failure(capsys, "learn", run, "--data", weeks[1], "--domain", "all", "--device", "cpu")
+    assert "domain 'all'" in told
+
+
+def test_a_rollback_is_offered_where_there_is_one_and_takes_no_other_option(weeks, backbone, run, capsys, tmp_path):
+    learn(tmp_path / "new", weeks[0], "--backbone", backbone)
+    assert "--rollback" not in capsys.readouterr().out
+    learn(run, weeks[1])
+    assert "--rollback" in capsys.readouterr().out
+    assert "--domain" in failure(capsys, "learn", run, "--rollback", "--domain", "x")
+    assert "--backbone" in failure(capsys, "learn", run, "--rollback", "--backbone", backbone)
+
+
+def test_a_week_after_a_damaged_state_has_its_own_number(run, weeks):
+    (run / "weeks" / "1" / "config.json").write_text("x")
+    learn(run, weeks[1])
+    assert [row["week"] for row in rows(run / "weeks.jsonl")] == [1, 2]
+
+
+def test_a_strip_costs_its_own_row_and_is_named_before_learning(run, weeks, capsys, tmp_path):
+    data = shutil.copytree(weeks[1], tmp_path / "week")
+    Image.new("RGB", (5000, 1)).save(data / "red" / "strip.png")
+    output = tmp_path / "rows.jsonl"
+    assert "strip.png" in failure(capsys, "classify", data, "--model", run, "--output", output)
+    errors = [row["image"] for row in rows(output) if "error" in row]
+    assert errors == [str(data / "red" / "strip.png")] and len(rows(output)) == 31
+    assert "strip.png: 5000x1" in failure(capsys, "learn", run, "--data", data, "--device", "cpu")
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.json", "T.CSV", "t.parquet"])
+def test_tables_of_every_form_are_classified(run, weeks, capsys, tmp_path, name):
+    pandas = pytest.importorskip("pandas")
+    files = sorted(weeks[0].glob("*/*.png"))[:3]
+    table = pandas.DataFrame(
+        {"file_name": [str(file) for file in files], "label": [file.parent.name for file in files]}
+    )
+    path, output = tmp_path / name, tmp_path / "rows.jsonl"
+    if path.suffix == ".parquet":
+        table.to_parquet(path)
+    elif path.suffix == ".json":
+        table.to_json(path, orient="records")
+    else:
+        table.to_csv(path, sep="\t" if path.suffix == ".tsv" else ",", index=False)
+    cli.main(["classify", str(path), "--model", str(run), "--output", str(output)])
+    assert "of 3 right" in capsys.readouterr().out and len(rows(output)) == 3
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("metadata.csv", "file_name,label\n0.png,red\n"), ("METADATA.CSV", "file_name,label\n0.png,red\n")],
+)
+def test_a_table_of_some_pictures_leaves_none_out(run, weeks, capsys, tmp_path, name, content):
+    data = shutil.copytree(weeks[0] / "red", tmp_path / "data")
+    (data / name).write_text(content)
+    output = tmp_path / "rows.jsonl"
+    cli.main(["classify", str(data), "--model", str(run), "--output", str(output)])
+    assert len(rows(output)) == 10 and "of 1 right" in capsys.readouterr().out
+
+
+def test_a_table_of_captions_is_no_hindrance(run, weeks, capsys, tmp_path):
+    data = shutil.copytree(weeks[0] / "red", tmp_path / "data")
+    (data / "metadata.csv").write_text("file_name,text\n0.png,a red thing\n")
+    output = tmp_path / "rows.jsonl"
+    cli.main(["classify", str(data), "--model", str(run), "--output", str(output)])
+    assert len(rows(output)) == 10 and "read without labels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b'{"image": "a", "key": ["k"], "model": "m"}\n', b"null\nnull\n"])
+def test_an_output_that_is_no_rows_is_refused_and_kept(run, weeks, capsys, tmp_path, content):
+    output = tmp_path / "rows.jsonl"
+    output.write_bytes(content)
+    assert "no row of classify" in failure(capsys, "classify", weeks[0], "--model", run, "--output", output)
+    assert output.read_bytes() == content

@@ -20,10 +20,14 @@ from ..options import COUNT, SEED, Range, option
 class Options:
     run: str | None = option(None, "the run folder", positional=True, path="folder")
     data: str | None = option(None, "folder or table of the new labelled pictures", path="read")
-    domain: str | None = option(None, "what to call the domain of all these pictures; default: as the data say")
+    domain: str | None = option(
+        None, "what to call the domain of all these pictures; default: as the data say", requires={"rollback": False}
+    )
     rollback: bool = option(False, "return to the state before the last week, instead of learning")
     backbone: str | None = option(
-        None, "where the backbone lies; needed to start a run, else only if it was moved; the same weights"
+        None,
+        "where the backbone lies; needed to start a run, else only if it was moved; the same weights",
+        requires={"rollback": False},
     )
     head: str | None = option(
         None,
@@ -61,7 +65,10 @@ def main(options: Options) -> None:
         raise InputError(f"{folder}: no such run folder")
     table = None if options.rollback else _table(options)
     _check_start(folder, options)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
     claim(folder, options)
     weeks = Weeks(folder, _cache(folder, options))
     if options.rollback:
@@ -73,11 +80,12 @@ def main(options: Options) -> None:
 def _learn(weeks, table, options: Options) -> None:
     import torch
 
-    from ..backbones import load_backbone
+    from ..backbones import check_device, load_backbone
     from ..incremental_weeks import Settings
     from ..mixtures import VMFMixtureClassifier
 
     device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    check_device(device)
     if weeks.exists:
         classifier = weeks.load()
         if options.backbone:
@@ -88,7 +96,12 @@ def _learn(weeks, table, options: Options) -> None:
         classifier = VMFMixtureClassifier.of(backbone, head=options.head or "mixture", seed=options.seed)
     skip = options.on_bad_sample == "skip"
     row = weeks.learn(table, classifier, Settings(options.test_fraction, options.seed, options.batch_size, skip))
-    print(f"{weeks.folder}: nothing is new, nothing was changed" if row is None else report(row, str(weeks.folder)))
+    if row is None:
+        print(f"{weeks.folder}: nothing is new, nothing was changed")
+        return
+    print(report(row, str(weeks.folder)))
+    if weeks.can_roll_back:
+        print(f"back to the state before: diffusers-ext learn {weeks.folder} --rollback")
 
 
 def report(row: dict, folder: str) -> str:
@@ -103,7 +116,6 @@ def report(row: dict, folder: str) -> str:
         before = f"{100 * row['before'][name]['accuracy']:.1f} %" if name in row["before"] else "-"
         lines.append(f"{name:<24}{now['pictures']:>8}{before:>9}{100 * now['accuracy']:>7.1f} %")
     lines.append(row["probabilities"])
-    lines.append(f"back to the state before: diffusers-ext learn {folder} --rollback")
     return "\n".join(lines)
 
 

@@ -109,6 +109,11 @@ def check_learnable(table: LabelledImages) -> None:
             f"all {len(table)} pictures are of one class, {table.labels[0]!r}, such as {table.samples[0].origin}: a classifier "
             "needs two. Are the folders classes? A table of labels is read if it is named itself, or metadata.csv"
         )
+    check_split_names(table)
+
+
+def check_split_names(table: LabelledImages) -> None:
+    """Raise InputError where splits have names of which nobody knows the use."""
     unknown = {sample.split: sample for sample in table.samples if sample.split not in (None, *WORDS)}
     if unknown:
         split, sample = next(iter(unknown.items()))

@@ -107,8 +107,13 @@ def pack(labels: list[Label]) -> np.ndarray:
 def labels_of_batches(batches: Iterable[tuple[Any, Any]]) -> list[list[Label]]:
     """Read batches of (features, labels) once for their labels; InputError where a batch's two do not match."""
     found = []
-    for number, (features, labels) in enumerate(batches):
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, (list, tuple)) or len(batch) != 2:
+            raise InputError(f"batch {number}: a {type(batch).__name__}; give batches (features, labels)")
+        features, labels = batch
         found.append(as_labels(labels))
+        if not hasattr(features, "__len__"):
+            raise InputError(f"batch {number}: features of type {type(features).__name__}; give rows (N, dim)")
         if len(features) != len(found[-1]):
             raise InputError(f"batch {number}: {len(features)} rows of features and {len(found[-1])} labels")
     return found

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
@@ -241,7 +241,8 @@ def _opened(path: Any) -> Iterator[Image.Image]:
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise InputError(f"{_called(path)}: cannot be read ({error})") from None
+        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{_called(path)}: cannot be read ({reason})") from None
 
 
 def _called(source: Any) -> str:
