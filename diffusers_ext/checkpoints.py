@@ -72,8 +72,8 @@ def find(resume: str | None, output_dir: Path) -> Path | None:
         return None
     if resume != "latest":
         inside = output_dir / resume
-        checkpoint = inside if Path(resume).name == resume and inside.is_dir() else Path(resume)
-        problem = damage(checkpoint)
+        checkpoint = inside if len(Path(resume).parts) == 1 and inside.is_dir() else Path(resume)
+        problem = damage(checkpoint) if checkpoint.exists() else _missing(output_dir)
         if problem:
             raise InputError(f"--resume_from_checkpoint {resume}: {problem}; give a checkpoint-N folder, or 'latest'")
         return checkpoint
@@ -83,6 +83,12 @@ def find(resume: str | None, output_dir: Path) -> Path | None:
             return candidate
         PartialState().print(f"passing over {candidate}: {problem}")
     return None
+
+
+def _missing(output_dir: Path) -> str:
+    """Say that a checkpoint is not there, and which ones are."""
+    names = ", ".join(path.name for path in _numbered(output_dir))
+    return f"there is no such folder; {output_dir} has {names or 'no checkpoint'}"
 
 
 def set_aside(output_dir: Path, step: int) -> None:

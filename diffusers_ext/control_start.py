@@ -13,7 +13,7 @@ from .control_init import check_fit, init_hint, new_controlnet, transfer
 from .control_lora import add_lora
 from .control_options import set_attention
 from .data.pairs import Pairs
-from .encoders import check_resolution, vae_scale_factor
+from .encoders import check_resolution, far_above_native, vae_scale_factor
 from .errors import InputError
 from .model_files import variants_of
 
@@ -25,6 +25,8 @@ def start_controlnet(options: Any, base: BaseModel, unet: UNet2DConditionModel, 
     Raises InputError if ControlNet, base and data do not belong together.
     """
     check_resolution(options.resolution, base.vae, unet.config)
+    if warning := far_above_native(options.resolution, base.vae, unet.config):
+        PartialState().print(warning)
     if shown.told_corner and unet.config.addition_embed_type != "text_time":
         raise InputError(
             "--crops_coords_top_left_h, --crops_coords_top_left_w: only SDXL is told of cuts; leave them out"

@@ -283,3 +283,16 @@ def check_resolution(resolution: int, vae: FrozenDict, unet: FrozenDict) -> None
     multiple = vae_scale_factor(vae) * 2 ** (len(unet.block_out_channels) - 1)
     if resolution < multiple or resolution % multiple:
         raise InputError(f"--resolution {resolution}: this base needs a multiple of {multiple}")
+
+
+def far_above_native(resolution: int, vae: FrozenDict, unet: FrozenDict) -> str | None:
+    """Return a warning where images are more than twice as long as those that the base was made for, else None."""
+    size = unet.get("sample_size")
+    native = size * vae_scale_factor(vae) if isinstance(size, int) else resolution
+    if resolution <= 2 * native:
+        return None
+    times = round((resolution / native) ** 2)
+    return (
+        f"warning: --resolution {resolution}: the base was made for {native}, so a picture has {times} times its pixels, "
+        f"takes at least {times} times as long and comes out worse; give --resolution {native}, or another base"
+    )

@@ -148,6 +148,10 @@ def train(
         restore(accelerator, resumed, first, optimizer, schedule, average)
         if accelerator.is_main_process:
             checkpoints.set_aside(output_dir, first)
+    if first >= stop:
+        accelerator.print(
+            f"step {first} of {stop} is done already: nothing is left to train; for more, raise the steps"
+        )
 
     metrics = Metrics(accelerator, output_dir, options, first)
     shown = Shown(accelerator, preview, metrics, lambda: averaged(average, parameters))

@@ -5,7 +5,9 @@ values. Nothing here imports torch, so that `--help` answers at once.
 """
 
 import dataclasses
+import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,8 @@ __all__ = [
     "parse",
     "run",
 ]
+
+OTHERS_WAIT = 10  # seconds that all processes of a machine but the first give it to say what is wrong
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 WARMED = tuple(name for name in SCHEDULES if name != "constant")
 
@@ -252,8 +256,18 @@ def run(
     try:
         main(parse(cls, argv, description or __main__.__doc__, program))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         raise SystemExit(2) from None
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         raise SystemExit(1) from None
+
+
+def _tell(error: Exception) -> None:
+    """Print an error once a machine: a launcher ends the other processes as soon as the first one has ended.
+
+    What one of those meets alone is printed too, after a moment.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(OTHERS_WAIT)
+    print(f"error: {error}", file=sys.stderr)

@@ -32,6 +32,7 @@ SCORES = ("iou", "consistency", "gap")  # what says which step was best, the fir
 STEPS = 20  # of the sampler
 SHOWN = 32  # pictures in the grid of a text-to-image model
 ROWS_SHOWN = 4  # rows drawn where no --validation_image is given
+MANY = 100  # pictures or held-out rows at a time, which may take minutes
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,23 @@ def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
         pairs = [ValidationPair(given_condition(file, options, dataset), text) for file, text in zip(files, prompts)]
     check_extractor(options, pairs, dataset)
     return pairs
+
+
+def preview_notes(options: Any, pairs: Sequence[ValidationPair], held_out: int) -> list[str]:
+    """Return notes of what a preview draws and measures where that is much."""
+    count, notes = options.num_validation_images, []
+    always, first = len(pairs) * (count + 1), len(pairs) * count
+    when = "note: whenever samples are due (--validation_steps, and at the end),"
+    if always + first > MANY:
+        notes.append(
+            f"{when} {always} pictures are drawn, and {first} more the first time: --num_validation_images {count} "
+            f"for each of {len(pairs)} conditions, with control and once without; fewer take less time"
+        )
+    if held_out > MANY:
+        notes.append(
+            f"{when} {held_out} held-out rows are measured, in three passes; fewer --held_out_samples take less time"
+        )
+    return notes
 
 
 def given_condition(file: Path, options: Any, dataset: Pairs) -> torch.Tensor:

@@ -65,6 +65,19 @@ def test_nothing_to_resume_starts_afresh(tmp_path):
         checkpoints.find(str(tmp_path / "checkpoint-5"), tmp_path)
 
 
+@pytest.mark.parametrize("name", ("checkpoint-20", "checkpoint-20/", "./checkpoint-20"))
+def test_a_checkpoint_is_found_by_its_name_in_the_run_folder(run_folder, name):
+    assert checkpoints.find(name, run_folder) == run_folder / "checkpoint-20"
+
+
+@pytest.mark.parametrize("name", ("checkpoint-99", "checkpoint-2", "somewhere/checkpoint-20"))
+def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(run_folder, name):
+    with pytest.raises(InputError, match=f"{name}: there is no such folder; .* has checkpoint-10, checkpoint-20"):
+        checkpoints.find(name, run_folder)
+    with pytest.raises(InputError, match="has no checkpoint; give a checkpoint-N folder"):
+        checkpoints.find(name, run_folder / "elsewhere")
+
+
 def test_later_checkpoints_neither_count_nor_go(run_folder):
     """After resuming from 20 past a damaged 30, saving 25 with a limit of 1 must not leave the damaged one alone."""
     truncate(run_folder / "checkpoint-30/controlnet/weights.bin")

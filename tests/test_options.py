@@ -179,6 +179,23 @@ options.used, options.__dict__["forgotten"]
     assert unread(program + "options.forgotten = 2\noptions.pace", library) == {"forgotten"}
 
 
+@pytest.mark.parametrize(("rank", "waits"), [(None, []), ("0", []), ("1", [10]), ("7", [10])])
+def test_the_first_process_of_a_machine_says_what_is_wrong(capsys, monkeypatch, rank, waits):
+    """The others wait, so that the launcher ends them before they repeat it, and still say what they alone meet."""
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+
+    def fail(options):
+        raise InputError("0.png: missing")
+
+    with pytest.raises(SystemExit):
+        run(fail, Options, [])
+    assert slept == waits and capsys.readouterr().err == "error: 0.png: missing\n"
+
+
 def test_a_loss_that_is_not_finite_is_one_line(capsys):
     def diverge(options):
         raise FloatingPointError("loss is nan at step 3; lower --learning_rate")

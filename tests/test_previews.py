@@ -171,3 +171,39 @@ def test_trackers_without_pictures_still_get_numbers(tmp_path):
     metrics = Metrics(accelerator, tmp_path, SimpleNamespace(), 0)
     metrics.note(5, {"gap": 0.5, "samples/0: x": [Image.new("RGB", (8, 8))]})
     assert seen == [(5, {"gap": 0.5})] and read_metrics(tmp_path) == [{"step": 5, "gap": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("images", "conditions", "held_out", "told"),
+    [
+        (4, 4, 16, []),
+        (
+            100,
+            4,
+            16,
+            ["404 pictures are drawn, and 400 more the first time: --num_validation_images 100 for each of 4"],
+        ),
+        (60, 1, 101, ["61 pictures are drawn, and 60 more the first time", "101 held-out rows are measured"]),
+        (1, 1, 5000, ["5000 held-out rows are measured, in three passes; fewer --held_out_samples take less time"]),
+    ],
+)
+def test_previews_that_take_long_are_told_of(images, conditions, held_out, told):
+    notes = previews.preview_notes(SimpleNamespace(num_validation_images=images), [None] * conditions, held_out)
+    assert len(notes) == len(told) and all(text in note for text, note in zip(told, notes))
+
+
+def test_drawing_and_measuring_show_how_far_they_are(untrained, circles, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("diffusers_ext.sampling.BAR_DELAY", 0)
+    monkeypatch.setattr("diffusers_ext.metrics.condition_gap.BAR_DELAY", 0)
+    given = ("--num_validation_images", 13, "--train_batch_size", 13)
+    call(*arguments(untrained, circles, tmp_path / "run", *short(*given)))
+    said, shown = capsys.readouterr()
+    assert "52 more the first time" in said
+    assert "measuring: " in shown and "drawing: " in shown and "52/52" in shown
+
+
+def test_a_side_far_above_the_base_is_told_of_before_training(untrained, circles, tmp_path, capsys):
+    for side, told in ((256, "the base was made for 64, so a picture has 16 times its pixels"), (128, None)):
+        call(*arguments(untrained, circles, tmp_path / "run", "--resolution", side, "--dry_run"))
+        said = capsys.readouterr().out
+        assert f"--resolution {side}: {told}" in said if told else "was made for" not in said

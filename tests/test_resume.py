@@ -108,6 +108,12 @@ def test_moved_data_resume_and_changed_data_do_not(untrained, circles, run, tmp_
         train(untrained, moved, run, *more, "--max_train_steps", 4)
 
 
+def test_a_run_that_is_done_says_that_nothing_is_left(untrained, circles, run, capsys):
+    for steps in (1, 2):  # fewer than were taken, and as many
+        train(untrained, circles, run, "--resume_from_checkpoint", "latest", "--max_train_steps", steps)
+        assert f"step 2 of {steps} is done already: nothing is left to train" in capsys.readouterr().out
+
+
 def test_another_base_is_refused_and_a_moved_one_is_not(untrained, circles, run, tmp_path):
     moved = shutil.copytree(untrained, tmp_path / "moved")
     more = ("--max_train_steps", 3, "--resume_from_checkpoint", "latest")

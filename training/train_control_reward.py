@@ -98,7 +98,7 @@ def main(options: Options) -> None:
     from diffusers_ext.objectives.control import save
     from diffusers_ext.objectives.diffusion import Diffusion
     from diffusers_ext.objectives.noising import noising
-    from diffusers_ext.previews import ControlPreview
+    from diffusers_ext.previews import ControlPreview, preview_notes
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)
@@ -115,6 +115,8 @@ def main(options: Options) -> None:
     base = BaseModel.find(base_of(options), options.pretrained_vae_model_name_or_path, forward, dtype, **hub)
     if cut := base.cut_captions(data.shown.captions()):
         accelerator.print(f"warning: {cut}")
+    for note in preview_notes(options, data.pairs, len(data.held_out)):
+        accelerator.print(note)
     pipe = base.load()
     controlnet = start_controlnet(options, base, pipe.unet, data.shown)
     diffusion = Diffusion.from_options(noising(pipe.scheduler), options)

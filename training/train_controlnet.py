@@ -64,7 +64,7 @@ def main(options: Options) -> None:
     from diffusers_ext.objectives.control import ControlObjective, save
     from diffusers_ext.objectives.diffusion import Diffusion
     from diffusers_ext.objectives.noising import noising
-    from diffusers_ext.previews import ControlPreview
+    from diffusers_ext.previews import ControlPreview, preview_notes
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)
@@ -81,6 +81,8 @@ def main(options: Options) -> None:
     base = BaseModel.find(base_of(options), other_vae, forward, dtype, **hub)
     if cut := base.cut_captions(data.shown.captions()):
         accelerator.print(f"warning: {cut}")
+    for note in preview_notes(options, data.pairs, len(data.held_out)):
+        accelerator.print(note)
     cached = options.encoder_cache_dir is not None and not options.dry_run
     pipe = base.load_without_encoders() if cached else base.load()
     controlnet = start_controlnet(options, base, pipe.unet, data.shown)

@@ -42,7 +42,7 @@ def main(options: Options) -> None:
     from diffusers_ext import load_reward, loop
     from diffusers_ext.base_model import BaseModel
     from diffusers_ext.cards.tuning import write_tuning_card
-    from diffusers_ext.encoders import check_resolution, is_sdxl
+    from diffusers_ext.encoders import check_resolution, far_above_native, is_sdxl
     from diffusers_ext.hub import publish
     from diffusers_ext.objectives.reward_path import RewardPath
     from diffusers_ext.tuning_options import base_of, check_options
@@ -80,6 +80,8 @@ def main(options: Options) -> None:
     dataset, texts = prepare(source, base, options, accelerator)
     policy, pipe = make_policy(options, base, texts)
     check_resolution(options.resolution, pipe.vae.config, pipe.unet.config)
+    if warning := far_above_native(options.resolution, pipe.vae.config, pipe.unet.config):
+        accelerator.print(warning)
     path = RewardPath(reward, policy.encoders, make_decoder(options, pipe), options.decode_batch_size)
     objective, sampler = make_objective(options, policy, pipe, path)
     if options.dry_run:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from ..loop import collate
 from ..objectives.control import ControlObjective
+from ..sampling import BAR_DELAY
 
 TIMESTEP = 600  # of 1000: the picture's layout is still open, and the prompt alone does not settle it
 FOLLOWS = 0.2  # a relative gap that no untrained network shows
@@ -40,7 +42,8 @@ class ConditionGap:
     def __call__(self) -> dict[str, float]:
         """Return {"held_out_loss", "held_out_loss_zero", "held_out_loss_wrong", "gap"}; gap = (wrong − right) / right."""
         count = len(self.batch["key"])
-        sums = sum(self._losses(slice(first, first + self.batch_size)) for first in range(0, count, self.batch_size))
+        firsts = tqdm(range(0, count, self.batch_size), desc="measuring", unit="batch", delay=BAR_DELAY, leave=False)
+        sums = sum(self._losses(slice(first, first + self.batch_size)) for first in firsts)
         right, zero, wrong = (sums / count).tolist()
         losses = {"held_out_loss": right, "held_out_loss_zero": zero, "held_out_loss_wrong": wrong}
         return {**losses, "gap": wrong / right - 1}
