@@ -209,8 +209,9 @@ def samples(split: str, count: int, kind: str, side: int) -> dict:
     import torch
 
     from diffusers_ext import randomness
-    from diffusers_ext.conditions import as_tensor, resolve
+    from diffusers_ext.conditions import resolve
     from diffusers_ext.data.fill50k import draw_condition, draw_target, scene
+    from diffusers_ext.data.tensors import as_tensor
 
     scenes = [scene(index, split=split) for index in range(count)]
     conditions = [draw_condition(each, side) for each in scenes]

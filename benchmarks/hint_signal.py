@@ -18,10 +18,11 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from PIL import Image
 
 from diffusers_ext import randomness
-from diffusers_ext.conditions import CONDITIONS, as_tensor
+from diffusers_ext.conditions import CONDITIONS
 from diffusers_ext.control_init import HINT_CHANNELS, init_hint
 from diffusers_ext.data import fill50k
-from diffusers_ext.data.pairs import cover
+from diffusers_ext.data.geometry import cover
+from diffusers_ext.data.tensors import as_tensor
 from diffusers_ext.options import COUNT, SEED, option, run
 
 KINDS = ("canny", "softedge", "palette_grid")

@@ -121,8 +121,8 @@ def measure(pipe, pictures: int, run_folder: Path | None = None, step: int = 0) 
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
     from diffusers_ext import condition_following
-    from diffusers_ext.conditions import as_tensor
     from diffusers_ext.data import fill50k
+    from diffusers_ext.data.tensors import as_tensor
     from diffusers_ext.sampling import draw
 
     scenes = [fill50k.scene(index, split="test") for index in range(pictures)]

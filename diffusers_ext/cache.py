@@ -23,15 +23,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from .data.files import File
 from .disk import sha256, write_atomically
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .data.files import File
 
 try:
     import fcntl
@@ -104,7 +107,7 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def digest_of_file(file: File) -> str:
+def digest_of_file(file: "File") -> str:
     """Return the SHA-256 of a file inside an archive or a data set, read anew each time."""
     with file.open("rb") as stream:
         return hashlib.sha256(stream.read()).hexdigest()

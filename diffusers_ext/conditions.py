@@ -22,7 +22,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 from . import randomness
@@ -42,14 +41,13 @@ from .condition_tools import (
     to_bytes,
     waves,
 )
-from .data.pairs import cover
-from .data.rows import load
+from .data.files import MASKED, load
+from .data.geometry import cover
+from .data.tensors import as_tensor
 from .errors import InputError
 from .options import COUNT, SEED, option, run
 
 Condition = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-MASKED = -1.0  # the mark of pixels to inpaint, as ControlNet 1.1 inpaint is fed
 
 
 def canny(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -210,22 +208,6 @@ def resolve(name: str) -> Condition:
             f"condition {name}: {attribute} is a {type(found).__name__}; it must be a function (image, draw)"
         )
     return found
-
-
-def as_tensor(condition: np.ndarray) -> torch.Tensor:
-    """(H, W, C) uint8, or float32 in [0, 1] with -1 as a mark -> (C, H, W) float32; InputError for anything else."""
-    if not isinstance(condition, np.ndarray) or condition.ndim != 3 or condition.dtype not in (np.uint8, np.float32):
-        given = (
-            f"{condition.dtype} {condition.shape}" if isinstance(condition, np.ndarray) else type(condition).__name__
-        )
-        raise InputError(f"a condition must return an array (H, W, C), uint8 or float32, not {given}")
-    # ascontiguousarray: torch refuses the negative strides of a flipped picture.
-    tensor = torch.from_numpy(np.ascontiguousarray(condition.transpose(2, 0, 1)))
-    if tensor.dtype == torch.uint8:
-        return tensor.float() / 255
-    if not ((tensor >= 0) & (tensor <= 1) | (tensor == MASKED)).all():
-        raise InputError("a float32 condition must lie in [0, 1], with -1 for masked pixels")
-    return tensor
 
 
 def colour_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from huggingface_hub import ModelCard
 from .backbone_owner import BackboneOwner
 from .backbones import Backbone
 from .carded import CardedModel
-from .cards.incremental import mixture_card
+from .cards.mixture import mixture_card
 from .errors import InputError
 from .mixture.heads import Scores
 from .mixture.inputs import (

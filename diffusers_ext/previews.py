@@ -14,11 +14,12 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from . import randomness
-from .conditions import Condition, as_tensor, resolve
+from .conditions import Condition, resolve
 from .data.files import load_condition
 from .data.fill50k import is_prompt
 from .data.geometry import frame
 from .data.pairs import Pairs
+from .data.tensors import as_tensor
 from .errors import InputError
 from .grids import captioned_grid, labelled_grid
 from .metrics.condition_consistency import condition_consistency

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ext.conditions import CONDITIONS, as_tensor
+from diffusers_ext.conditions import CONDITIONS
 from diffusers_ext.data import fill50k
+from diffusers_ext.data.tensors import as_tensor
 from diffusers_ext.metrics.condition_consistency import (
     agreement,
     condition_consistency,

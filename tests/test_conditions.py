@@ -17,11 +17,11 @@ from diffusers_ext import conditions as module
 from diffusers_ext.condition_edges import canny_magnitude, sobel_magnitude
 from diffusers_ext.conditions import (
     CONDITIONS,
-    as_tensor,
     colour_labels,
     resolve,
     voc_palette,
 )
+from diffusers_ext.data.tensors import as_tensor
 from diffusers_ext.errors import InputError
 from diffusers_ext.randomness import generator
 

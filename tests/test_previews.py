@@ -11,6 +11,7 @@ from test_train_controlnet import SCRIPT, arguments, call, losses, refusal
 
 from diffusers_ext import conditions, previews
 from diffusers_ext.data import fill50k
+from diffusers_ext.data.tensors import as_tensor
 from diffusers_ext.options import parse
 from diffusers_ext.run_folder import Metrics, read_metrics
 
@@ -116,7 +117,7 @@ def test_the_key_of_a_held_out_pair_is_the_one_its_condition_was_drawn_under(unt
     for at, pair in enumerate(pairs_of(untrained, circles, tmp_path, "--condition", "palette_grid")):
         picture = ((pair.picture / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy()
         again = conditions.palette_grid(picture, conditions.randomness.generator(3, "condition", *pair.key))
-        assert pair.key == (0, at) and (conditions.as_tensor(again) == pair.condition).all()
+        assert pair.key == (0, at) and (as_tensor(again) == pair.condition).all()
 
 
 def test_pictures_of_any_size_with_equal_prompts_reach_the_tracker_apart(untrained, circles, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 import diffusers_ext
 from diffusers_ext.data import fill50k
+from diffusers_ext.data.tensors import as_tensor
 from diffusers_ext.errors import InputError
 from diffusers_ext.metrics.fill50k import colour_error
 from diffusers_ext.rewards.clip import AestheticReward, ClipReward, OpenClip, TransformersClip, load_aesthetic_head
@@ -423,7 +424,7 @@ def test_consistency_is_the_metric(circles):
     wanted = [
         torch.from_numpy(canny(np.asarray(image), randomness.generator(0, "condition", 0, 0))) for image in images
     ]
-    wanted = [conditions.as_tensor(condition.numpy()) for condition in wanted]
+    wanted = [as_tensor(condition.numpy()) for condition in wanted]
     scores = ConsistencyReward("canny", wanted).score(prompts, images)
     assert (scores == 1).all()
     assert (ConsistencyReward("canny", wanted[1:] + wanted[:1]).score(prompts, images) < 0.9).all()

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ext.data.pairs import Pairs, cover, to_tensor
+from diffusers_ext.data.geometry import cover
+from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import check, load, read_image_folder
+from diffusers_ext.data.tensors import to_tensor
 from diffusers_ext.errors import InputError
 
 

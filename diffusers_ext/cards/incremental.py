@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from ..mixture.report import calibration_text
 from .markdown import escape, literal, table
-from .parts import NOT_TO_JUDGE, command_and_versions, heading, new_card, record, save, shown, title
+from .mixture import limits, metadata, mixture_card
+from .parts import command_and_versions, heading, record, save, shown, title
 
 COLUMNS = {
     "average_incremental_accuracy": "average incremental",
@@ -43,37 +43,6 @@ def _held_out(row: dict) -> tuple[str, str, str]:
         return "0", "-", "-"
     shown_before = f"{100 * before['accuracy']:.1f}" if before else "-"
     return str(after["pictures"]), shown_before, f"{100 * after['accuracy']:.1f}"
-
-
-UNMEASURED = "Nothing is recorded here: whoever publishes it should say what it was tested on."
-
-
-def mixture_card(classifier: Any, name: str, measured: str = UNMEASURED) -> ModelCard:
-    """Return the card of a `VMFMixtureClassifier` alone; measured: what is known of its accuracy."""
-    components = sum(classifier.n_components_.values())
-    text = f"""# {escape(name)}: a classifier that keeps learning
-
-Mixtures of von Mises-Fisher distributions on features of {classifier.config["dim"]} dimensions of {shown(classifier.config["encoder"])}:
-{len(classifier.classes_)} classes, {components} components. After "General Incremental Learning with Domain-aware Categorical
-Representations" (Xie, Yan & He, CVPR 2022).
-
-## Use
-
-```python
-from diffusers_ext import VMFMixtureClassifier
-
-classifier = VMFMixtureClassifier.from_pretrained({literal(name)})
-labels = classifier.predict(features)
-classifier.partial_fit(new_features, new_labels)  # the next session
-```
-
-## Measured
-
-{measured}
-
-{_limits(classifier)}
-"""
-    return new_card(_data(), text)
 
 
 def write_incremental_card(run: Path, ours: dict, baselines: list[dict], classifier: Any) -> Path:
@@ -120,33 +89,9 @@ Percent, on held-out pictures of all classes and domains seen so far. {"" if fro
 
 The order of sessions is in protocol.json.
 
-{_limits(classifier)}
+{limits(classifier)}
 """
-    return save(run, _data(), text)
-
-
-def _data() -> ModelCardData:
-    return ModelCardData(
-        library_name="diffusers_ext",
-        pipeline_tag="image-classification",
-        tags=["continual-learning", "diffusers_ext"],
-        license="other",
-        license_name="that-of-the-backbone-and-the-data",
-    )
-
-
-def _limits(classifier: Any) -> str:
-    remembered = len(classifier.exemplars.features) + len(classifier.learnt.jury.features)
-    return f"""## Limits and misuse
-
-It knows what the backbone tells apart. Memory and jury hold {remembered} feature vectors of training pictures, no
-pictures. {_calibration(classifier)} Novelty scores are comparable within one session.
-{NOT_TO_JUDGE}"""
-
-
-def _calibration(classifier: Any) -> str:
-    text = calibration_text(classifier.learnt, len(classifier.classes_))
-    return f"{text[0].upper()}{text[1:]}."
+    return save(run, metadata(), text)
 
 
 def _table(name: str, ours: dict, baselines: list[dict]) -> str:

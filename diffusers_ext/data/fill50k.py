@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from .. import randomness
 from ..options import COUNT, SEED, option, run
-from .pairs import to_tensor
+from .tensors import to_tensor
 
 # The words of which the CSS names are made, to write "darkslategray" as a person would: "dark slate gray".
 _WORDS = [

@@ -127,3 +127,11 @@ def assign_buckets(sizes: Sequence[Size], resolution: int, multiple: int = 64) -
 def _nearest(size: Size, buckets: list[Size]) -> Size:
     aspect = size[0] / size[1]
     return min(buckets, key=lambda bucket: (abs(math.log(bucket[0] / bucket[1] / aspect)), -bucket[0] * bucket[1]))
+
+
+def cover(image: Image.Image, side: int) -> Image.Image:
+    """Scale the shorter side to `side` and cut the middle: a square that loses nothing but the longer side's ends.
+
+    The same arithmetic on both pictures of a pair of one shape leaves them aligned.
+    """
+    return Image.fromarray(frame(image.size, (side, side)).apply(np.asarray(image)))

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from .. import randomness
 from ..errors import InputError
 from .files import MASKED, File, Row, Size, load, load_condition, size_of
 from .geometry import Frame, frame
+from .tensors import as_tensor, to_tensor
 
 
 class Pairs(Dataset):
@@ -118,8 +118,6 @@ class Pairs(Dataset):
 
     def _condition(self, key: randomness.Key, drawn: Frame, cut: np.ndarray | None = None) -> torch.Tensor:
         """cut: the row's picture in this frame, where it is at hand."""
-        from ..conditions import as_tensor  # not above: it imports this module
-
         row = self.rows[key[1]]
         if row.condition:
             cut = drawn.apply(self._read(load_condition, row.condition, key), nearest=self.label_maps)
@@ -139,19 +137,6 @@ class Pairs(Dataset):
         except Exception as error:  # whatever a decoder raises, the file is the fault
             origin = self.rows[key[1]].origin
             raise InputError(f"{file}: cannot be read ({error}) (named in {origin}); mend or remove it") from error
-
-
-def cover(image: Image.Image, side: int) -> Image.Image:
-    """Scale the shorter side to `side` and cut the middle: a square that loses nothing but the longer side's ends.
-
-    The same arithmetic on both pictures of a pair of one shape leaves them aligned.
-    """
-    return Image.fromarray(frame(image.size, (side, side)).apply(np.asarray(image)))
-
-
-def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
 
 
 def _symmetric(picture: np.ndarray) -> torch.Tensor:

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from .. import randomness
-from ..conditions import MASKED, as_tensor
-from .fill50k import as_uint8
+from ..data.files import MASKED
+from ..data.tensors import as_tensor, as_uint8
 
 TOLERANCE = 0.0075  # of the diagonal: the distance at which BSDS still matches two edges (Martin et al. 2004)
 

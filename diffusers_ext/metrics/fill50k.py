@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 from scipy.ndimage import binary_erosion, binary_fill_holes
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.filters import threshold_otsu
 
 from ..data.fill50k import parse_prompt
+from ..data.tensors import as_uint8
 
 VISIBLE = 5.0  # CIEDE2000: an image whose pixels all lie closer to its border's colour shows no circle
 
@@ -108,25 +107,6 @@ def find_circle(picture: np.ndarray) -> np.ndarray:
 def outlined_disc(outline: np.ndarray) -> np.ndarray:
     """Fill a white outline: (H, W, 3) uint8 -> (H, W) bool."""
     return binary_fill_holes(outline.max(axis=2) > 127)
-
-
-def as_uint8(images: Any) -> list[np.ndarray]:
-    """Bring PIL images, arrays or tensors to a list of (H, W, 3) uint8 arrays."""
-    if isinstance(images, torch.Tensor):
-        images = (
-            images.detach().float().permute(0, 2, 3, 1).cpu().numpy()
-            if images.is_floating_point()
-            else images.permute(0, 2, 3, 1).cpu().numpy()
-        )
-    if isinstance(images, Image.Image):
-        raise ValueError("expected a list of images, got one image; wrap it in a list")
-    arrays = [
-        np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image) for image in images
-    ]
-    for position, array in enumerate(arrays):
-        if array.ndim != 3 or array.shape[2] != 3:
-            raise ValueError(f"image {position}: expected (height, width, 3), got shape {array.shape}")
-    return [array if array.dtype == np.uint8 else np.rint(array.clip(0, 1) * 255).astype(np.uint8) for array in arrays]
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> float:

@@ -36,9 +36,10 @@ def tuned(folder: Path, each: int) -> dict:
     from diffusers import DiffusionPipeline
 
     from diffusers_ext import embedded_model
+    from diffusers_ext.data.tensors import as_uint8
     from diffusers_ext.grids import labelled_grid
     from diffusers_ext.lines import read_lines
-    from diffusers_ext.metrics.fill50k import as_uint8, circle_likeness, colour_error, find_circle
+    from diffusers_ext.metrics.fill50k import circle_likeness, colour_error, find_circle
     from diffusers_ext.sampling import draw
 
     prompts = read_lines(folder / "held-out.txt")
