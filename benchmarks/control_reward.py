@@ -59,7 +59,7 @@ def main(options: Options) -> None:
 
 def train(options: Options, folder: Path, arm: str, seed: int) -> Path:
     """Train an arm, or what all start from; return the ControlNet's folder."""
-    from diffusers_ext.data import fill50k
+    from diffusers_ext.toy import circles as fill50k
 
     output, start = folder / f"{arm}-{seed}", folder / f"start-{seed}"
     common = ["--train_data_dir", fill50k.write(folder / "circles", 1200, 64), "--resolution", 64, "--seed", seed]
@@ -90,9 +90,9 @@ def measure(model: Path, options: Options) -> dict[str, list[float]]:
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
     from diffusers_ext import embedded_model
-    from diffusers_ext.data.fill50k import Fill50k
-    from diffusers_ext.metrics.fill50k import condition_following
-    from diffusers_ext.sampling import draw
+    from diffusers_ext.diffusion.draw import draw
+    from diffusers_ext.toy.circles import Fill50k
+    from diffusers_ext.toy.measures import condition_following
 
     torch.set_num_threads(1)
     pipe = StableDiffusionControlNetPipeline.from_pretrained(

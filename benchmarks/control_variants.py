@@ -17,11 +17,11 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_ext import embedded_model
-from diffusers_ext.control_init import new_controlnet
-from diffusers_ext.control_lora import add_lora
-from diffusers_ext.objectives.control import ControlObjective
-from diffusers_ext.objectives.diffusion import Diffusion
-from diffusers_ext.optimizers import adamw
+from diffusers_ext.control.hint import new_controlnet
+from diffusers_ext.control.lora import add_lora
+from diffusers_ext.control.objective import ControlObjective
+from diffusers_ext.diffusion.noising import Diffusion
+from diffusers_ext.engine.optimizers import adamw
 from diffusers_ext.options import COUNT, OptimizerOptions, RunOptions, option, run
 
 SD = {"sample_size": 64, "cross_attention_dim": 768}

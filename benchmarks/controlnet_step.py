@@ -58,7 +58,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from diffusers_ext.run_folder import versions
+    from diffusers_ext.engine.run_folder import versions
 
     if options.reference is None or not Path(options.reference).is_file():
         raise InputError(
@@ -149,10 +149,10 @@ def prepare(model: str, setting: Setting, scratch: Path) -> tuple[Path, Path, Pa
     import torch
     from diffusers import UNet2DConditionModel
 
-    from diffusers_ext.control_init import new_controlnet
-    from diffusers_ext.data import fill50k
-    from diffusers_ext.embedded import embedded_model
-    from diffusers_ext.encoders import vae_config, vae_scale_factor
+    from diffusers_ext.control.hint import new_controlnet
+    from diffusers_ext.diffusion.encoders import vae_config, vae_scale_factor
+    from diffusers_ext.toy import circles as fill50k
+    from diffusers_ext.toy.embedded import embedded_model
 
     torch.manual_seed(0)
     data = fill50k.write(scratch / "pairs", setting.pictures, setting.resolution)
@@ -170,7 +170,7 @@ def random_stable_diffusion(folder: Path) -> None:
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from diffusers_ext.embedded import embedded_model
+    from diffusers_ext.toy.embedded import embedded_model
 
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     vae = AutoencoderKL(

@@ -23,14 +23,14 @@ from statistics import fmean
 
 import torch
 
-from diffusers_ext.backbones import load_backbone
 from diffusers_ext.data.labelled import LabelledImages, read_labelled
-from diffusers_ext.lads_baselines import baselines, linear, markdown, measure, of_lads, take_few
-from diffusers_ext.lads_data import Embedded, Splits
-from diffusers_ext.lads_domains import Domains, DomainText, embed_domains
-from diffusers_ext.lads_options import LADSDataOptions, LADSOptions, LADSRunOptions
-from diffusers_ext.lads_run import Fits, describe, diagnostics_table, embed_splits, neighbour_grid, read_table
-from diffusers_ext.lads_training import augmented_set, text_by_images, train_bank, train_probe
+from diffusers_ext.embeddings.backbones import load_backbone
+from diffusers_ext.lads.baselines import baselines, linear, markdown, measure, of_lads, take_few
+from diffusers_ext.lads.data import Embedded, Splits
+from diffusers_ext.lads.domains import Domains, DomainText, embed_domains
+from diffusers_ext.lads.options import LADSDataOptions, LADSOptions, LADSRunOptions
+from diffusers_ext.lads.run import Fits, describe, diagnostics_table, embed_splits, neighbour_grid, read_table
+from diffusers_ext.lads.training import augmented_set, text_by_images, train_bank, train_probe
 from diffusers_ext.options import COUNT, NATURAL, option, run
 
 PACS = {"photo": "a photo of a {}", "art_painting": "a painting of a {}", "cartoon": "a cartoon of a {}"}
@@ -67,12 +67,14 @@ PARTS = ("pacs", "emoji", "mnist", "mnist-true", "ablation")
 
 @dataclass
 class Settings(LADSOptions, LADSDataOptions, LADSRunOptions):
-    """What `lads_run` reads."""
+    """What `lads.run` reads."""
 
 
 @dataclass
 class Options:
-    backbone: str | None = option(None, "an open_clip model with a text tower; see diffusers_ext/backbones.py")
+    backbone: str | None = option(
+        None, "an open_clip model with a text tower; see diffusers_ext/embeddings/backbones.py"
+    )
     pacs: str | None = option(None, "PACS, a zip or a folder")
     emoji: str | None = option(None, "emoji in several styles with group and domain, a zip or a folder")
     mnist: str | None = option(None, "folder of MNIST's idx files")

@@ -22,18 +22,20 @@ from domain_extension import PACS, Bench, Case
 from domain_extension import Options as BenchOptions
 from torch.nn import functional as F
 
-from diffusers_ext.lads_bank import augment
-from diffusers_ext.lads_baselines import linear, markdown, measure, probe_with, take_few
-from diffusers_ext.lads_data import Embedded
-from diffusers_ext.lads_domains import DomainText
-from diffusers_ext.metrics.domain_extension import nearest
-from diffusers_ext.objectives.latent_augmentation import modality_gap, without
+from diffusers_ext.lads.bank import augment
+from diffusers_ext.lads.baselines import linear, markdown, measure, probe_with, take_few
+from diffusers_ext.lads.data import Embedded
+from diffusers_ext.lads.domains import DomainText
+from diffusers_ext.lads.measures import nearest
+from diffusers_ext.lads.objective import modality_gap, without
 from diffusers_ext.options import COUNT, option, run
 
 
 @dataclass
 class Options:
-    backbone: str | None = option(None, "an open_clip model with a text tower; see diffusers_ext/backbones.py")
+    backbone: str | None = option(
+        None, "an open_clip model with a text tower; see diffusers_ext/embeddings/backbones.py"
+    )
     pacs: str | None = option(None, "PACS, a zip or a folder")
     sources: list[str] | None = option(None, "source domains; default: all four", tuple(PACS))
     seeds: int = option(3, "runs of everything that is drawn", COUNT)

@@ -2,7 +2,7 @@
 
     python benchmarks/hint_init.py --output_dir runs/hint-init
 
-The unchanged method, a frozen base, circles at 64 px; only the hint network's start differs (`control_init.init_hint`).
+The unchanged method, a frozen base, circles at 64 px; only the hint network's start differs (`control.hint.init_hint`).
 Followed means: mean IoU 0.5 of the drawn circle with the disc its condition shows, on held-out pairs. For each of four
 bases (BASES), the learning rate and batch that serve PyTorch's default initialisation best are found first; then every
 initialisation trains with those, on four kinds of condition, five seeds each. Every finished run is one row of
@@ -129,11 +129,11 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     """Train until the condition is followed or the limit is reached; return rows of (step, IoU, relative gap)."""
     import torch
 
-    from diffusers_ext.control_init import init_hint, new_controlnet
-    from diffusers_ext.encoders import StableDiffusionEncoders
-    from diffusers_ext.metrics.condition_gap import ConditionGap
-    from diffusers_ext.objectives.control import ControlObjective
-    from diffusers_ext.objectives.diffusion import Diffusion
+    from diffusers_ext.control.gap import ConditionGap
+    from diffusers_ext.control.hint import init_hint, new_controlnet
+    from diffusers_ext.control.objective import ControlObjective
+    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+    from diffusers_ext.diffusion.noising import Diffusion
     from diffusers_ext.randomness import MicroBatches
 
     pipe, side = base_model(this.base, folder, base_steps), BASES[this.base].side
@@ -172,7 +172,7 @@ def score(objective, pipe, held_out: dict, steps: int = 10, guidance: float = 2.
     import torch
 
     from diffusers_ext import randomness
-    from diffusers_ext.metrics.fill50k import condition_following
+    from diffusers_ext.toy.measures import condition_following
 
     condition = held_out["conditioning_pixel_values"].repeat(2, 1, 1, 1)
     text = torch.cat([held_out["text_embeddings"], held_out["no_text"].expand_as(held_out["text_embeddings"])])
@@ -209,9 +209,9 @@ def samples(split: str, count: int, kind: str, side: int) -> dict:
     import torch
 
     from diffusers_ext import randomness
-    from diffusers_ext.conditions import resolve
-    from diffusers_ext.data.fill50k import draw_condition, draw_target, scene
+    from diffusers_ext.conditions.catalogue import resolve
     from diffusers_ext.data.tensors import as_tensor
+    from diffusers_ext.toy.circles import draw_condition, draw_target, scene
 
     scenes = [scene(index, split=split) for index in range(count)]
     conditions = [draw_condition(each, side) for each in scenes]
@@ -233,9 +233,9 @@ def encoded(split: str, count: int) -> dict:
     import torch
 
     from diffusers_ext import embedded_model
-    from diffusers_ext.data.encoded import encode_in_memory
-    from diffusers_ext.data.fill50k import Fill50k
-    from diffusers_ext.encoders import StableDiffusionEncoders, load_stable_diffusion
+    from diffusers_ext.diffusion.encoded import encode_in_memory
+    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion
+    from diffusers_ext.toy.circles import Fill50k
 
     pipe = load_stable_diffusion(embedded_model())
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
@@ -256,7 +256,7 @@ def base_model(name: str, folder: Path, steps: int):
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     from diffusers_ext import embedded_model
-    from diffusers_ext.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.encoders import load_stable_diffusion
 
     wanted, path = BASES[name], folder / name.replace(", ", "-").replace(" ", "-")
     pipe = load_stable_diffusion(embedded_model())
@@ -277,7 +277,7 @@ def train_base(pipe, channels: tuple[int, ...], steps: int, batch: int = 32, rat
     from torch.nn import functional as F
     from tqdm.auto import tqdm
 
-    from diffusers_ext.objectives.diffusion import Diffusion
+    from diffusers_ext.diffusion.noising import Diffusion
     from diffusers_ext.randomness import MicroBatches
 
     torch.manual_seed(0)
@@ -389,7 +389,7 @@ def plot(path: Path, results: dict, runs: list[Run]) -> None:
     """IoU against steps: a row per base, a column per kind, a line per run, a colour per initialisation."""
     import matplotlib.pyplot as plt
 
-    from diffusers_ext.grids import PALETTE
+    from diffusers_ext.figures import PALETTE
 
     bases, kinds, inits = (
         list(dict.fromkeys(getattr(each, name) for each in runs)) for name in ("base", "kind", "init")

@@ -18,12 +18,12 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from PIL import Image
 
 from diffusers_ext import randomness
-from diffusers_ext.conditions import CONDITIONS
-from diffusers_ext.control_init import HINT_CHANNELS, init_hint
-from diffusers_ext.data import fill50k
+from diffusers_ext.conditions.catalogue import CONDITIONS
+from diffusers_ext.control.hint import HINT_CHANNELS, init_hint
 from diffusers_ext.data.geometry import cover
 from diffusers_ext.data.tensors import as_tensor
 from diffusers_ext.options import COUNT, SEED, option, run
+from diffusers_ext.toy import circles as fill50k
 
 KINDS = ("canny", "softedge", "palette_grid")
 

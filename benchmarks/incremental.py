@@ -29,7 +29,7 @@ class Options:
     parts: list[str] = option(["planted", "speed", "growth"], "what to measure: real, planted, speed, growth")
     pacs: str | None = option(None, "real: folder of PACS with metadata.jsonl")
     emoji: str | None = option(None, "real: folder of emoji in several styles with metadata.jsonl")
-    backbones: list[str] | None = option(None, "real: references of frozen backbones, see backbones.py")
+    backbones: list[str] | None = option(None, "real: references of frozen backbones, see embeddings/backbones.py")
     stages: int = option(
         5, "real: of the first backbone, if EfficientNet's, the pooled features of so many stages too; 0: not", NATURAL
     )
@@ -40,7 +40,7 @@ class Options:
     projections: list[int] = option(
         [2000], "of RanPAC, and of what is pooled with it; each number is a learner, the paper's is 10000", COUNT
     )
-    streams: list[str] | None = option(None, "planted: only these streams; default: all of data/planted.py")
+    streams: list[str] | None = option(None, "planted: only these streams; default: all of streams/planted.py")
     threads: int = option(1, "threads of torch", COUNT)
 
 
@@ -65,8 +65,8 @@ def real(options: Options) -> None:
     """Run what has no row yet."""
     import torch
 
-    from diffusers_ext.data.sessions import SETTINGS, build_sessions
-    from diffusers_ext.metrics.incremental import evaluate_stream
+    from diffusers_ext.streams.measures import evaluate_stream
+    from diffusers_ext.streams.sessions import SETTINGS, build_sessions
 
     output = Path(options.output)
     done = {key(json.loads(line)) for line in output.read_text().splitlines()} if output.exists() else set()
@@ -94,7 +94,7 @@ def key(row: dict) -> tuple:
 def learners(dim: int, seed: int, projections: tuple[int, ...] = (2000,), texts: dict | None = None) -> dict:
     """Every learner by name, made when it is called; texts: embeddings of class names, for the zero-shot row."""
     from diffusers_ext import VMFMixtureClassifier
-    from diffusers_ext.incremental_baselines import ZeroShot, baselines
+    from diffusers_ext.streams.baselines import ZeroShot, baselines
 
     names = list(baselines(2, seed, projections=projections))
     made = {name: lambda name=name: baselines(dim, seed, projections=projections)[name] for name in names}
@@ -115,8 +115,8 @@ def learners(dim: int, seed: int, projections: tuple[int, ...] = (2000,), texts:
 
 def read_sets(options: Options, cache: str):
     """Yield (name, backbone, features, labels, domains, test half, groups of classes, embeddings of class names or None)."""
-    from diffusers_ext.backbones import features, load_backbone
     from diffusers_ext.data.labelled import read_labelled
+    from diffusers_ext.embeddings.backbones import features, load_backbone
 
     tables = {}
     if options.pacs:
@@ -212,9 +212,9 @@ def mean(rows: list[dict], name: str) -> str:
 
 def planted_streams(kinds: list[str] | None, chosen: list[str] | None):
     """Yield final accuracies on planted streams, means over seeds 10 to 12."""
-    from diffusers_ext.data.planted import KINDS, planted
-    from diffusers_ext.data.sessions import SETTINGS
-    from diffusers_ext.metrics.planted import on_planted, oracle
+    from diffusers_ext.streams.planted import KINDS, planted
+    from diffusers_ext.streams.planted_checks import on_planted, oracle
+    from diffusers_ext.streams.sessions import SETTINGS
 
     for kind in kinds or KINDS:
         for setting in SETTINGS if kind != "single" else ("NC",):
@@ -249,8 +249,8 @@ def speed() -> dict:
     import torch
 
     from diffusers_ext import VMFMixtureClassifier
-    from diffusers_ext.data.planted import sample
     from diffusers_ext.randomness import generator
+    from diffusers_ext.streams.planted import sample
 
     draw = generator(0, "speed", 0)
     means = draw.standard_normal((1000, 512))
@@ -283,9 +283,9 @@ def growth():
     """Yield microseconds a prediction, by components of which a class has ten; 512 dimensions, clear winners."""
     import torch
 
-    from diffusers_ext.mixture.em import Statistics
-    from diffusers_ext.mixture.prediction import CHUNK, Predictor
-    from diffusers_ext.mixture.scores import ComponentScores
+    from diffusers_ext.mixtures.em import Statistics
+    from diffusers_ext.mixtures.prediction import CHUNK, Predictor
+    from diffusers_ext.mixtures.scores import ComponentScores
 
     torch.manual_seed(0)
     for components in (1000, 3000, 10_000, 30_000, 100_000):

@@ -111,11 +111,11 @@ def frozen(data: Path, backbone: str, setting: str, seed: int) -> dict[str, dict
     import torch
 
     from diffusers_ext import VMFMixtureClassifier
-    from diffusers_ext.backbones import features, load_backbone
     from diffusers_ext.data.labelled import read_labelled
-    from diffusers_ext.data.sessions import build_sessions
-    from diffusers_ext.incremental_baselines import baselines
-    from diffusers_ext.metrics.incremental import evaluate_stream
+    from diffusers_ext.embeddings.backbones import features, load_backbone
+    from diffusers_ext.streams.baselines import baselines
+    from diffusers_ext.streams.measures import evaluate_stream
+    from diffusers_ext.streams.sessions import build_sessions
 
     table = read_labelled(data)
     with tempfile.TemporaryDirectory() as cache:

@@ -28,12 +28,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from diffusers_ext import randomness
-from diffusers_ext.lads_data import Embedded
-from diffusers_ext.lads_domains import DomainText
-from diffusers_ext.lads_options import AugmentationOptions
-from diffusers_ext.lads_training import train_bank
-from diffusers_ext.objectives.latent_augmentation import class_weights
-from diffusers_ext.optimizers import TransformersAdamW
+from diffusers_ext.engine.optimizers import TransformersAdamW
+from diffusers_ext.lads.data import Embedded
+from diffusers_ext.lads.domains import DomainText
+from diffusers_ext.lads.objective import class_weights
+from diffusers_ext.lads.options import AugmentationOptions
+from diffusers_ext.lads.training import train_bank
 
 PARTS = ("peer", "growth")
 CLASSES, BATCH, EPOCHS, ROWS, WIDTH, HIDDEN, DOMAINS = 40, 256, 50, 20_000, 768, 384, 4

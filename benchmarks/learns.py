@@ -38,7 +38,7 @@ class Options:
 
 def main(options: Options) -> None:
     from diffusers_ext import embedded_model
-    from diffusers_ext.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.encoders import load_stable_diffusion
 
     folder = Path(options.output_dir)
     data = make_data(folder, options.shuffle)
@@ -57,7 +57,7 @@ def main(options: Options) -> None:
 
 def make_data(folder: Path, shuffle: bool) -> Path:
     """Write the circles, and beside their metadata.jsonl one in which each picture has the next one's condition."""
-    from diffusers_ext.data import fill50k
+    from diffusers_ext.toy import circles as fill50k
 
     data = folder / "circles"
     if not (data / "metadata.jsonl").exists():
@@ -79,7 +79,7 @@ def make_data(folder: Path, shuffle: bool) -> Path:
 
 def train(options: Options, run_folder: Path, data: Path, seed: int) -> None:
     """Run the training script as a user would, or finish a run that was interrupted."""
-    from diffusers_ext.data import fill50k
+    from diffusers_ext.toy import circles as fill50k
 
     launcher = {"num_processes": 1, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
     settings = {
@@ -110,7 +110,7 @@ def flags(settings: dict) -> list[str]:
 
 
 def gap(run_folder: Path, step: int) -> float:
-    from diffusers_ext.run_folder import read_metrics
+    from diffusers_ext.engine.run_folder import read_metrics
 
     return next(row["gap"] for row in read_metrics(run_folder) if "gap" in row and row["step"] == step)
 
@@ -121,9 +121,9 @@ def measure(pipe, pictures: int, run_folder: Path | None = None, step: int = 0) 
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
     from diffusers_ext import condition_following
-    from diffusers_ext.data import fill50k
     from diffusers_ext.data.tensors import as_tensor
-    from diffusers_ext.sampling import draw
+    from diffusers_ext.diffusion.draw import draw
+    from diffusers_ext.toy import circles as fill50k
 
     scenes = [fill50k.scene(index, split="test") for index in range(pictures)]
     conditions = torch.stack([as_tensor(fill50k.draw_condition(scene, SIDE)) for scene in scenes])

@@ -35,9 +35,9 @@ def main(options: Options) -> None:
     import torch
 
     from diffusers_ext import embedded_model, load_reward
-    from diffusers_ext.data.fill50k import scene
     from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
-    from diffusers_ext.tiny_image_reward import image_reward
+    from diffusers_ext.rewards.tiny import image_reward
+    from diffusers_ext.toy.circles import scene
 
     torch.set_num_threads(1)
     pipe = NoiseSearchPipeline.from_pretrained(embedded_model(), reward_model=load_reward("fill50k:soft"))
@@ -79,11 +79,11 @@ def search(pipe, prompt: str, seed: int, held_out, options: Options, settings: d
 
 
 def best_of_n(pipe, prompt: str, held_out, budget: int, drawing: dict) -> tuple:
-    """Best-of-N by the class of diffusers_ext.reranking around the plain pipeline, and its course as if N had been smaller."""
+    """Best-of-N by the class of diffusers_ext.rerank.reranker around the plain pipeline, and its course as if N had been smaller."""
     from diffusers import StableDiffusionPipeline
 
-    from diffusers_ext.noise_search import WatchedReward
-    from diffusers_ext.reranking import RewardReranker
+    from diffusers_ext.rerank.noise_search import WatchedReward
+    from diffusers_ext.rerank.reranker import RewardReranker
 
     plain = StableDiffusionPipeline(**{name: part for name, part in pipe.components.items() if name != "reward_model"})
     found = RewardReranker(plain, WatchedReward(pipe.reward_model, held_out))(
@@ -100,7 +100,7 @@ def best_of_n(pipe, prompt: str, held_out, budget: int, drawing: dict) -> tuple:
 
 def report(folder: Path, searches: dict[str, list[dict]], prompts: list[str]) -> None:
     """Print the tables; write curves, grid and results."""
-    from diffusers_ext.grids import labelled_grid, plot_curves
+    from diffusers_ext.figures import labelled_grid, plot_curves
 
     folder.mkdir(parents=True, exist_ok=True)
     print(

@@ -24,7 +24,7 @@ import torch
 
 from diffusers_ext import randomness
 from diffusers_ext.options import COUNT, SEED, option, run
-from diffusers_ext.prompts import (
+from diffusers_ext.preferences.select import (
     LEVELS,
     approximate_neighbours,
     nearest_neighbours,

@@ -96,7 +96,7 @@ def reranker(reward):
 
 
 def prompts(options: Options) -> list[str]:
-    from diffusers_ext.data import fill50k
+    from diffusers_ext.toy import circles as fill50k
 
     return [fill50k.scene(index, split="test").prompt for index in range(options.prompts)]
 
@@ -129,7 +129,7 @@ def drawing(options: Options) -> dict:
 
 
 def best(options: Options, folder: Path, rows: Rows) -> None:
-    from diffusers_ext.grids import plot_curves
+    from diffusers_ext.figures import plot_curves
 
     rewards = candidates(options, rows)
     measured, alone = rewards[:, :32], rewards[:, 32:]  # the prediction is made from candidates of its own
@@ -175,7 +175,7 @@ def interval(values: np.ndarray, draws: int = 2000) -> np.ndarray:
 def grid(options: Options, folder: Path, rows: Rows) -> None:
     """Sixteen candidates of three prompts, from the highest exact reward to the lowest, every third shown."""
     from diffusers_ext import load_reward
-    from diffusers_ext.grids import labelled_grid
+    from diffusers_ext.figures import labelled_grid
 
     tool, images, labels = reranker(load_reward("fill50k")), [], []
     for prompt, text in list(enumerate(prompts(options)))[:4]:
@@ -230,8 +230,8 @@ def shares(part: np.ndarray, whole: np.ndarray, draws: int = 2000) -> tuple[floa
 
 def learnt(options: Options, folder: Path, rows: Rows) -> None:
     from diffusers_ext import load_reward
-    from diffusers_ext.data.simulated_rankings import Options as Simulated
-    from diffusers_ext.data.simulated_rankings import basic_pairs, simulate
+    from diffusers_ext.preferences.simulated import Options as Simulated
+    from diffusers_ext.preferences.simulated import basic_pairs, simulate
 
     if not (folder / "reward" / "config.json").exists():
         simulated = Simulated(output_dir=str(folder / "rankings"), size=32, basic_colours=True, count=options.rankings)

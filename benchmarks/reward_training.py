@@ -59,10 +59,10 @@ def main(options: Options) -> None:
 def learns(options: Options, folder: Path) -> dict:
     """Simulate, train, measure."""
     from diffusers_ext import load_reward
-    from diffusers_ext.data.rankings import read, write
-    from diffusers_ext.data.simulated_rankings import Options as Simulated
-    from diffusers_ext.data.simulated_rankings import bayes_accuracy, read_truth, simulate
-    from diffusers_ext.metrics.preference import preference_accuracy
+    from diffusers_ext.preferences.agreement import preference_accuracy
+    from diffusers_ext.preferences.rankings import read, write
+    from diffusers_ext.preferences.simulated import Options as Simulated
+    from diffusers_ext.preferences.simulated import bayes_accuracy, read_truth, simulate
 
     common = {"size": 32, "basic_colours": True, "temperature": options.temperature, "seed": options.seed}
     common |= {"annotators": options.annotators, "pictures": options.pictures}
@@ -122,8 +122,8 @@ def build(images: int):
     import torch
     from transformers import BertTokenizer
 
-    from diffusers_ext.objectives.ranking import RankingObjective
-    from diffusers_ext.reward_backbones import freeze, prepare
+    from diffusers_ext.preferences.backbones import freeze, prepare
+    from diffusers_ext.preferences.objective import RankingObjective
     from diffusers_ext.rewards.modeling_image_reward import ImageRewardConfig, ImageRewardModel
 
     model = ImageRewardModel(ImageRewardConfig())

@@ -83,7 +83,7 @@ def read_rows(folder: Path) -> list[dict]:
 
 def write_prompts(folder: Path, count: int) -> None:
     """Prompts to learn from, and prompts of colour pairs that occur in none of them."""
-    from diffusers_ext.data.fill50k import scene
+    from diffusers_ext.toy.circles import scene
 
     for name, split, number in (("train", "train", 400), ("held-out", "test", count)):
         texts = [scene(index, split=split).prompt for index in range(number)]
@@ -134,8 +134,8 @@ def circles(folder: Path, output: Path, count: int) -> dict:
     from diffusers import DiffusionPipeline
 
     from diffusers_ext import embedded_model
-    from diffusers_ext.metrics.fill50k import circle_likeness
-    from diffusers_ext.sampling import draw
+    from diffusers_ext.diffusion.draw import draw
+    from diffusers_ext.toy.measures import circle_likeness
 
     prompts = (folder / "held-out.txt").read_text(encoding="utf-8").splitlines()[:count]
     pipe = DiffusionPipeline.from_pretrained(embedded_model())
@@ -153,8 +153,8 @@ def ranked_by_colour(folder: Path, count: int = 200, each: int = 8) -> Path:
     from diffusers import DiffusionPipeline
 
     from diffusers_ext import embedded_model, load_reward
-    from diffusers_ext.data.rankings import RankedPrompt, Ranking, write
-    from diffusers_ext.sampling import draw
+    from diffusers_ext.diffusion.draw import draw
+    from diffusers_ext.preferences.rankings import RankedPrompt, Ranking, write
 
     path = folder / "ranked" / "rankings.jsonl"
     if path.exists():
@@ -176,7 +176,7 @@ def ranked_by_colour(folder: Path, count: int = 200, each: int = 8) -> Path:
 
 def plot(folder: Path) -> None:
     """Plot the exact reward's gain over the base against the distance from it: a curve for each method, mean over seeds."""
-    from diffusers_ext.grids import plot_curves
+    from diffusers_ext.figures import plot_curves
 
     curves = {}
     for method in METHODS:
@@ -233,8 +233,8 @@ def brightness(prompts: list[str], images: list):
 
 def hackable(options: Options, folder: Path) -> dict:
     """Tune for brightness with the exact colours held out; see what the guard rails say."""
-    from diffusers_ext.cards.tuning import suspicions
-    from diffusers_ext.run_folder import read_metrics
+    from diffusers_ext.engine.run_folder import read_metrics
+    from diffusers_ext.tuning.card import suspicions
 
     output = folder / "hackable"
     script(

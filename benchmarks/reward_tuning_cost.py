@@ -83,8 +83,9 @@ def measure(options: Options) -> dict[str, float]:
     """Return CPU seconds a step, and peak resident memory above that of the imports, in MiB, of one side."""
     import torch
 
-    from diffusers_ext import embedded_model, load_reward, tuning_start  # noqa: F401 - what all sides import counts for none
-    from diffusers_ext.encoders import load_stable_diffusion
+    from diffusers_ext import embedded_model, load_reward
+    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.tuning import build as tuning_start  # noqa: F401 - what all sides import counts for none
 
     setting = SETTINGS[options.model]
     torch.set_num_threads(1)
@@ -137,7 +138,7 @@ def samples(setting: Setting) -> tuple[list[str], Any]:
     """Prompts, which are the captions of the pre-training pictures too, and those pictures."""
     import torch
 
-    from diffusers_ext.data.fill50k import Fill50k
+    from diffusers_ext.toy.circles import Fill50k
 
     data, numbers = Fill50k(setting.batch_size, setting.resolution, 0, "train"), range(setting.batch_size)
     return [data.caption((0, at)) for at in numbers], torch.stack([data.picture(at) for at in numbers])
@@ -148,13 +149,13 @@ def our_step(pipe, reward, setting: Setting, options: Options):
     import torch
     from diffusers import DDPMScheduler
 
-    from diffusers_ext.encoders import encoders_of
-    from diffusers_ext.objectives.diffusion import Diffusion
-    from diffusers_ext.objectives.policy import Policy
-    from diffusers_ext.objectives.reward_path import RewardPath
-    from diffusers_ext.objectives.reward_tuning import ReFL, Weights
-    from diffusers_ext.objectives.sampler import Sampler
-    from diffusers_ext.unet_lora import add_lora
+    from diffusers_ext.diffusion.encoders import encoders_of
+    from diffusers_ext.diffusion.lora import add_lora
+    from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.sampler import Sampler
+    from diffusers_ext.tuning.policy import Policy
+    from diffusers_ext.tuning.reward_path import RewardPath
+    from diffusers_ext.tuning.reward_tuning import ReFL, Weights
 
     prompts, pictures = samples(setting)
     encoders = encoders_of(pipe)

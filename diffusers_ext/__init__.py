@@ -5,17 +5,17 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "condition_following": "metrics.fill50k",
-    "VMFMixtureClassifier": "mixtures",
+    "condition_following": "toy.measures",
+    "VMFMixtureClassifier": "mixtures.classifier",
     "ImageRewardModel": "rewards.modeling_image_reward",
-    "LADSClassifier": "lads",
-    "embedded_model": "embedded",
-    "LateLora": "unet_lora",
-    "select_prompts": "prompts",
-    "load_control_lora": "control_lora",
-    "load_pipeline": "pipeline_loading",
+    "LADSClassifier": "lads.classifier",
+    "embedded_model": "toy.embedded",
+    "LateLora": "diffusion.lora",
+    "select_prompts": "preferences.select",
+    "load_control_lora": "control.lora",
+    "load_pipeline": "publish.loading",
     "load_reward": "rewards.loading",
-    "RewardReranker": "reranking",
+    "RewardReranker": "rerank.reranker",
 }
 __all__ = sorted(_HOMES)
 

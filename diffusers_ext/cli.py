@@ -1,4 +1,4 @@
-"""The command `diffusers-ext`: one subcommand per module of `commands/`.
+"""The command `diffusers-ext`: one subcommand per module of `commands/` whose name has no underscore before it.
 
 Such a module has a docstring that opens with the sentence the overview shows and ends with commands to paste, a
 dataclass `Options`, and `main(options)`; or `launch(words)`, which takes the words as they are. It imports nothing heavy
@@ -20,7 +20,9 @@ COMMANDS = Path(__file__).parent / "commands"
 def main(argv: list[str] | None = None) -> None:
     """Run `diffusers-ext COMMAND [options]`; without a known command, print what there is."""
     words = sys.argv[1:] if argv is None else argv
-    names = {path.stem.replace("_", "-"): path for path in sorted(COMMANDS.glob("*.py")) if path.stem != "__init__"}
+    names = {
+        path.stem.replace("_", "-"): path for path in sorted(COMMANDS.glob("*.py")) if not path.stem.startswith("_")
+    }
     if not words or words[0] not in names:
         asked = not words or words[0] in ("-h", "--help")
         print("" if asked else f"error: no command {words[0]!r}\n", end="", file=sys.stderr)

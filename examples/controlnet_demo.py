@@ -41,7 +41,7 @@ def main(options: Options) -> None:
 
 def train(options: Options, folder: Path) -> None:
     """Make the data and run the training script, as a user would."""
-    from diffusers_ext.data import fill50k
+    from diffusers_ext.toy import circles as fill50k
 
     data = fill50k.write(folder.parent / "fill50k-train", count=2000, size=SIZE)
     test = fill50k.write(folder.parent / "fill50k-test", count=HELD_OUT, size=SIZE, split="test")
@@ -93,9 +93,9 @@ def evaluate(folder: Path) -> None:
     from PIL import Image
 
     from diffusers_ext import condition_following, embedded_model
-    from diffusers_ext.data import fill50k
-    from diffusers_ext.grids import labelled_grid
-    from diffusers_ext.sampling import draw
+    from diffusers_ext.diffusion.draw import draw
+    from diffusers_ext.figures import labelled_grid
+    from diffusers_ext.toy import circles as fill50k
 
     scenes = [fill50k.scene(index, split="test") for index in range(HELD_OUT)]
     prompts = [scene.prompt for scene in scenes]

@@ -11,8 +11,8 @@ pipe("red circle with blue background", image=condition, control_guidance_end=0.
 
 from diffusers import StableDiffusionXLControlNetPipeline
 
-from diffusers_ext.fast_control import FastControlMixin
-from diffusers_ext.hub_loadable import HubLoadable
+from diffusers_ext.control.fast import FastControlMixin
+from diffusers_ext.publish.loadable import HubLoadable
 
 
 class StableDiffusionXLControlNetFastPipeline(HubLoadable, FastControlMixin, StableDiffusionXLControlNetPipeline):

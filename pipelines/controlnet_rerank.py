@@ -24,8 +24,8 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from diffusers_ext.control_reranking import ControlRerankMixin
-from diffusers_ext.hub_loadable import HubLoadable
+from diffusers_ext.publish.loadable import HubLoadable
+from diffusers_ext.rerank.controlled import ControlRerankMixin
 from diffusers_ext.rewards.interface import RewardModel
 
 Control = ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel

@@ -29,8 +29,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from diffusers_ext.control_reranking import ControlRerankMixin
-from diffusers_ext.hub_loadable import HubLoadable
+from diffusers_ext.publish.loadable import HubLoadable
+from diffusers_ext.rerank.controlled import ControlRerankMixin
 from diffusers_ext.rewards.interface import RewardModel
 
 Control = ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel

@@ -20,8 +20,8 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from diffusers_ext.hub_loadable import HubLoadable
-from diffusers_ext.noise_search import NoiseSearchMixin
+from diffusers_ext.publish.loadable import HubLoadable
+from diffusers_ext.rerank.noise_search import NoiseSearchMixin
 from diffusers_ext.rewards.interface import RewardModel
 from diffusers_ext.rewards.modeling_image_reward import ImageRewardModel
 

@@ -20,9 +20,9 @@ from diffusers.modular_pipelines import ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 from huggingface_hub import create_repo, upload_folder
 
-from diffusers_ext.cards.pipeline import write_block_card
 from diffusers_ext.errors import InputError
-from diffusers_ext.hub_loadable import write_code_file
+from diffusers_ext.publish.cards.pipeline import write_block_card
+from diffusers_ext.publish.loadable import write_code_file
 from diffusers_ext.rewards.modeling_image_reward import ImageRewardModel
 
 

@@ -17,8 +17,8 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from diffusers_ext.hub_loadable import HubLoadable
-from diffusers_ext.reranking import RerankMixin
+from diffusers_ext.publish.loadable import HubLoadable
+from diffusers_ext.rerank.reranker import RerankMixin
 from diffusers_ext.rewards.interface import RewardModel
 
 

@@ -22,8 +22,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from diffusers_ext.hub_loadable import HubLoadable
-from diffusers_ext.reranking import RerankMixin
+from diffusers_ext.publish.loadable import HubLoadable
+from diffusers_ext.rerank.reranker import RerankMixin
 from diffusers_ext.rewards.interface import RewardModel
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fork_server import ForkServer, environment
 
-from diffusers_ext.data import fill50k
+from diffusers_ext.toy import circles as fill50k
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -42,7 +42,7 @@ def untrained(tmp_path_factory) -> Path:
     """An SD 1.5-like folder with random weights: epsilon prediction, autoencoder of factor 8, 2-level U-Net."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    from diffusers_ext import tiny_stable_diffusion as tiny
+    from diffusers_ext.toy import tiny
 
     torch.manual_seed(0)
     tokenizer = tiny.tokenizer(["red circle with blue background"], merges=16)
@@ -76,7 +76,7 @@ def untrained_xl(tmp_path_factory) -> Path:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from diffusers_ext import tiny_stable_diffusion as tiny
+    from diffusers_ext.toy import tiny
 
     torch.manual_seed(0)
     tokenizers = [tiny.tokenizer(["red circle with blue background"], merges=16) for _ in range(2)]
@@ -132,7 +132,7 @@ def pairs(circles):
 @pytest.fixture(scope="module")
 def pipe(untrained):
     """The untrained Stable Diffusion, frozen."""
-    from diffusers_ext.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.encoders import load_stable_diffusion
 
     return load_stable_diffusion(str(untrained))
 
@@ -142,10 +142,10 @@ def objective(pipe):
     """The ControlNet objective on the untrained base, with a fresh ControlNet."""
     from diffusers import DDPMScheduler
 
-    from diffusers_ext.control_init import new_controlnet
-    from diffusers_ext.encoders import StableDiffusionEncoders
-    from diffusers_ext.objectives.control import ControlObjective
-    from diffusers_ext.objectives.diffusion import Diffusion
+    from diffusers_ext.control.hint import new_controlnet
+    from diffusers_ext.control.objective import ControlObjective
+    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+    from diffusers_ext.diffusion.noising import Diffusion
 
     controlnet = new_controlnet(pipe.unet, 8)
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)

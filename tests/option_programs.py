@@ -6,7 +6,7 @@ import runpy
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("diffusers_ext.data.fill50k", "diffusers_ext.data.simulated_rankings", "diffusers_ext.conditions")
+MODULES = ("diffusers_ext.toy.circles", "diffusers_ext.preferences.simulated", "diffusers_ext.conditions.catalogue")
 
 
 @functools.cache

@@ -11,28 +11,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from control_script import SCRIPT, arguments, call, losses
 from diffusers import AutoencoderKL, DDPMScheduler
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_train_controlnet import SCRIPT, arguments, call, losses
 from transformers import CLIPTextModel
 
 from diffusers_ext import cache as cache_module
 from diffusers_ext.cache import Digests, Store, digest_of, fingerprint
-from diffusers_ext.control_init import init_hint, new_controlnet
-from diffusers_ext.data import fill50k
-from diffusers_ext.data.encoded import CachedMoments, Encoded, EncoderCache, check_fixed, encode_in_memory
+from diffusers_ext.control.hint import init_hint, new_controlnet
+from diffusers_ext.control.objective import ControlObjective
+from diffusers_ext.control.previews import ControlPreview
 from diffusers_ext.data.files import Row
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.encoders import StableDiffusionEncoders, load_stable_diffusion, vae_config
+from diffusers_ext.diffusion.encoded import CachedMoments, Encoded, EncoderCache, check_fixed, encode_in_memory
+from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion, vae_config
+from diffusers_ext.diffusion.noising import Diffusion
+from diffusers_ext.engine.loop import collate
 from diffusers_ext.errors import InputError
-from diffusers_ext.loop import collate
-from diffusers_ext.objectives.control import ControlObjective
-from diffusers_ext.objectives.diffusion import Diffusion
-from diffusers_ext.previews import ControlPreview
 from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.toy import circles as fill50k
 
 SPEC = {"value": "squares", "dtype": "torch.float32"}
 KEYS = [digest_of(str(number)) for number in range(20)]

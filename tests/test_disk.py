@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_ext.disk import follow_umask
-from diffusers_ext.objectives import Objective
+from diffusers_ext.engine.objective import Objective
 
 
 @pytest.fixture(params=(0o022, 0o077, 0o027))
@@ -51,7 +51,7 @@ def test_a_classifier_follows_it_too(umask, tmp_path):
 
 
 def test_a_reward_saved_by_itself_follows_it(umask, tmp_path):
-    from diffusers_ext.tiny_image_reward import image_reward
+    from diffusers_ext.rewards.tiny import image_reward
 
     reward = image_reward(["a red circle"], width=16, layers=1, image_size=32, patch_size=16)
     reward.save_pretrained(tmp_path / "reward")

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_ext.annotate.items import _rows as annotation_rows
-from diffusers_ext.data.ranking_formats import read_rankings
 from diffusers_ext.data.texts import read_prompts
+from diffusers_ext.engine.run_folder import read_metrics
 from diffusers_ext.errors import InputError
 from diffusers_ext.lines import decode, journal_lines, parse_json, read_lines, split_lines
-from diffusers_ext.run_folder import read_metrics
-from diffusers_ext.score_records import Pair, read_records
+from diffusers_ext.preferences.annotate.items import _rows as annotation_rows
+from diffusers_ext.preferences.formats import read_rankings
+from diffusers_ext.rewards.records import Pair, read_records
 
 ODD = "a circle\u2028of\u2029two\x0blines\x0c\x1c\x1d\x1e\x85end"
 
@@ -89,12 +89,12 @@ def test_every_reader_of_lines_keeps_unusual_line_ends(tmp_path):
 def test_no_other_reader_splits_files_into_lines():
     """str.splitlines() is left to messages of other programs and to Markdown, of which the first line is shown."""
     allowed = {
-        "cards/markdown.py",
+        "publish/cards/markdown.py",
         "cli.py",
-        "option_parsing.py",
-        "loopback_hub.py",
+        "options/parsing.py",
+        "publish/loopback_hub.py",
         "rewards/loading.py",
-        "self_test.py",
+        "control/self_test.py",
     }
     root = Path(__file__).parent.parent / "diffusers_ext"
     for path in root.rglob("*.py"):

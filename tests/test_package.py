@@ -51,10 +51,10 @@ def test_the_wheel_holds_everything(tmp_path):
         "training/train_controlnet.py",
         "pipelines/__init__.py",
         "py.typed",
-        "data/fill50k.py",
-        "annotate/page/index.html",
-        "annotate/page/page.js",
-        "embedded/fill50k-64/model_index.json",
+        "toy/circles.py",
+        "preferences/annotate/page/index.html",
+        "preferences/annotate/page/page.js",
+        "toy/embedded/fill50k-64/model_index.json",
     ):
         assert f"diffusers_ext/{name}" in names
     assert any(name.endswith("unet/diffusion_pytorch_model.safetensors") for name in names)

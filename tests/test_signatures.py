@@ -13,15 +13,15 @@ from PIL import Image
 
 import diffusers_ext.pipelines
 from diffusers_ext import RewardReranker, embedded_model
-from diffusers_ext.carded import CardedModel
-from diffusers_ext.control_init import new_controlnet
-from diffusers_ext.hub_loadable import HubLoadable
-from diffusers_ext.noise_search import NoiseSearch
+from diffusers_ext.control.hint import new_controlnet
 from diffusers_ext.pipelines.controlnet_fast import StableDiffusionControlNetFastPipeline
 from diffusers_ext.pipelines.controlnet_rerank import StableDiffusionControlNetRerankPipeline
 from diffusers_ext.pipelines.noise_search import NoiseSearchPipeline
 from diffusers_ext.pipelines.reward_rerank import RewardRerankPipeline
-from diffusers_ext.reranking import RerankMixin
+from diffusers_ext.publish.carded import CardedModel
+from diffusers_ext.publish.loadable import HubLoadable
+from diffusers_ext.rerank.noise_search import NoiseSearch
+from diffusers_ext.rerank.reranker import RerankMixin
 
 PIPELINES = [
     f"{module}.{name}"

@@ -15,7 +15,7 @@ on after an interruption. The run folder is itself the model: ControlNetModel.fr
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.control_options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
+from diffusers_ext.control.options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import (
     COUNT,
@@ -85,20 +85,20 @@ class Options(
 def main(options: Options) -> None:
     import torch
 
-    from diffusers_ext import loop
-    from diffusers_ext.base_model import BaseModel
-    from diffusers_ext.cards.controlnet import write_controlnet_card
-    from diffusers_ext.cards.tuning import tell_control_reward
-    from diffusers_ext.control_data import FROM_CONTROLNET, encode, read_data, sources_of
-    from diffusers_ext.control_options import base_of, check_options
-    from diffusers_ext.control_start import start_controlnet
-    from diffusers_ext.encoders import is_sdxl
-    from diffusers_ext.hub import publish
-    from diffusers_ext.metrics.condition_gap import ConditionGap
-    from diffusers_ext.objectives.control import save
-    from diffusers_ext.objectives.diffusion import Diffusion
-    from diffusers_ext.objectives.noising import noising
-    from diffusers_ext.previews import ControlPreview, preview_notes
+    from diffusers_ext.control.card import write_controlnet_card
+    from diffusers_ext.control.data import FROM_CONTROLNET, encode, read_data, sources_of
+    from diffusers_ext.control.gap import ConditionGap
+    from diffusers_ext.control.objective import save
+    from diffusers_ext.control.options import base_of, check_options
+    from diffusers_ext.control.previews import ControlPreview, preview_notes
+    from diffusers_ext.control.start import start_controlnet
+    from diffusers_ext.diffusion.base import BaseModel
+    from diffusers_ext.diffusion.encoders import is_sdxl
+    from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.paths import noising
+    from diffusers_ext.engine import loop
+    from diffusers_ext.engine.hub import publish
+    from diffusers_ext.tuning.card import tell_control_reward
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)
@@ -147,12 +147,8 @@ def main(options: Options) -> None:
 
 def make_objective(options: Options, controlnet, unet, encoders, diffusion, vae):
     """Return the objective of --method."""
-    from diffusers_ext.objectives.control_reward import (
-        ConditionPath,
-        ConditionPreferenceObjective,
-        ConsistencyObjective,
-    )
     from diffusers_ext.rewards.agreement import resolve
+    from diffusers_ext.tuning.control import ConditionPath, ConditionPreferenceObjective, ConsistencyObjective
 
     common = (controlnet, unet, encoders, diffusion)
     common += (options.only_mid_control, options.unlock_decoder, options.controlnet_blocks)
@@ -173,7 +169,7 @@ def check_agreement(objective, pairs, accelerator) -> None:
     """Refuse an agreement whose gradient does not reach the latents of the data's own pictures; say how high those score."""
     import torch
 
-    from diffusers_ext.objectives.reward_path import check_gradient
+    from diffusers_ext.tuning.reward_path import check_gradient
 
     number = range(min(4, len(pairs)))
     pictures = torch.stack([pairs.picture(at) for at in number]).to(accelerator.device)

@@ -12,7 +12,7 @@ On Stable Diffusion XL, whose pictures and captions are better encoded once than
         --mixed_precision bf16 --max_train_steps 10000
 
 On a laptop, with the small model that ships with this package and no download:
-    python -m diffusers_ext.data.fill50k --output_dir data/fill50k --count 2000
+    python -m diffusers_ext.toy.circles --output_dir data/fill50k --count 2000
     accelerate launch training/train_controlnet.py --train_data_dir data/fill50k --resolution 64 \\
         --output_dir runs/circles --learning_rate 1e-3 --train_batch_size 8 --max_train_steps 1000
 
@@ -23,7 +23,7 @@ The run folder is itself the model: ControlNetModel.from_pretrained("runs/circle
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.control_options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
+from diffusers_ext.control.options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
 from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, check_alone, option, run
 
 
@@ -45,26 +45,26 @@ class Options(
 def main(options: Options) -> None:
     if options.self_test:
         check_alone(options, "self_test")
-        from diffusers_ext.self_test import self_test
+        from diffusers_ext.control.self_test import self_test
 
         raise SystemExit(min(1, self_test(lambda **settings: main(Options(**settings)))))
 
     import torch
 
-    from diffusers_ext import loop
-    from diffusers_ext.base_model import BaseModel
-    from diffusers_ext.cards.controlnet import write_controlnet_card
-    from diffusers_ext.control_data import FROM_CONTROLNET, encode, read_data, sources_of
-    from diffusers_ext.control_options import base_of, check_options
-    from diffusers_ext.control_start import start_controlnet
+    from diffusers_ext.control.card import write_controlnet_card
+    from diffusers_ext.control.data import FROM_CONTROLNET, encode, read_data, sources_of
+    from diffusers_ext.control.gap import ConditionGap
+    from diffusers_ext.control.objective import ControlObjective, save
+    from diffusers_ext.control.options import base_of, check_options
+    from diffusers_ext.control.previews import ControlPreview, preview_notes
+    from diffusers_ext.control.start import start_controlnet
     from diffusers_ext.data.preflight import contact_sheet
-    from diffusers_ext.encoders import is_sdxl
-    from diffusers_ext.hub import publish
-    from diffusers_ext.metrics.condition_gap import ConditionGap
-    from diffusers_ext.objectives.control import ControlObjective, save
-    from diffusers_ext.objectives.diffusion import Diffusion
-    from diffusers_ext.objectives.noising import noising
-    from diffusers_ext.previews import ControlPreview, preview_notes
+    from diffusers_ext.diffusion.base import BaseModel
+    from diffusers_ext.diffusion.encoders import is_sdxl
+    from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.paths import noising
+    from diffusers_ext.engine import loop
+    from diffusers_ext.engine.hub import publish
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)

@@ -78,16 +78,16 @@ class Options(OptimizerOptions, RunOptions, DataOptions, ModelOptions):
 
 
 def main(options: Options) -> None:
-    from diffusers_ext import loop
-    from diffusers_ext.cards.image_text import write_image_text_card
-    from diffusers_ext.data.captioned import ImageTexts
     from diffusers_ext.data.preflight import check
     from diffusers_ext.data.rows import read_rows
     from diffusers_ext.data.splits import tell_shared
-    from diffusers_ext.hub import publish
-    from diffusers_ext.image_text import Encoders, new_model, save
-    from diffusers_ext.image_text_previews import ImageTextPreview, Retrieval
-    from diffusers_ext.objectives.image_text import ImageTextObjective
+    from diffusers_ext.engine import loop
+    from diffusers_ext.engine.hub import publish
+    from diffusers_ext.image_text.captioned import ImageTexts
+    from diffusers_ext.image_text.card import write_image_text_card
+    from diffusers_ext.image_text.objective import ImageTextObjective
+    from diffusers_ext.image_text.previews import ImageTextPreview, Retrieval
+    from diffusers_ext.image_text.towers import Encoders, new_model, save
 
     # What the user can get wrong, before anything heavy.
     check_options(options)
@@ -131,7 +131,7 @@ def main(options: Options) -> None:
 
 def sources_of(options: Options, rows: list, held_out: list):
     """What the weights of the projections come from."""
-    from diffusers_ext.provenance import Source, digest_of_files, digest_of_model, digest_of_values
+    from diffusers_ext.engine.provenance import Source, digest_of_files, digest_of_model, digest_of_values
 
     def captioned(rows: list, name: str) -> Source:
         digest = digest_of_values(digest_of_files(row.image for row in rows), [row.texts for row in rows])
@@ -148,7 +148,7 @@ def sources_of(options: Options, rows: list, held_out: list):
 
 def check_options(options: Options) -> None:
     """Refuse what is missing or cannot be, before any data are read."""
-    from diffusers_ext.metrics.zero_shot import check_templates
+    from diffusers_ext.image_text.zero_shot import check_templates
 
     for name, remedy in (
         ("vision_tower", "name a timm model, timm:model@weights.safetensors"),
@@ -165,7 +165,7 @@ def check_options(options: Options) -> None:
 def read_labelled_sets(options: Options) -> dict:
     """Return the zero-shot sets by name."""
     from diffusers_ext.data.labelled import read_labelled
-    from diffusers_ext.image_text_previews import set_name
+    from diffusers_ext.image_text.previews import set_name
 
     sources = options.zero_shot_data_dir or ()
     if len({set_name(source) for source in sources}) < len(sources):
@@ -174,7 +174,7 @@ def read_labelled_sets(options: Options) -> dict:
 
 
 def zero_shot_measures(options: Options, labelled: dict, encoders) -> list:
-    from diffusers_ext.image_text_previews import ZeroShot
+    from diffusers_ext.image_text.previews import ZeroShot
 
     templates = options.zero_shot_templates
     return [ZeroShot.of(name, table, templates, encoders.images, encoders.texts) for name, table in labelled.items()]

@@ -79,7 +79,7 @@ class DataOptions:
         Range(0, 1, above=True, below=True),
     )
     backbone: str | None = option(
-        None, "the backbone, a reference that backbones.py reads; timm's where it is to learn", path="read"
+        None, "the backbone, a reference that embeddings/backbones.py reads; timm's where it is to learn", path="read"
     )
     encoder_cache_dir: str | None = option(
         None, "keep features here, for all runs; default: in the run folder", path="folder"
@@ -171,9 +171,9 @@ class Options(DataOptions, ClassifierOptions, TrainableOptions, RunOptions, Opti
 
 
 def main(options: Options) -> None:
-    from diffusers_ext.hub import publish
-    from diffusers_ext.incremental_run import Run
-    from diffusers_ext.loop import check, start
+    from diffusers_ext.engine.hub import publish
+    from diffusers_ext.engine.loop import check, start
+    from diffusers_ext.streams.run import Run
 
     check(options)
     check_regime(options)
@@ -196,10 +196,12 @@ def main(options: Options) -> None:
 
 def check_regime(options: Options) -> None:
     """Raise InputError where a regime lacks what it needs."""
-    from diffusers_ext.mixture.heads import HEADS
+    from diffusers_ext.mixtures.heads import HEADS
 
     if not options.backbone:
-        raise InputError("--backbone is missing: name a backbone, such as timm:resnet50.a1_in1k; see backbones.py")
+        raise InputError(
+            "--backbone is missing: name a backbone, such as timm:resnet50.a1_in1k; see embeddings/backbones.py"
+        )
     if options.regime == "trainable" and not options.backbone.startswith("timm:"):
         raise InputError(f"--backbone {options.backbone}: of the trainable regime it must be timm's; write timm:...")
     heads = ["mixture", "linear"] if options.regime == "trainable" else list(HEADS)
@@ -226,8 +228,8 @@ def read_data(options: Options):
 
 
 def _table(options: Options):
-    from diffusers_ext.data.benchmark_sets import cifar20, digits
     from diffusers_ext.data.labelled import LabelledImages, columns_of, read_labelled
+    from diffusers_ext.data.published import cifar20, digits
 
     columns = columns_of(options)
     parts = [_domain(given) for given in options.domains or []]
@@ -251,8 +253,8 @@ def _domain(given: str) -> tuple[str, str]:
 
 
 def make_sessions(options: Options, table, test):
-    from diffusers_ext.data.sessions import build_sessions
     from diffusers_ext.data.splits import check_learnable
+    from diffusers_ext.streams.sessions import build_sessions
 
     order = [_domain(given)[0] for given in options.domains or []]
     for name in order:

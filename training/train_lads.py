@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.lads_options import USED_BY, LADSDataOptions, LADSOptions, LADSRunOptions
+from diffusers_ext.lads.options import USED_BY, LADSDataOptions, LADSOptions, LADSRunOptions
 from diffusers_ext.options import check_declared, check_used, run
 
 
@@ -31,15 +31,15 @@ class Options(LADSOptions, LADSDataOptions, LADSRunOptions):
 def main(options: Options) -> None:
     from accelerate import Accelerator
 
-    from diffusers_ext import lads_run
-    from diffusers_ext.backbones import load_backbone
-    from diffusers_ext.hub import check_push, publish
-    from diffusers_ext.lads import LADSClassifier
-    from diffusers_ext.lads_domains import Domains, embed_domains
-    from diffusers_ext.launch import check_parallelism
+    from diffusers_ext.embeddings.backbones import load_backbone
+    from diffusers_ext.engine.hub import check_push, publish
+    from diffusers_ext.engine.launch import check_parallelism
+    from diffusers_ext.engine.resume import claim
+    from diffusers_ext.engine.run_folder import check_run_folder, versions
+    from diffusers_ext.lads import run as lads_run
+    from diffusers_ext.lads.classifier import LADSClassifier
+    from diffusers_ext.lads.domains import Domains, embed_domains
     from diffusers_ext.options import as_dict, command_line
-    from diffusers_ext.resume import claim
-    from diffusers_ext.run_folder import check_run_folder, versions
 
     # What the user can get wrong, before anything heavy.
     check_options(options)

@@ -1,6 +1,6 @@
 """Train a reward model from rankings: which of several images of one prompt do people prefer?
 
-From BLIP, as ImageReward was, or from ImageReward itself, on rankings of your own (diffusers_ext/data/rankings.py):
+From BLIP, as ImageReward was, or from ImageReward itself, on rankings of your own (diffusers_ext/preferences/rankings.py):
     accelerate launch training/train_reward_model.py --backbone models/blip-itm-large --rankings data/rankings.jsonl \\
         --output_dir runs/reward --mixed_precision bf16 --num_train_epochs 10
 
@@ -9,7 +9,7 @@ A head on the frozen embeddings of any open_clip model, in minutes on a CPU:
         --output_dir runs/head --learning_rate 1e-3 --train_batch_size 64 --num_train_epochs 20
 
 On a laptop, with circles whose true order is known and no download:
-    python -m diffusers_ext.data.simulated_rankings --output_dir data/circle-rankings --count 1000
+    python -m diffusers_ext.preferences.simulated --output_dir data/circle-rankings --count 1000
     accelerate launch training/train_reward_model.py --backbone tiny --rankings data/circle-rankings/rankings.jsonl \\
         --output_dir runs/circle-reward --freeze_fraction 0 --learning_rate 1e-3 --train_batch_size 16 --max_train_steps 1000
 
@@ -29,7 +29,7 @@ from diffusers_ext.options import COUNT, NATURAL, SHARE, OptimizerOptions, Range
 class ModelOptions:
     backbone: str | None = option(
         None,
-        "an ImageReward or BLIP folder or Hub name, an open_clip model/tag or folder, or tiny: see reward_backbones.py",
+        "an ImageReward or BLIP folder or Hub name, an open_clip model/tag or folder, or tiny: see preferences/backbones.py",
         path="read",
     )
     head_init: str | None = option(
@@ -59,7 +59,7 @@ class ModelOptions:
 @dataclass
 class DataOptions:
     rankings: str | None = option(
-        None, "rankings to learn from, in any form that data/ranking_formats.py reads", path="read"
+        None, "rankings to learn from, in any form that preferences/formats.py reads", path="read"
     )
     split: str | None = option(None, "read only this split of them")
     image_root: str | None = option(
@@ -106,13 +106,13 @@ class Options(OptimizerOptions, RunOptions, DataOptions, ModelOptions):
 
 
 def main(options: Options) -> None:
-    from diffusers_ext import loop
-    from diffusers_ext.cards.reward import write_reward_card
-    from diffusers_ext.data.ranked import RankedImages
-    from diffusers_ext.data.ranking_checks import count
-    from diffusers_ext.hub import publish
-    from diffusers_ext.objectives.ranking import RankingObjective
-    from diffusers_ext.reward_previews import RankingPreview, finish
+    from diffusers_ext.engine import loop
+    from diffusers_ext.engine.hub import publish
+    from diffusers_ext.preferences.card import write_reward_card
+    from diffusers_ext.preferences.checks import count
+    from diffusers_ext.preferences.dataset import RankedImages
+    from diffusers_ext.preferences.objective import RankingObjective
+    from diffusers_ext.preferences.previews import RankingPreview, finish
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)
@@ -147,14 +147,14 @@ def main(options: Options) -> None:
 
 def check_options(options: Options) -> None:
     """Refuse what is missing or excludes each other, before any data are read."""
-    from diffusers_ext.backbones import is_open_clip
-    from diffusers_ext.reward_backbones import kind_of
+    from diffusers_ext.embeddings.backbones import is_open_clip
+    from diffusers_ext.preferences.backbones import kind_of
 
     if options.backbone is None:
         raise InputError("--backbone is missing: name an ImageReward or BLIP folder, an open_clip model/tag, or tiny")
     if options.rankings is None:
         raise InputError(
-            "--rankings is missing: name a rankings file; python -m diffusers_ext.data.simulated_rankings makes one"
+            "--rankings is missing: name a rankings file; python -m diffusers_ext.preferences.simulated makes one"
         )
     head_alone = options.backbone != "tiny" and is_open_clip(options.backbone)
     if options.head_sizes and not head_alone:
@@ -171,8 +171,8 @@ def check_options(options: Options) -> None:
 
 def read_data(options: Options) -> tuple[list, list]:
     """Return the prompts to train on and those to measure on, all with strict pairs and good pictures."""
-    from diffusers_ext.data.ranking_checks import check_images, hold_out, without_leaks
-    from diffusers_ext.data.ranking_formats import read_rankings
+    from diffusers_ext.preferences.checks import check_images, hold_out, without_leaks
+    from diffusers_ext.preferences.formats import read_rankings
 
     skip = options.on_bad_sample == "skip"
     found = read_rankings(options.rankings, options.image_root, options.split)[: options.max_train_samples]
@@ -203,7 +203,7 @@ FROM_REWARD = (
 
 def sources_of(options: Options, training: list, held_out: list):
     """What the weights of a reward model come from."""
-    from diffusers_ext.provenance import Source, digest_of_files, digest_of_model, digest_of_values
+    from diffusers_ext.engine.provenance import Source, digest_of_files, digest_of_model, digest_of_values
 
     def ranked(prompts: list, named_by: tuple[str, ...]) -> Source:
         files = digest_of_files(image for prompt in prompts for image in prompt.images)
@@ -221,7 +221,7 @@ def make_model(options: Options, training: list):
     """Return the reward, its head and its frozen layers as the options say, and those layers."""
     import torch
 
-    from diffusers_ext.reward_backbones import freeze, init_head, load_reward_backbone
+    from diffusers_ext.preferences.backbones import freeze, init_head, load_reward_backbone
     from diffusers_ext.rewards.linear_head import LinearHeadReward
 
     torch.manual_seed(options.seed)
@@ -244,7 +244,7 @@ def make_model(options: Options, training: list):
 
 def prepare_inputs(options: Options, accelerator, model, frozen: list, prompts: list):
     """Fill the cache where there is one, and return the way from files and prompts to rewards."""
-    from diffusers_ext.reward_backbones import Cache, prepare
+    from diffusers_ext.preferences.backbones import Cache, prepare
     from diffusers_ext.rewards.linear_head import LinearHeadReward
 
     folder = options.encoder_cache_dir

@@ -11,7 +11,7 @@ With less memory and time, guided as you will sample:
         --gradient_checkpointing --mixed_precision bf16 --max_train_steps 500 --early_stopping_patience 5
 
 On a laptop, with the small model that ships with this package and no download:
-    python -m diffusers_ext.data.fill50k --output_dir data/fill50k --count 200
+    python -m diffusers_ext.toy.circles --output_dir data/fill50k --count 200
     accelerate launch training/train_reward_tuning.py --prompts data/fill50k/metadata.jsonl --prompt_field text \\
         --reward fill50k:soft --held_out_reward fill50k --guidance_scale 2 --resolution 64 --max_train_steps 100
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.options import OptimizerOptions, RunOptions, option, run
-from diffusers_ext.tuning_options import DataOptions, MethodOptions, ModelOptions, RewardOptions, ValidationOptions
+from diffusers_ext.tuning.options import DataOptions, MethodOptions, ModelOptions, RewardOptions, ValidationOptions
 
 
 @dataclass
@@ -39,15 +39,12 @@ class Options(ValidationOptions, OptimizerOptions, RunOptions, DataOptions, Rewa
 def main(options: Options) -> None:
     import torch
 
-    from diffusers_ext import load_reward, loop
-    from diffusers_ext.base_model import BaseModel
-    from diffusers_ext.cards.tuning import write_tuning_card
-    from diffusers_ext.encoders import check_resolution, far_above_native, is_sdxl
-    from diffusers_ext.hub import publish
-    from diffusers_ext.objectives.reward_path import RewardPath
-    from diffusers_ext.tuning_options import base_of, check_options
-    from diffusers_ext.tuning_previews import TuningPreview
-    from diffusers_ext.tuning_start import (
+    from diffusers_ext import load_reward
+    from diffusers_ext.diffusion.base import BaseModel
+    from diffusers_ext.diffusion.encoders import check_resolution, far_above_native, is_sdxl
+    from diffusers_ext.engine import loop
+    from diffusers_ext.engine.hub import publish
+    from diffusers_ext.tuning.build import (
         FROM_UNET,
         check_reward,
         compile_unet,
@@ -60,6 +57,10 @@ def main(options: Options) -> None:
         read_source,
         sources_of,
     )
+    from diffusers_ext.tuning.card import write_tuning_card
+    from diffusers_ext.tuning.options import base_of, check_options
+    from diffusers_ext.tuning.previews import TuningPreview
+    from diffusers_ext.tuning.reward_path import RewardPath
 
     # What the user can get wrong, before anything heavy.
     loop.check(options)
@@ -118,7 +119,7 @@ def main(options: Options) -> None:
 
 def save(objective, base, folder: Path) -> None:
     """Write the LoRA into the run folder itself, or the whole pipeline around a U-Net that learned whole."""
-    from diffusers_ext.unet_lora import has_lora, save_lora
+    from diffusers_ext.diffusion.lora import has_lora, save_lora
 
     unet = objective.policy.unet
     if has_lora(unet):

@@ -66,16 +66,16 @@ def main(options: Options) -> None:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from diffusers_ext import loop
-    from diffusers_ext import tiny_stable_diffusion as tiny
-    from diffusers_ext.cards.text_to_image import write_text_to_image_card
-    from diffusers_ext.data.encoded import Encoded, encode_in_memory
-    from diffusers_ext.encoders import StableDiffusionEncoders
-    from diffusers_ext.hub import publish
-    from diffusers_ext.objectives.diffusion import Diffusion
-    from diffusers_ext.objectives.noising import noising
-    from diffusers_ext.objectives.text_to_image import AutoencoderObjective, TextToImageObjective
-    from diffusers_ext.previews import TextToImagePreview
+    from diffusers_ext.control.previews import TextToImagePreview
+    from diffusers_ext.diffusion.card import write_text_to_image_card
+    from diffusers_ext.diffusion.encoded import Encoded, encode_in_memory
+    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+    from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.paths import noising
+    from diffusers_ext.diffusion.text_to_image import AutoencoderObjective, TextToImageObjective
+    from diffusers_ext.engine import loop
+    from diffusers_ext.engine.hub import publish
+    from diffusers_ext.toy import tiny
 
     loop.check(options)
     dataset, small, prompts = make_data(options)
@@ -125,7 +125,7 @@ def main(options: Options) -> None:
 
 def sources_of(options: Options, dataset):
     """What the weights come from: drawn circles, of which the options say all, or captioned pictures."""
-    from diffusers_ext.provenance import Source, digest_of_files, digest_of_values
+    from diffusers_ext.engine.provenance import Source, digest_of_files, digest_of_values
 
     if options.train_data_dir is None:
         return {"data": Source(("train_data_dir",), digest_of_values("fill50k"), f"{options.samples} circles")}
@@ -136,9 +136,9 @@ def sources_of(options: Options, dataset):
 
 def make_data(options: Options):
     """Return the training set at full and at the autoencoder's resolution, and the prompts to draw."""
-    from diffusers_ext.data.fill50k import Fill50k, scene
     from diffusers_ext.data.pairs import Pairs
     from diffusers_ext.data.rows import check, read_image_folder
+    from diffusers_ext.toy.circles import Fill50k, scene
 
     sides, drop = (options.resolution, options.autoencoder_resolution), options.proportion_empty_prompts
     if options.train_data_dir is None:

@@ -53,8 +53,8 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from ..annotate.items import read_items
-    from ..annotate.session import Session
+    from ..preferences.annotate.items import read_items
+    from ..preferences.annotate.session import Session
 
     people = _people(options)
     folder = Path(options.folder)
@@ -73,7 +73,7 @@ def main(options: Options) -> None:
 
 def _people(options: Options) -> list[str]:
     """Return the names of the campaign as files have them; InputError where two are the same."""
-    from ..annotate.store import annotator_name
+    from ..preferences.annotate.store import annotator_name
 
     if options.annotator is not None and options.annotators:
         raise InputError("give --annotator for one person, or --annotators for a campaign")
@@ -91,7 +91,7 @@ def _people(options: Options) -> list[str]:
 
 
 def _shares(options: Options, people: list[str], ids: list[str]) -> dict[str, set[str]] | None:
-    from ..annotate.campaign import assign
+    from ..preferences.annotate.campaign import assign
 
     if not people:
         return None
@@ -101,9 +101,9 @@ def _shares(options: Options, people: list[str], ids: list[str]) -> dict[str, se
 
 def check_export(folder: Path, path: Path) -> None:
     """Raise InputError if the export would replace the judgements, or the table that they are of."""
-    from ..annotate.items import TABLES
-    from ..annotate.store import FOLDER
-    from ..outputs import check_output
+    from ..options.outputs import check_output
+    from ..preferences.annotate.items import TABLES
+    from ..preferences.annotate.store import FOLDER
 
     table = next((at for at, name in enumerate(TABLES) if (folder / name).is_file()), len(TABLES))
     check_output("--export", path, [folder / name for name in TABLES[table : table + 1]])
@@ -115,7 +115,7 @@ def check_export(folder: Path, path: Path) -> None:
 
 def export(session, path: str) -> None:
     """Write the prompts that somebody judged, with everybody's last judgement."""
-    from ..data.rankings import write
+    from ..preferences.rankings import write
 
     judged = [item for item in session.judged() if item.rankings]
     if not judged:
@@ -136,8 +136,8 @@ def serve(
     try:
         import uvicorn
 
-        from ..annotate.access import read_access
-        from ..annotate.server import make_app
+        from ..preferences.annotate.access import read_access
+        from ..preferences.annotate.server import make_app
     except ImportError as error:
         raise InputError(f"{error.name} is missing; pip install 'diffusers_ext[app]'") from None
     names = [annotators] if isinstance(annotators, str) else list(annotators or ())

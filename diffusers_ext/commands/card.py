@@ -17,8 +17,8 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from ..cards.check import card_problems
     from ..errors import InputError
+    from ..publish.cards.check import card_problems
 
     if options.action != "check" or not options.folder:
         raise InputError("say what to do with which folder: diffusers-ext card check FOLDER")

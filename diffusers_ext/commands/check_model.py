@@ -25,7 +25,7 @@ class Options:
 
 def main(options: Options) -> None:
     from ..errors import InputError
-    from ..model_check import check_model
+    from ._model_check import check_model
 
     if not options.model:
         raise InputError("give a model: diffusers-ext check-model PATH; see --help")

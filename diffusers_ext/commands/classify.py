@@ -47,8 +47,8 @@ def main(options: Options) -> None:
 
     import torch
 
-    from ..classification import classify, find_pictures, identity, load_classifier
-    from ..outputs import check_output
+    from ..options.outputs import check_output
+    from ._classification import classify, find_pictures, identity, load_classifier
 
     pictures = find_pictures(Path(options.data).expanduser())
     inputs = [file for file in pictures.files if isinstance(file, Path)]

@@ -41,8 +41,8 @@ def main(options: Options) -> None:
     text_config, vision_config = _read(options.text_config), _read(options.vision_config)
     tokenizer = _tokenizer(options.tokenizer)
 
-    from ..cards.converted_reward import write_converted_card
     from ..disk import follow_umask
+    from ..rewards.card import write_converted_card
     from ..rewards.modeling_image_reward import ImageRewardModel
 
     model = ImageRewardModel.from_official_checkpoint(source, text_config, vision_config, tokenizer)

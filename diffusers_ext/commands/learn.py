@@ -55,8 +55,8 @@ def main(options: Options) -> None:
         raise InputError(
             "give RUN and either --data FOLDER or --rollback: diffusers-ext learn RUN --data FOLDER; see --help"
         )
-    from ..guards import claim
-    from ..incremental_weeks import Weeks
+    from ..engine.lock import claim
+    from ..streams.weeks import Weeks
 
     folder = Path(options.run).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -80,9 +80,9 @@ def main(options: Options) -> None:
 def _learn(weeks, table, options: Options) -> None:
     import torch
 
-    from ..backbones import check_device, load_backbone
-    from ..incremental_weeks import Settings
-    from ..mixtures import VMFMixtureClassifier
+    from ..embeddings.backbones import check_device, load_backbone
+    from ..mixtures.classifier import VMFMixtureClassifier
+    from ..streams.weeks import Settings
 
     device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     check_device(device)
@@ -121,7 +121,7 @@ def report(row: dict, folder: str) -> str:
 
 def _table(options: Options):
     from ..data.labelled import read_labelled
-    from ..incremental_weeks import with_domain
+    from ..streams.weeks import with_domain
 
     table = read_labelled(options.data, options.label_column, options.domain_column)
     return with_domain(table, options.domain)

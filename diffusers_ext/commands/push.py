@@ -21,9 +21,9 @@ class Options:
 def main(options: Options) -> None:
     from pathlib import Path
 
-    from ..cards.check import card_problems
+    from ..engine.hub import check_push, open_repository, push
     from ..errors import InputError
-    from ..hub import check_push, open_repository, push
+    from ..publish.cards.check import card_problems
 
     if not options.folder or not Path(options.folder).is_dir():
         raise InputError(f"{options.folder or 'no folder'}: give a folder to publish; see --help")

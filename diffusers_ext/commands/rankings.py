@@ -25,12 +25,12 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from ..data.ranking_checks import check_images, count, leaks, without_leaks
-    from ..data.ranking_formats import read_rankings
-    from ..data.rankings import write
     from ..errors import InputError
-    from ..metrics.preference import agreement
-    from ..outputs import check_output
+    from ..options.outputs import check_output
+    from ..preferences.agreement import agreement
+    from ..preferences.checks import check_images, count, leaks, without_leaks
+    from ..preferences.formats import read_rankings
+    from ..preferences.rankings import write
 
     if not options.rankings:
         raise InputError("give rankings: diffusers-ext rankings FILE; see --help")

@@ -84,12 +84,12 @@ def _prompts(options: Options) -> list[str]:
 
 
 def _check_inputs(options: Options, folder) -> None:
-    from ..outputs import check_output
+    from ..options.outputs import check_output
 
     for name in ("options.json", "journal.jsonl", "scores.json"):
         check_output("--output_dir", folder / name, [options.prompts_file])
     if options.lora:
-        from ..pipeline_loras import read_lora
+        from ..rerank.loras import read_lora
 
         for lora in options.lora:
             read_lora(lora)
@@ -103,8 +103,8 @@ def _open(folder, options: Options, prompts: list[str]) -> dict:
     import json
 
     from ..cache import write_atomically
+    from ..engine.run_folder import versions
     from ..errors import InputError
-    from ..run_folder import versions
 
     try:
         (folder / "candidates").mkdir(parents=True, exist_ok=True)
@@ -202,12 +202,12 @@ def _reranker(options: Options):
     """Load pipeline and reward, after everything that can be checked without them was."""
     import torch
 
-    from ..embedded import embedded_model
     from ..errors import InputError
-    from ..pipeline_loading import check_pipeline_files, load_pipeline, plain_call
-    from ..pipeline_loras import add_loras, read_lora
-    from ..reranking import RerankMixin, RewardReranker
+    from ..publish.loading import check_pipeline_files, load_pipeline, plain_call
+    from ..rerank.loras import add_loras, read_lora
+    from ..rerank.reranker import RerankMixin, RewardReranker
     from ..rewards.loading import load_reward
+    from ..toy.embedded import embedded_model
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     device = options.device or accelerator
@@ -291,7 +291,7 @@ def _finish(options: Options, prompts: list[str], folder, journal: dict) -> None
 
 
 def _ranked(rows: list[dict]) -> list[dict]:
-    from ..candidates import Candidate, ranked
+    from ..rerank.candidates import Candidate, ranked
 
     fields = Candidate.__dataclass_fields__
     by_number = {row["number"]: row for row in rows}
@@ -308,7 +308,7 @@ def _number(value: float | None) -> float:
 
 def _hold_out(options: Options, prompts: list[str], folder, chosen: list[list[dict]]) -> None:
     """Score every finished picture by the other reward."""
-    from ..candidates import score_pictures
+    from ..rerank.candidates import score_pictures
     from ..rewards.loading import load_reward
 
     reward = load_reward(options.held_out)
@@ -322,7 +322,7 @@ def _hold_out(options: Options, prompts: list[str], folder, chosen: list[list[di
 def _grid(text: str, rows: list[dict], path) -> None:
     from PIL import Image
 
-    from ..grids import captioned_grid
+    from ..figures import captioned_grid
 
     images = [Image.open(path.parent / row["image"]) for row in rows]
     captions = [f"{rank}. {_number(row['score']):.3f} seed {row['seed']}" for rank, row in enumerate(rows, 1)]

@@ -43,8 +43,8 @@ def main(options: Options) -> None:
     from pathlib import Path
 
     from ..data.pictures import examine_all
-    from ..outputs import check_output
-    from ..score_records import read_records, weights_of
+    from ..options.outputs import check_output
+    from ..rewards.records import read_records, weights_of
 
     pairs = _pairs(options)
     check_output("--output", options.output, [*options.data, *_paths(pairs.values())])
@@ -99,7 +99,7 @@ def _pairs(options: Options) -> dict:
 
 def _pairs_of(source: str, options: Options) -> dict:
     from ..data.rows import read_rows
-    from ..score_records import Pair
+    from ..rewards.records import Pair
 
     pictures = _pictures(source)
     if not pictures:

@@ -56,8 +56,8 @@ class Options(Embeddings, Prompts):
 def main(options: Options) -> None:
     from diffusers_ext.data.texts import read_prompts, without_duplicates
     from diffusers_ext.errors import InputError
-    from diffusers_ext.outputs import check_output
-    from diffusers_ext.prompts import check, load_faiss, select_prompts, unit_rows
+    from diffusers_ext.options.outputs import check_output
+    from diffusers_ext.preferences.select import check, load_faiss, select_prompts, unit_rows
 
     if not options.prompts or bool(options.encoder) == bool(options.embeddings):
         raise InputError("give --prompts FILE, and either --encoder or --embeddings")
@@ -98,9 +98,9 @@ def shard_labels(prompts: list, field: str):
 
 def embeddings_of(prompts: list, total: int, options: Options):
     """Return the prompts' embeddings, (n, d), computed or given; InputError if the given ones are unusable."""
-    from diffusers_ext import sentences
+    from diffusers_ext.embeddings import sentences
     from diffusers_ext.errors import InputError
-    from diffusers_ext.prompts import unit_rows
+    from diffusers_ext.preferences.select import unit_rows
 
     if options.encoder:
         texts = [prompt.text for prompt in prompts]
@@ -114,7 +114,7 @@ def embeddings_of(prompts: list, total: int, options: Options):
 
 def report(options: Options, unit, chosen, total: int) -> dict:
     """Compare the selection with as many prompts at random; print both."""
-    from diffusers_ext.prompts import NEAR, coverage, random_choice
+    from diffusers_ext.preferences.select import NEAR, coverage, random_choice
 
     measures = {
         "chosen": coverage(unit, chosen),

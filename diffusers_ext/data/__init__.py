@@ -1,1 +1,1 @@
-"""Data: rows of a folder, their tensors, and the regenerated fill50k."""
+"""Data: rows of a data set in any form, and their tensors. No method's own data is here."""

@@ -146,7 +146,7 @@ def scaling_notes(report: Report, resolution: int, cropped: bool) -> list[Findin
 
 def contact_sheet(dataset: torch.utils.data.Dataset, path: str | Path, count: int = 8) -> Path:
     """Draw what the network will see of the first samples in epochs 0 and 1: picture, condition, one over the other."""
-    from ..grids import labelled_grid  # not above: data workers need no matplotlib
+    from ..figures import labelled_grid  # not above: data workers need no matplotlib
 
     cells, labels = [], []
     for index in range(min(count, len(dataset))):

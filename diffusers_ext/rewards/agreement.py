@@ -1,4 +1,4 @@
-"""Does a picture keep to its condition? With a gradient, unlike `metrics.condition_consistency`, which judges afterwards.
+"""Does a picture keep to its condition? With a gradient, unlike `conditions.consistency`, which judges afterwards.
 
     edges       cosine of the picture's edge strength with the condition's lines, both softened: canny, scribble, outlines
     colours     minus the squared distance of the softened picture and condition: blur, tile, palettes
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ..condition_edges import canny_magnitude
+from ..conditions.edges import canny_magnitude
 from ..errors import InputError
 
 Agreement = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

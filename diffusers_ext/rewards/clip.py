@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..embeddings.tokenizer import open_clip_tokenizer
 from ..errors import InputError
-from ..open_clip_tokenizer import open_clip_tokenizer
 from .completeness import LOADING_ERRORS, check_tokenizer, check_tokenizer_files, check_weights, why_not_loaded
 from .image_reward_checkpoint import READING_ERRORS, why_unreadable
 from .interface import Reward

@@ -4,7 +4,7 @@
     soft   r = -(mean of ΔE(x) over the circle + mean over the background) / 2
 
 ΔE in the soft reward is CIELAB distance, sqrt(|x - c|² + 1) - 1 per pixel: CIEDE2000 has kinks that a gradient should
-not meet. Both find the circle in the picture itself (`metrics.fill50k`). That region does not change under a small
+not meet. Both find the circle in the picture itself (`toy.measures`). That region does not change under a small
 change of the picture, so the soft gradient is the true one wherever the region holds still. Where no circle can be
 seen there is no region to pull towards its colour: the exact reward still scores it, the soft one leaves that term constant.
 """
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_erosion
 
-from ..data.fill50k import parse_prompt
-from ..metrics.fill50k import colour_error, find_circle
+from ..toy.circles import parse_prompt
+from ..toy.measures import colour_error, find_circle
 from .interface import Reward
 from .reward_inputs import InputError, read_rgb
 

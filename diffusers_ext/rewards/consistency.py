@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..conditions import resolve
-from ..metrics.condition_consistency import condition_consistency
+from ..conditions.catalogue import resolve
+from ..conditions.consistency import condition_consistency
 from .colour import array
 from .interface import Reward
 from .reward_inputs import InputError

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..backbones import Backbone, load_backbone
+from ..embeddings.backbones import Backbone, load_backbone
 from .completeness import StrictLoading
 from .interface import Reward
 

@@ -7,11 +7,11 @@ from estimates import differences, mean, read_json, shown, verdict
 from page import curves, figure, table, text
 from PIL import Image
 
-from diffusers_ext.data.rankings import read
-from diffusers_ext.grids import captioned_grid, labelled_grid
-from diffusers_ext.metrics.fill50k import find_circle
-from diffusers_ext.metrics.preference import Ratio
-from diffusers_ext.run_folder import read_metrics
+from diffusers_ext.engine.run_folder import read_metrics
+from diffusers_ext.figures import captioned_grid, labelled_grid
+from diffusers_ext.preferences.agreement import Ratio
+from diffusers_ext.preferences.rankings import read
+from diffusers_ext.toy.measures import find_circle
 
 
 def prompts(folder: Path) -> str:
@@ -63,7 +63,7 @@ def candidates(folder: Path) -> str:
 
 
 def people(folder: Path) -> str:
-    from diffusers_ext.metrics.preference import agreement
+    from diffusers_ext.preferences.agreement import agreement
 
     ranked, truth = read(folder / "rankings.jsonl"), read_json(folder / "candidates" / "truth.json")
     spoilt = read(folder / "spoilt" / "rankings.jsonl")
@@ -91,7 +91,7 @@ def people(folder: Path) -> str:
 
 
 def reward(folder: Path) -> str:
-    from diffusers_ext.data.simulated_rankings import bayes_accuracy
+    from diffusers_ext.preferences.simulated import bayes_accuracy
 
     run, kept = folder / "reward", read(folder / "validation.jsonl")
     seen = [row for row in read_metrics(run) if "held_out_accuracy" in row]

@@ -8,8 +8,8 @@ from colours import COLOURS, STYLES, picture
 from estimates import read_json
 from page import curves, figure, table, text
 
-from diffusers_ext.grids import labelled_grid
-from diffusers_ext.run_folder import read_metrics
+from diffusers_ext.engine.run_folder import read_metrics
+from diffusers_ext.figures import labelled_grid
 
 OUTSIDE = "out_of_domain"  # the mean of all styles that were only described
 SHOWN = ("zero-shot, adaptive", "linear probe", "WiSE", "probe + SLERP", "probe + text delta", "LADS")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusers_ext.metrics.preference import Ratio
+from diffusers_ext.preferences.agreement import Ratio
 
 
 def read_json(path: Path):

@@ -19,7 +19,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from diffusers_ext.data.rankings import read, write
+    from diffusers_ext.preferences.rankings import read, write
 
     folder = Path(options.folder)
     own, spoilt = read(folder / "rankings.jsonl"), read(folder / "spoilt" / "rankings.jsonl")

@@ -65,8 +65,8 @@ def drawings(names: dict, hub: bool) -> dict:
     from PIL import Image
 
     from diffusers_ext import ImageRewardModel, embedded_model
-    from diffusers_ext.data import fill50k
     from diffusers_ext.pipelines.reward_rerank import RewardRerankPipeline
+    from diffusers_ext.toy import circles as fill50k
 
     def digest(pipe, **arguments) -> str:
         pipe.set_progress_bar_config(disable=True)
@@ -106,7 +106,7 @@ def drawings(names: dict, hub: bool) -> dict:
 def classes(folder: Path, names: dict, hub: bool) -> dict:
     """Classify drawings by both classifiers, on what the image-text model makes of them."""
     from diffusers_ext import LADSClassifier, VMFMixtureClassifier
-    from diffusers_ext.backbones import load_backbone
+    from diffusers_ext.embeddings.backbones import load_backbone
 
     backbone = load_backbone(f"hf-hub:{names['image-text']}" if hub else names["image-text"])
     pictures = sorted((folder / "colours").glob("test-*-0000.png"))

@@ -2,7 +2,7 @@
 
     python examples/story/measure.py --folder runs/story
 
-The exact colour reward and the circle's IoU need no model (metrics/fill50k.py). Both sides draw from the same noise, so that
+The exact colour reward and the circle's IoU need no model (toy/measures.py). Both sides draw from the same noise, so that
 differences are paired. measured.json has every value, tuned.png and control.png the first pictures.
 """
 
@@ -37,10 +37,10 @@ def tuned(folder: Path, each: int) -> dict:
 
     from diffusers_ext import embedded_model
     from diffusers_ext.data.tensors import as_uint8
-    from diffusers_ext.grids import labelled_grid
+    from diffusers_ext.diffusion.draw import draw
+    from diffusers_ext.figures import labelled_grid
     from diffusers_ext.lines import read_lines
-    from diffusers_ext.metrics.fill50k import circle_likeness, colour_error, find_circle
-    from diffusers_ext.sampling import draw
+    from diffusers_ext.toy.measures import circle_likeness, colour_error, find_circle
 
     prompts = read_lines(folder / "held-out.txt")
     asked = [prompt for prompt in prompts for _ in range(each)]
@@ -65,9 +65,9 @@ def controlled(folder: Path, count: int) -> dict:
     from PIL import Image
 
     from diffusers_ext import condition_following, embedded_model
-    from diffusers_ext.data import fill50k
-    from diffusers_ext.grids import labelled_grid
-    from diffusers_ext.sampling import draw
+    from diffusers_ext.diffusion.draw import draw
+    from diffusers_ext.figures import labelled_grid
+    from diffusers_ext.toy import circles as fill50k
 
     scenes = [fill50k.scene(index, split="test") for index in range(count)]
     prompts = [scene.prompt for scene in scenes]

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from diffusers_ext.grids import plot_curves
+from diffusers_ext.figures import plot_curves
 
 STYLE = """
 :root { --ink: #22272e; --soft: #5b6572; --line: #dfe3e8; --paper: #fff; --band: #f6f7f9; --mark: #2c6fbb }

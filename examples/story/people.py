@@ -3,7 +3,7 @@
     python examples/story/people.py --candidates runs/story/candidates
 
 A person sees the exact colour error of each picture, with Gumbel noise of temperature T, and ranks by what is seen
-(Bradley & Terry 1952; data/simulated_rankings.py). Judgements are kept as a page's are: checked, appended, fsynced. truth.json
+(Bradley & Terry 1952; preferences/simulated.py). Judgements are kept as a page's are: checked, appended, fsynced. truth.json
 has the exact rewards, and the accuracy that no reward can exceed on these people's pairs.
 """
 
@@ -26,9 +26,9 @@ def main(options: Options) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from diffusers_ext.annotate.items import read_items
-    from diffusers_ext.annotate.session import Session
-    from diffusers_ext.data.simulated_rankings import bayes_accuracy, exact_rewards, rank
+    from diffusers_ext.preferences.annotate.items import read_items
+    from diffusers_ext.preferences.annotate.session import Session
+    from diffusers_ext.preferences.simulated import bayes_accuracy, exact_rewards, rank
 
     folder = Path(options.candidates)
     items = read_items(folder)

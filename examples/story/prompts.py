@@ -24,7 +24,7 @@ class Options:
 
 def main(options: Options) -> None:
     from diffusers_ext import embedded_model, randomness
-    from diffusers_ext.data.simulated_rankings import basic_pairs
+    from diffusers_ext.preferences.simulated import basic_pairs
 
     folder = Path(options.folder)
     asked, pairs = [], basic_pairs("train")

@@ -77,7 +77,7 @@ def costs(folder: Path, titles: dict, records: list[dict]) -> str:
     """The table of steps with what each took, and on what."""
     import os
 
-    from diffusers_ext.run_folder import versions
+    from diffusers_ext.engine.run_folder import versions
 
     rows = []
     for name, title in titles.items():
@@ -109,7 +109,7 @@ def pictures(folder: Path):
     """The story in one strip: the first rows of what was drawn."""
     from PIL import Image
 
-    from diffusers_ext.grids import labelled_grid
+    from diffusers_ext.figures import labelled_grid
 
     scores = read_json(folder / "rerank" / "scores.json")["prompts"][:7]
     load = lambda row: Image.open(folder / "rerank" / row["image"])  # noqa: E731

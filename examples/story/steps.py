@@ -133,7 +133,7 @@ def people(at: str, size: Sizes) -> Step:
         "let three simulated people rank them, and collect what they said",
         f"python examples/story/people.py --candidates {at}/candidates",
         f"diffusers-ext annotate {at}/candidates --export {at}/rankings.jsonl",
-        f"""python -m diffusers_ext.data.simulated_rankings --basic_colours --count {size.spoilt} --annotators 3
+        f"""python -m diffusers_ext.preferences.simulated --basic_colours --count {size.spoilt} --annotators 3
             --temperature 0.03 --output_dir {at}/spoilt""",
         f"python examples/story/join.py --folder {at} --held_out {size.validated}",
         f"diffusers-ext rankings {at}/training.jsonl --against {at}/validation.jsonl",
@@ -180,7 +180,7 @@ def control(at: str, size: Sizes) -> list[Step]:
         step(
             "control",
             "train a ControlNet that draws the circle where the outline is",
-            f"python -m diffusers_ext.data.fill50k --output_dir {at}/circles --count {size.circles} --size 64",
+            f"python -m diffusers_ext.toy.circles --output_dir {at}/circles --count {size.circles} --size 64",
             f"""accelerate launch training/train_controlnet.py {common} --learning_rate 1e-3
                 --max_train_steps {size.control_steps} --validation_steps 100 --checkpointing_steps 50
                 --encoder_cache_dir {at}/encoded --output_dir {at}/controlnet""",

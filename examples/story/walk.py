@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.loopback_hub import LoopbackHub
-from diffusers_ext.run_folder import read_metrics
+from diffusers_ext.engine.run_folder import read_metrics
+from diffusers_ext.publish.loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = "steps.jsonl"

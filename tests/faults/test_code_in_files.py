@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import diffusers_ext
+from diffusers_ext.commands._model_check import check_model
+from diffusers_ext.embeddings.sentences import SentenceEncoder
 from diffusers_ext.errors import InputError
-from diffusers_ext.model_check import check_model
 from diffusers_ext.rewards.linear_head import LinearHeadConfig, LinearHeadReward
 from diffusers_ext.rewards.loading import load_reward
 from diffusers_ext.rewards.named import NamedReward, NamedRewardConfig
-from diffusers_ext.sentences import SentenceEncoder
-from diffusers_ext.tiny_image_reward import image_reward
+from diffusers_ext.rewards.tiny import image_reward
 
 EVIL = """
 import pathlib

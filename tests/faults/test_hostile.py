@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ext import checkpoints
-from diffusers_ext.backbones import features, load_backbone
-from diffusers_ext.base_model import BaseModel
 from diffusers_ext.data.labelled import read_labelled
 from diffusers_ext.data.preflight import check
-from diffusers_ext.data.ranking_checks import check_images
-from diffusers_ext.data.ranking_formats import read_rankings
 from diffusers_ext.data.rows import read_rows
+from diffusers_ext.diffusion.base import BaseModel
+from diffusers_ext.embeddings.backbones import features, load_backbone
+from diffusers_ext.engine import checkpoints
 from diffusers_ext.errors import InputError
+from diffusers_ext.preferences.checks import check_images
+from diffusers_ext.preferences.formats import read_rankings
 from diffusers_ext.rewards.loading import load_reward
 
 # ---------------------------------------------------------------- pickles
@@ -226,8 +226,8 @@ def test_class_names_that_are_markup_stay_words_on_a_card(trainings, start, tmp_
     """Folders of anybody's data set become classes and domains, and these stand on the card."""
     import yaml
 
-    from diffusers_ext.cards.check import card_problems
-    from diffusers_ext.cards.markdown import split_code
+    from diffusers_ext.publish.cards.check import card_problems
+    from diffusers_ext.publish.cards.markdown import split_code
 
     words = trainings["lads"].words
     squares, data = Path(words[words.index("--train_data_dir") + 1]), tmp_path / "data"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from trainings import NAMES, Training
 
-from diffusers_ext.run_folder import read_metrics
+from diffusers_ext.engine.run_folder import read_metrics
 
 BATCHES = {"controlnet": 2, "reward_model": 4, "reward_tuning": 2}  # of one process: twice the two processes'
 

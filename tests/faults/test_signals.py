@@ -12,7 +12,7 @@ import pytest
 from fork_server import ROOT, environment
 from PIL import Image
 
-from diffusers_ext.run_folder import read_metrics
+from diffusers_ext.engine.run_folder import read_metrics
 
 WORKERS = ("--dataloader_num_workers", 2)
 

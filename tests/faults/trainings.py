@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusers_ext import tiny_image_reward
-from diffusers_ext.data import fill50k, simulated_rankings
-from diffusers_ext.data.rankings import read
+from diffusers_ext.preferences import simulated as simulated_rankings
+from diffusers_ext.preferences.rankings import read
+from diffusers_ext.rewards import tiny as tiny_image_reward
+from diffusers_ext.toy import circles as fill50k
 
 NAMES = ("controlnet", "reward_model", "reward_tuning", "lads", "incremental")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -71,7 +72,7 @@ def make(folder: Path, untrained: Path, circles: Path) -> dict[str, Training]:
     results["reward_tuning"] = ("pytorch_lora_weights.safetensors", "metrics.jsonl")
     results["lads"] = (WEIGHTS, "metrics.jsonl", "results.json")
     default = Training.results
-    before = {"controlnet": "import diffusers_ext.previews as previews; previews.STEPS = 2"}
+    before = {"controlnet": "import diffusers_ext.control.previews as previews; previews.STEPS = 2"}
     return {
         name: Training(name, tuple(words[name]), results.get(name, default), before.get(name, "")) for name in NAMES
     }

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler
 
-from diffusers_ext import loop
-from diffusers_ext.control_init import init_hint, new_controlnet
+from diffusers_ext.control.hint import init_hint, new_controlnet
+from diffusers_ext.control.objective import ControlObjective
+from diffusers_ext.control.self_test import digest
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.encoders import StableDiffusionEncoders, load_stable_diffusion
-from diffusers_ext.objectives.control import ControlObjective
-from diffusers_ext.objectives.diffusion import Diffusion
+from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion
+from diffusers_ext.diffusion.noising import Diffusion
+from diffusers_ext.engine import loop
 from diffusers_ext.options import OptimizerOptions, RunOptions
-from diffusers_ext.self_test import digest
 
 
 @dataclass

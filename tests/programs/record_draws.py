@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDPMScheduler
 
-from diffusers_ext import loop
-from diffusers_ext.data.fill50k import Fill50k
-from diffusers_ext.objectives import Objective
-from diffusers_ext.objectives.diffusion import Diffusion
+from diffusers_ext.diffusion.noising import Diffusion
+from diffusers_ext.engine import loop
+from diffusers_ext.engine.objective import Objective
 from diffusers_ext.options import OptimizerOptions, RunOptions
+from diffusers_ext.toy.circles import Fill50k
 
 
 @dataclass

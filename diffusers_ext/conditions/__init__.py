@@ -1,0 +1,1 @@
+"""Conditions: from a picture to its condition, and whether another picture agrees with it."""

@@ -1,0 +1,1 @@
+"""ControlNet (Zhang & Agrawala 2023): conditional control on a frozen text-to-image model."""

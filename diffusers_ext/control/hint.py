@@ -1,0 +1,134 @@
+"""A ControlNet at step 0: a copy of the base's encoder, zero convolutions, and a hint network that carries its condition.
+
+With PyTorch's default initialisation less than 1 % of the signal that reaches the first zero convolution depends on the
+condition: each convolution loses about a factor of three of the difference between two images, while biases add a
+constant. Amplifying that signal again is part of the wait for ControlNet's "sudden convergence"; benchmarks/hint_init.py
+measures how much.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..randomness import step_seed
+from .blocks import cut
+
+HINT_CHANNELS = (
+    16,
+    32,
+    96,
+    256,
+)  # Zhang & Agrawala 2023, released code: three halvings, for an autoencoder of factor 8
+KAIMING_GAIN = 1.68  # keeps the variance through SiLU at unit scale
+
+
+def new_controlnet(
+    unet: UNet2DConditionModel, vae_factor: int, conditioning_channels: int = 3, blocks: int | None = None
+) -> ControlNetModel:
+    """Copy the encoder of `unet`, with a hint network that halves the condition as often as the autoencoder does.
+
+    vae_factor: pixels per latent position and side, a power of two. blocks: copy only the first so many down blocks, see
+    `control.blocks`.
+    """
+    halvings = vae_factor.bit_length() - 1
+    channels = (*HINT_CHANNELS, *(HINT_CHANNELS[-1],) * halvings)[: halvings + 1]
+    controlnet = ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=channels, conditioning_channels=conditioning_channels
+    )
+    return cut(controlnet, blocks) if blocks else controlnet
+
+
+def check_architecture(theirs: Mapping, base: Mapping) -> None:
+    """Raise InputError unless a ControlNet's configuration is that of a copy of the base's."""
+    for name in ("block_out_channels", "cross_attention_dim", "in_channels"):
+        own, wanted = (tuple(each) if isinstance(each, list) else each for each in (theirs[name], base[name]))
+        if own != wanted:
+            raise InputError(f"the ControlNet's {name} is {own}, the base's {wanted}; they do not belong together")
+
+
+def check_fit(controlnet: ControlNetModel, unet: UNet2DConditionModel, vae_factor: int, channels: int) -> None:
+    """Raise InputError unless a ControlNet that is given is of the base's architecture and takes these conditions."""
+    theirs = controlnet.config
+    check_architecture(theirs, unet.config)
+    if 2 ** (len(theirs.conditioning_embedding_out_channels) - 1) != vae_factor:
+        raise InputError(
+            f"the ControlNet's hint network has {theirs.conditioning_embedding_out_channels}; this base needs a factor of {vae_factor}"
+        )
+    if theirs.conditioning_channels != channels:
+        raise InputError(
+            f"the ControlNet takes {theirs.conditioning_channels} condition channels, the data have {channels}"
+        )
+
+
+def init_hint(controlnet: ControlNetModel, method: str, conditions: torch.Tensor, seed: int) -> float:
+    """Initialise the hint network in place and return how much of its last activation depends on the condition.
+
+    Every method leaves the last convolution zero, so the ControlNet's output at step 0 is exactly zero.
+
+    Args:
+        method: "default" keeps PyTorch's; "kaiming" takes He's normal with gain 1.68 and zero bias; "data" takes
+            orthogonal kernels and zero bias, each convolution scaled to unit standard deviation of its output on
+            `conditions` about the per-channel mean, so that sparse outlines count (LSUV, Mishkin & Matas 2016).
+        conditions: (N, channels, H, W) in [0, 1], N >= 2; some 64 are enough.
+
+    Returns the ratio of the standard deviation between images to the mean absolute activation, see `signal_ratio`.
+    Raises InputError if the conditions are all alike.
+    """
+    hint = controlnet.controlnet_cond_embedding
+    trunk = [hint.conv_in, *hint.blocks]
+    cpu = torch.Generator().manual_seed(step_seed(seed, 0, 0))
+    if method != "default":
+        with torch.no_grad():
+            x = conditions.to(hint.conv_in.weight)
+            for convolution in trunk:
+                _draw(convolution, method, cpu)
+                x = convolution(x)
+                if method == "data":
+                    scale = (x - x.mean(dim=(0, 2, 3), keepdim=True)).std()
+                    if not scale > 1e-6:
+                        raise InputError(
+                            "the conditions are all blank or all alike; --hint_init data needs conditions that differ"
+                        )
+                    convolution.weight /= scale
+                    x /= scale
+                x = F.silu(x)
+    return signal_ratio(controlnet, conditions)
+
+
+@torch.no_grad()
+def transfer(controlnet: ControlNetModel, old: UNet2DConditionModel, new: UNet2DConditionModel) -> None:
+    """Move a trained ControlNet to another base, in place: W ← W + (W_new − W_old) for each copied tensor.
+
+    The offset of Zhang's released `tool_transfer_control.py`. Raises InputError if the two bases differ in shape.
+    """
+    old_weights, new_weights = old.state_dict(), new.state_dict()
+    for name, weight in controlnet.state_dict().items():
+        if name in old_weights:
+            if name not in new_weights or not weight.shape == old_weights[name].shape == new_weights[name].shape:
+                raise InputError(
+                    f"{name}: the ControlNet and the two bases differ in shape; they must be of one architecture"
+                )
+            weight += (new_weights[name].float() - old_weights[name].float()).to(weight)
+
+
+@torch.no_grad()
+def signal_ratio(controlnet: ControlNetModel, conditions: torch.Tensor) -> float:
+    """Standard deviation between images over the mean absolute activation, before the hint network's zero convolution."""
+    hint = controlnet.controlnet_cond_embedding
+    x = F.silu(hint.conv_in(conditions.to(hint.conv_in.weight)))
+    for convolution in hint.blocks:
+        x = F.silu(convolution(x))
+    return (x.std(dim=0).mean() / x.abs().mean()).item()
+
+
+def _draw(convolution: nn.Conv2d, method: str, generator: torch.Generator) -> None:
+    if method == "kaiming":
+        fan_in = convolution.weight[0].numel()
+        nn.init.normal_(convolution.weight, std=KAIMING_GAIN / fan_in**0.5, generator=generator)
+    else:
+        nn.init.orthogonal_(convolution.weight, generator=generator)
+    nn.init.zeros_(convolution.bias)

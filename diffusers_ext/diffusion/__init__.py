@@ -1,0 +1,1 @@
+"""The frozen bases and their mathematics: encoders, noise, samplers, adapters."""

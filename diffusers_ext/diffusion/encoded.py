@@ -1,0 +1,201 @@
+"""A data set whose pictures and captions have been through the frozen encoders once.
+
+Of a picture the posterior's mean and deviation are kept, not a sample, so that each epoch samples anew; of the captions
+each different text and the empty one, so that captions are still dropped and chosen as the data set draws them.
+
+Shapes: latents (c, h, w), moments (2, c, h, w), text embeddings (tokens, width), of SDXL with one more row for the pooled
+one. With b bytes a number, a picture costs 2·b·c·h·w bytes (in bfloat16 SD 1.5 at 512 px: 64 KiB; SDXL at 1024 px:
+256 KiB) and a different caption b·tokens·width (115.5 and 312 KiB).
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from .. import randomness
+from ..cache import Digests, Store, digest_of, digest_of_file, fingerprint
+from ..data.files import File, Size
+from ..errors import InputError
+from .encoders import StableDiffusionEncoders, parts_of
+
+
+class Encoded(Dataset):
+    """A data set with "moments" (2, c, h, w) in place of "pixel_values", and "text_embeddings" beside "text".
+
+    moments None leaves the pictures to be encoded at each step, texts None the captions. `conditions` says whether the
+    samples carry their condition and "time_ids", as those of `Pairs` do.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        moments: "Sequence[torch.Tensor] | CachedMoments | None",
+        texts: "CachedTexts | None" = None,
+        conditions: bool = False,
+    ):
+        self.dataset, self.moments, self.texts, self.conditions = dataset, moments, texts, conditions
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def buckets(self) -> Sequence[Size] | None:
+        return self.dataset.buckets
+
+    def __getitem__(self, key: randomness.Key) -> dict:
+        sample = self.dataset[key] if self.moments is None else self._without_picture(key)
+        if self.texts is not None:
+            sample["text_embeddings"] = self.texts[sample["text"]]
+        return sample
+
+    def _without_picture(self, key: randomness.Key) -> dict:
+        bare = {"key": key, "text": self.dataset.caption(key)}
+        sample = self.dataset.without_picture(key) if self.conditions else bare
+        assert self.moments is not None
+        return {**sample, "moments": self.moments[key[1]].float()}
+
+
+class EncoderCache:
+    """What frozen encoders made of pictures and captions, in a folder, for all runs that use these encoders.
+
+    model: the local folder with the text encoders and tokenizers; vae: the VAE's, by default within it. Their content is
+    part of every key.
+    dtype: the type that values are kept in, that of the encoders' weights; vae_dtype: that of moments, by default the same.
+    load: returns the encoders, ready on their device; called at most once, and never where nothing is missing.
+    computed: what else the values depend on, such as the precision of the forward pass; part of every key.
+    autocast: the context of the training's forward pass, so that cached values are those of an uncached run.
+
+    Values are computed one picture at a time, so that they depend on nothing but their content. Batches round differently:
+    an uncached run that encodes batches agrees within 1e-5 in its losses at first, and training amplifies the rest.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: str | Path,
+        dtype: torch.dtype,
+        load: Callable[[], StableDiffusionEncoders],
+        computed: dict | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        show: bool = False,
+        vae: str | Path | None = None,
+        vae_dtype: torch.dtype | None = None,
+    ):
+        self.folder, self.model, self.show = Path(folder), Path(model), show
+        self.vae = Path(vae or self.model / "vae").resolve()
+        self.dtypes = {"moments": vae_dtype or dtype, "texts": dtype}
+        self.load, self.about, self.autocast = functools.cache(load), computed or {}, autocast
+        self.digests = Digests(folder)
+        self.computed = {"moments": 0, "texts": 0}  # by this process
+
+    def moments(
+        self,
+        files: Sequence[File],
+        picture: Callable[[int], torch.Tensor],
+        transform: dict,
+        sizes: Sequence[Size] | None = None,
+    ) -> "CachedMoments":
+        """Return the moments of pictures, computing what is missing.
+
+        picture(i) is files[i] as the network sees it, (3, H, W) in [-1, 1]; transform names everything that this depends
+        on beside the file, which must be the same in every epoch (see `check_fixed`), and sizes each one's (width, height)
+        where they differ.
+        """
+        weights = fingerprint(self.vae.parent, [self.vae.name], self.digests)
+        paths = [file for file in files if isinstance(file, Path)]
+        keys = self.digests.of(paths) if len(paths) == len(files) else [*map(digest_of_file, files)]
+        members: dict[Size | None, list[int]] = {}
+        for index, size in enumerate(sizes or [None] * len(files)):
+            members.setdefault(size, []).append(index)
+        places: dict[int, tuple[Store, str]] = {}
+        for size, indices in members.items():
+            store = self._store("moments", weights, {"transform": transform | ({"size": size} if size else {})})
+            seen = [keys[index] for index in indices]
+            self._fill(store, seen, functools.partial(self._moments, picture, indices))
+            for index in indices:
+                places[index] = store, keys[index]
+        return CachedMoments([places[index] for index in range(len(files))])
+
+    def texts(self, captions: Iterable[str]) -> "CachedTexts":
+        """Return the embeddings of captions and of the empty one, computing what is missing."""
+        parts = [part for part in parts_of(self.model) if part.startswith(("text_encoder", "tokenizer"))]
+        store = self._store("texts", fingerprint(self.model, parts, self.digests), {})
+        captions = ["", *sorted(set(captions) - {""})]
+        self._fill(store, [*map(digest_of, captions)], lambda index: self.load().embed([captions[index]])[0])
+        return CachedTexts(store)
+
+    def _store(self, value: str, weights: str, more: dict) -> Store:
+        spec = {"value": value, "weights": weights, "dtype": str(self.dtypes[value]), **self.about, **more}
+        return Store(self.folder, spec, self.digests)
+
+    def _moments(self, picture: Callable[[int], torch.Tensor], indices: list[int], at: int) -> torch.Tensor:
+        return self.load().moments(picture(indices[at])[None])[0]
+
+    def _fill(self, store: Store, keys: list[str], encode: Callable[[int], torch.Tensor]) -> None:
+        value = store.folder.name.split("-")[0]
+
+        def in_type(index: int) -> torch.Tensor:
+            with torch.no_grad(), self.autocast():
+                return encode(index).to(self.dtypes[value])
+
+        try:
+            self.computed[value] += store.fill(keys, in_type, self.show)
+        finally:
+            self.digests.save()
+        if self.show:
+            size = store[keys[0]].nbytes
+            print(
+                f"{value}: {len(set(keys)):,} of {size / 1024:.1f} KiB in {store.folder}, {self.computed[value]:,} new"
+            )
+
+
+class CachedMoments:
+    """Moments by sample index, each from the store of its size."""
+
+    def __init__(self, places: list[tuple[Store, str]]):
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        store, key = self.places[index]
+        return store[key]
+
+
+class CachedTexts:
+    """Embeddings by caption."""
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    def __getitem__(self, caption: str) -> torch.Tensor:
+        try:
+            return self.store[digest_of(caption)]
+        except KeyError:
+            raise KeyError(f"{caption!r} is not among the captions that were embedded") from None
+
+
+def check_fixed(**drawn: bool) -> None:
+    """Raise InputError if an option is on under which pictures change from epoch to epoch."""
+    on = [f"--{name}" for name, value in drawn.items() if value]
+    if on:
+        raise InputError(
+            f"--encoder_cache_dir keeps each picture in one geometry; leave it out, or leave out {' and '.join(on)}"
+        )
+
+
+def encode_in_memory(dataset: Dataset, encoders: StableDiffusionEncoders, batch_size: int = 64) -> torch.Tensor:
+    """Return the moments of all pictures, (N, 2, c, h, w), in memory: for encoders that were just trained."""
+    chunks = tqdm(range(0, len(dataset), batch_size), desc="encoding", unit="batch", dynamic_ncols=True)
+    return torch.cat([_encode(dataset, encoders, first, batch_size) for first in chunks])
+
+
+def _encode(dataset: Dataset, encoders: StableDiffusionEncoders, first: int, count: int) -> torch.Tensor:
+    indices = range(first, min(first + count, len(dataset)))
+    return encoders.moments(torch.stack([dataset.picture(index) for index in indices])).cpu()

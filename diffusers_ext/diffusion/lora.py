@@ -1,0 +1,151 @@
+"""A U-Net that learns through low-rank adapters: put on, taken off, scaled, saved for `pipe.load_lora_weights`.
+
+add_lora(unet, rank=16)
+with adapters_off(unet):       # the base model, exactly, at no cost in memory
+    ...
+with adapters_merged(unet):    # without a gradient: what the adapters make of it, at the base's cost
+    ...
+with LateLora(pipe, 0.5) as late:
+    pipe(prompt, callback_on_step_end=late)   # the base composes, the adapters finish
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from diffusers.training_utils import _collate_lora_metadata, cast_training_params
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+
+from ..errors import InputError
+
+ADAPTER = "default"  # peft's name for an adapter that has no other
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention's maps, as in diffusers' own LoRA scripts
+
+
+def add_lora(
+    unet: UNet2DConditionModel, rank: int, alpha: float | None = None, targets: list[str] | None = None
+) -> None:
+    """Freeze a U-Net, in place, and put W + (alpha / rank) · B A over its attention (Hu et al. 2021, 4.1).
+
+    B starts at zero, A is Gaussian of torch's global generator; adapters are kept in float32. alpha: default rank, a
+    scale of 1. targets: ends of layers' names instead of TARGETS. Raises InputError if they name no layer.
+    """
+    unet.requires_grad_(False)
+    names = list(targets or TARGETS)
+    config = LoraConfig(r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=names)
+    try:
+        unet.add_adapter(config, ADAPTER)
+    except ValueError as error:
+        raise InputError(f"--lora_target_modules {' '.join(names)}: {error}") from error
+    cast_training_params(unet, torch.float32)
+
+
+def has_lora(unet: UNet2DConditionModel) -> bool:
+    return ADAPTER in getattr(unet, "peft_config", {})
+
+
+@contextlib.contextmanager
+def adapters_off(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Within the block the U-Net is the base's."""
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
+
+
+@contextlib.contextmanager
+def adapters_at(unet: UNet2DConditionModel, strength: float) -> Iterator[None]:
+    """Within the block the adapters count `strength` times; 0 is the base, 1 what was trained."""
+    unet.set_adapters(ADAPTER, strength)
+    try:
+        yield
+    finally:
+        unet.set_adapters(ADAPTER, 1.0)
+
+
+@contextlib.contextmanager
+def adapters_merged(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Within the block the adapters are part of the weights, which afterwards are the base's again, bit for bit.
+
+    A forward pass then costs what the base's costs. No gradient may be wanted of it. Weights in half precision are left
+    alone: a small update of a weight would be rounded away.
+    """
+    layers = [each for each in unet.modules() if isinstance(each, LoraLayer)]
+    weights = [each.get_base_layer().weight for each in layers]
+    if not weights or any(weight.dtype != torch.float32 for weight in weights):
+        yield
+        return
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        for layer in layers:
+            layer.merge()
+        yield
+    finally:
+        for layer, weight, before in zip(layers, weights, kept):
+            layer.unmerge()
+            weight.data.copy_(before)
+
+
+def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write the adapters as pytorch_lora_weights.safetensors, with rank and alpha, as `load_lora_weights` reads them."""
+    sdxl = unet.config.addition_embed_type == "text_time"
+    (StableDiffusionXLPipeline if sdxl else StableDiffusionPipeline).save_lora_weights(
+        folder,
+        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER)),
+        **_collate_lora_metadata({"unet": unet}),
+    )
+
+
+@torch.no_grad()
+def restore_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Read back what `save_lora` wrote, in place and strictly."""
+    saved = load_file(folder / LORA_WEIGHT_NAME_SAFE)
+    own = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER))
+    if saved.keys() != {f"unet.{name}" for name in own}:
+        raise InputError(f"{folder}: made with other --lora_rank or --lora_target_modules")
+    for name, tensor in own.items():
+        if saved[f"unet.{name}"].shape != tensor.shape:
+            raise InputError(f"{folder}: made with another --lora_rank; {name} has another shape")
+        tensor.copy_(saved[f"unet.{name}"])
+
+
+class LateLora:
+    """Apply a pipeline's loaded LoRA in the last part of the steps only, as a `callback_on_step_end`.
+
+    What a reward teaches is mostly late detail, what it takes away is variety of composition, which the first steps decide
+    (Sorokin et al. 2025, ImageReFL). start: the share of steps, 0 to 1, that the base does alone.
+
+    Use it as a context, so that the LoRA is on again afterwards however a call ended.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, start: float = 0.5):
+        if not 0 <= start <= 1:
+            raise ValueError(f"start is a share of the steps, 0 to 1, got {start}")
+        self.unet, self.start = pipe.unet, start
+
+    def __enter__(self) -> "LateLora":
+        self._switch(self.start <= 0)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._switch(True)
+
+    def __call__(self, pipe: DiffusionPipeline, step: int, timestep: torch.Tensor, values: dict) -> dict:
+        """Called after step `step`: switch for the next one, which after the last step is the next call's first."""
+        steps = pipe.num_timesteps
+        self._switch((step + 1) % steps >= self.start * steps)
+        return values
+
+    def _switch(self, on: bool) -> None:
+        if on:
+            self.unet.enable_adapters()
+        else:
+            self.unet.disable_adapters()

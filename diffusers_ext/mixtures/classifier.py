@@ -1,0 +1,401 @@
+"""A classifier that keeps learning: per-class mixtures of von Mises-Fisher distributions that grow with the sessions.
+
+    classifier = VMFMixtureClassifier(dim=1280)
+    classifier.partial_fit(features, labels)     # a session: new classes, new domains of old ones, or both
+    classifier.predict(features)
+    classifier.save_pretrained("runs/mine")      # from_pretrained goes on learning where this one stood
+
+After General Incremental Learning with Domain-aware Categorical Representations (Xie, Yan & He, CVPR 2022): a class is a mixture
+on the unit sphere whose components stand for domains that nobody labelled; a session first expands the mixtures of its classes,
+then learns, then reduces them, and rewrites a memory that is balanced across classes and across components. What the paper leaves
+open is decided, and said, in mixtures/em.py, mixtures/reduction.py and mixtures/memory.py; mixtures/state.py is the session.
+"""
+
+import operator
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+from huggingface_hub import ModelCard
+
+from ..embeddings.backbones import Backbone
+from ..embeddings.owner import BackboneOwner
+from ..errors import InputError
+from ..publish.carded import CardedModel
+from .card import mixture_card
+from .heads import Scores
+from .inputs import (
+    Label,
+    as_labels,
+    as_rows,
+    check_kind,
+    directions,
+    draw_rows,
+    labels_of_batches,
+    number,
+    pack,
+    rows_of_batches,
+)
+from .memory import Exemplars
+from .prediction import Predictor
+from .report import calibration_text, component_rows, is_calibrated, session_row
+from .settings import check_settings
+from .spaces import MixtureSpace
+from .state import MixtureState
+from .vmf import log_normalizer
+
+SAMPLE = 1024  # rows of a class on which a session in batches is expanded
+
+
+class VMFMixtureClassifier(BackboneOwner, CardedModel):
+    """Mixtures of von Mises-Fisher distributions on features (N, dim), for labels of any one JSON type.
+
+    memory: exemplars kept in all, as features. jury: samples, of a session and class at most a tenth, that are kept as features
+    to choose what is not given: they are never learnt, but count when predicting, see mixture.judge. transform: "none" clusters
+    the features' directions, "whiten" those after whitening by the covariance within classes, "auto" keeps both mixtures and
+    lets the jury choose. seed: of the seeding of components and of the jury; nothing else is random.
+    k_new: components proposed per class and session, at most one for n_min samples or part of them. estep: "soft" or "hard".
+    reduction: "evidence", "icl", "kl" or "cosine" with alpha or threshold, see mixture.reduction. max_components: of a class.
+    weights: of a class's components, "uniform" or by "counts". score: a component's density, "plugin" or "predictive", see
+    mixture.scores, or "auto", which of them the jury finds better. shrinkage: of components' means towards their class's when
+    predicting, as many pseudo-samples; 0 is the paper's rule, None lets the jury choose. Without a jury score "auto" is
+    "plugin", and None is 0. head: what predicts, "mixture", linear "lda", "ridge" or, on so many random projections, "ranpac",
+    "pooled" of mixture and ranpac, or "auto", which of them the jury finds best, see mixture.heads; components, densities and the
+    report are the mixture's in any case. standardise: divide each column by its root mean square in the first session before
+    rows get unit length; None does so, with a warning, where columns differ more than a hundredfold, see mixture.columns.
+    encoder: what the features are of, a backbone's name, for the card and the loader; encoder_digest: of its weights.
+
+    Until there is a jury, that is until ten samples of a class have come, in one session or in several smaller ones, the plain
+    space and density predict, linear heads choose their ridge by generalised cross-validation, "pooled" is the mean of both
+    heads at equal spread, and probabilities are not calibrated.
+    labels, log and grown are what growth left in the configuration: leave them out.
+
+    What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
+    """
+
+    named_by = ("encoder", "encoder_digest")
+
+    @register_to_config
+    def __init__(
+        self,
+        dim: int,
+        *,
+        memory: int = 2000,
+        jury: int = 500,
+        transform: str = "auto",
+        seed: int = 0,
+        k_new: int = 16,
+        n_min: int = 4,
+        estep: str = "soft",
+        reduction: str = "evidence",
+        alpha: float = 1.0,
+        threshold: float | None = None,
+        max_components: int = 32,
+        weights: str = "uniform",
+        score: str = "auto",
+        shrinkage: float | None = None,
+        head: str = "mixture",
+        projections: int = 2000,
+        encoder: str | None = None,
+        encoder_digest: str | None = None,
+        standardise: bool | None = None,
+        labels: list[Label] | None = None,
+        log: list[dict] | None = None,
+        grown: dict | None = None,
+    ):
+        super().__init__()
+        self._settle_settings()
+        check_settings(self.config)
+        self.learnt = MixtureState(self.config)
+        self._labels, self._log = list(labels or []), list(log or [])
+        self._ready: Predictor | None = None
+        self._scores: Scores | None = None
+        self._warned = False
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs: Any
+    ) -> "VMFMixtureClassifier":
+        """Load from a folder or the Hub, as every diffusers model; a `torch_dtype` is ignored, statistics stay exact."""
+        kwargs.pop("torch_dtype", None)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded._folder = pretrained_model_name_or_path
+        return loaded
+
+    @classmethod
+    def of(cls, backbone: Backbone, **settings: Any) -> "VMFMixtureClassifier":
+        """Return a classifier of a backbone's embeddings, which notes whose they are and checks it when loaded again."""
+        made = cls(backbone.width, **settings, encoder=backbone.name, encoder_digest=backbone.weights)
+        made._backbone = backbone
+        return made
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_ready": None, "_scores": None}  # copies lay out their own
+
+    def card(self, name: str) -> ModelCard:
+        """Return the card that `save_pretrained` writes."""
+        return mixture_card(self, name)
+
+    # What was learnt.
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The labels in the order of the columns of `predict_proba`: by session, sorted within."""
+        return pack(self._labels)
+
+    @property
+    def space(self) -> MixtureSpace:
+        """The mixture that predicts."""
+        return self.learnt.space
+
+    @property
+    def head_(self) -> str:
+        """What predicts now: "mixture", "lda", "ridge", "ranpac" or "pooled"."""
+        return self.learnt.head
+
+    @property
+    def calibrated_(self) -> bool:
+        """Whether the jury is large enough for probabilities to be believed: 30 samples, and of half the classes."""
+        return is_calibrated(self.learnt, len(self._labels))
+
+    @property
+    def exemplars(self) -> Exemplars:
+        """The memory as tensors."""
+        return self.learnt.exemplars
+
+    @property
+    def n_components_(self) -> dict[Label, int]:
+        """Components of each class."""
+        counts = torch.bincount(self.space.classes, minlength=len(self._labels))
+        return dict(zip(self._labels, counts.tolist()))
+
+    @property
+    def kappa_(self) -> float:
+        """The concentration of every component's density; temperature times it is the softmax's scale."""
+        return float(self.space.kappa)
+
+    @property
+    def session_log_(self) -> list[dict]:
+        """A row per session: samples, classes, components, the space chosen, κ, temperature, accuracies on the jury."""
+        return list(self._log)
+
+    @property
+    def stored_floats(self) -> int:
+        """Numbers carried from session to session, without the memory's exemplars."""
+        return sum(value.numel() for name, value in self.named_buffers() if not name.startswith("learnt.exemplars."))
+
+    # Learning.
+
+    def partial_fit(self, features: Any, labels: Any) -> "VMFMixtureClassifier":
+        """Learn a session of features (N, dim) and N labels, in any order of classes and domains; returns self.
+
+        Raises InputError for zero or infinite rows, another dimension, labels of another type than before. A session given
+        twice counts twice: it adds no components, and predictions hardly move.
+        """
+        rows = as_rows(features, self.config.dim)
+        classes, known = number(labels, len(rows), self._labels)
+        directions(rows)  # refused before anything is learnt
+        if len(rows):
+            self._start(rows, known)
+            self._learn(self._unit(rows), classes)
+        return self
+
+    def score(self, features: Any, labels: Any) -> float:
+        """Return the share of rows (N, dim) that are predicted as their labels say, 0 to 1."""
+        predicted, wanted = self.predict(features).tolist(), as_labels(labels)
+        if len(predicted) != len(wanted) or not wanted:
+            raise InputError(
+                f"score: {len(predicted)} rows of features and {len(wanted)} labels; give one label per row"
+            )
+        check_kind(wanted, self._labels)
+        return sum(map(operator.eq, predicted, wanted)) / len(wanted)
+
+    def partial_fit_batches(self, batches: Iterable[tuple[Any, Any]]) -> "VMFMixtureClassifier":
+        """Learn one session that does not fit in memory, from batches of (features, labels) that can be read several times.
+
+        Up to 1,024 samples of a class, drawn by the seed, are learnt as a session; the others are then counted to their
+        nearest components. A session of fewer is learnt exactly as by `partial_fit`. Raises InputError if batches come in
+        another order when read again.
+        """
+        if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping)):
+            raise InputError(f"batches: a {type(batches).__name__}; give a list of (features, labels), or a DataLoader")
+        if iter(batches) is batches:
+            raise InputError("batches are read several times: give a list or a DataLoader instead of an iterator")
+        order = labels_of_batches(batches)
+        sizes = Counter(label for labels in order for label in labels)
+        if not sizes:
+            return self
+        kept = draw_rows(sizes, SAMPLE, self.config.seed, len(self._log))
+        parts = [
+            (x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, order, kept)
+        ]
+        rows, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
+        classes, known = number(labels, len(rows), self._labels)
+        self._start(rows, known)
+        self._learn(self._unit(rows), classes)
+        if any(size > SAMPLE for size in sizes.values()):
+            self._count_others(batches, order, kept)
+        return self
+
+    def forget(self, label: Label) -> "VMFMixtureClassifier":
+        """Drop a class: its components and exemplars. κ is estimated again; nothing else of other classes changes.
+
+        The tied covariance keeps the class's scatter around its own mean, which is not kept by class.
+        """
+        if label not in self._labels:
+            raise InputError(f"forget: no class {label!r}; classes_ has those that are known")
+        gone = self._labels.index(label)
+        self.learnt.drop(gone)
+        del self._labels[gone]
+        self._log.append({"session": len(self._log), "forgotten": label, "classes": len(self._labels)})
+        self._record()
+        return self
+
+    def merge(self, other: "VMFMixtureClassifier") -> "VMFMixtureClassifier":
+        """Take up what another classifier of the same settings learnt, without its data; returns self.
+
+        Statistics add up; components of a class that both know are then reduced. κ is the mean of both, weighted by
+        samples, until the next session; both juries choose space, shrinkage, temperature and head together.
+        """
+        if not isinstance(other, VMFMixtureClassifier) or other is self:
+            raise InputError("merge takes one other VMFMixtureClassifier; call it once for each")
+        self.learnt.columns.check_mergeable(other.learnt.columns)
+        if self._kind() != other._kind():
+            raise InputError(
+                "merge: dim, transform or head of the two classifiers differ, or the draw of their projections"
+            )
+        check_kind(other._labels, self._labels)
+        self._labels += [label for label in other._labels if label not in self._labels]
+        places = torch.tensor([self._labels.index(label) for label in other._labels], dtype=torch.int64)
+        self.learnt.absorb(other.learnt, places, len(self._labels))
+        self._log.append({"session": len(self._log), "merged": len(other._log), "classes": len(self._labels)})
+        self._record()
+        return self
+
+    # Predicting.
+
+    def decision_function(self, features: Any) -> torch.Tensor:
+        """Return the head's scores of classes, (N, C) float32, columns as in `classes_`: the mixture's are ln p(z | class) up to
+        a common constant."""
+        predictor, heads = self._predictor(), self.learnt.whole.heads
+        if self._scores is None:
+            mixture, temperature = predictor.class_scores, float(self.learnt.choice.temperature)
+            judged = len(self.learnt.jury.classes) > 0
+            self._scores = mixture if heads is None else heads.scores(mixture, temperature, judged)
+        return self._scores(self._rows(features))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`decision_function`, for who composes modules."""
+        return self.decision_function(features)
+
+    def predict(self, features: Any) -> np.ndarray:
+        """Return the most probable label of each row, (N,)."""
+        if self.head_ != "mixture":
+            return self.classes_[self.decision_function(features).argmax(1).numpy()]
+        return self.classes_[self._predictor().winners(self._rows(features)).numpy()]
+
+    def predict_proba(self, features: Any) -> np.ndarray:
+        """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on the jury.
+
+        Warns once for each state that is not `calibrated_`.
+        """
+        if not self.calibrated_ and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"predict_proba: {calibration_text(self.learnt, len(self._labels))}", UserWarning, stacklevel=2
+            )
+        scores = self.decision_function(features).double() * self.learnt.temperature
+        return scores.softmax(1).numpy()
+
+    def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
+        """Return the id of each row's component, (N,) int64: the closest of its class where labels are given (equation 6),
+        else the most probable of all. Ids are never used again."""
+        features = self._rows(features)
+        if labels is None:
+            return self.space.ids[self._predictor().components(features)].numpy()
+        classes, labels = number(labels, len(features), self._labels)
+        if len(labels) > len(self._labels):
+            raise InputError(f"no class {labels[len(self._labels)]!r}; classes_ has those that are known")
+        whitener = self.learnt.whitener()
+        embedded = self.space.embed(features, whitener)
+        return self.space.ids[self.space.nearest(embedded, classes, self.space.statistics(whitener))].numpy()
+
+    def score_samples(self, features: Any) -> np.ndarray:
+        """Return ln p(z) with equally likely classes, (N,) float64: low values are novel. Comparable within one session only."""
+        density = float(log_normalizer(torch.tensor(self.kappa_), self.config.dim))
+        scores = self._predictor().class_scores(self._rows(features)).double()
+        return (scores.logsumexp(1) + density - np.log(len(self._labels))).numpy()
+
+    def report(self) -> list[dict]:
+        """Return a row per component: class, id, samples, share of its class, mean cosine, exemplars and their sessions."""
+        places = self.exemplars.places(self.space, self.learnt.whitener())
+        return component_rows(self.space, self._labels, self.exemplars, places)
+
+    @property
+    def memory_(self) -> dict[str, np.ndarray]:
+        """The exemplars: features (M, dim), labels, component ids and sessions."""
+        return {
+            "features": self.exemplars.features.numpy(),
+            "labels": self.classes_[self.exemplars.classes.numpy()],
+            "components": self.space.ids[self.exemplars.places(self.space, self.learnt.whitener())].numpy(),
+            "sessions": self.exemplars.sessions.numpy(),
+        }
+
+    # How.
+
+    def _settle_settings(self) -> None:
+        """Take numpy's numbers as Python's own, which the configuration can be written with."""
+        self.register_to_config(
+            **{name: value.item() for name, value in self.config.items() if isinstance(value, np.generic)}
+        )
+
+    def _start(self, rows: torch.Tensor, known: list[Label]) -> None:
+        """Begin a session with rows (N, dim) as they came, after which `known` are the classes."""
+        self.learnt.columns.learn(rows, first=not self._labels)
+        self._labels = known
+
+    def _rows(self, features: Any) -> torch.Tensor:
+        """Return features as they are learnt: checked, their columns scaled, of unit length."""
+        return self._unit(as_rows(features, self.config.dim))
+
+    def _unit(self, rows: torch.Tensor) -> torch.Tensor:
+        return directions(self.learnt.columns(rows))
+
+    def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
+        accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
+        self._log.append(session_row(self.learnt, len(self._log), classes, len(self._labels), accuracies))
+        self._record()
+
+    def _record(self) -> None:
+        """Write what grew into the configuration, from which a loaded classifier is built."""
+        self._ready = self._scores = None
+        self._warned = False
+        log = [dict(row) for row in self._log]
+        self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
+
+    def _kind(self) -> tuple:
+        """What must agree for the sums of two classifiers to add up."""
+        drawn = (
+            (self.config.projections, self.config.seed) if self.config.head in ("ranpac", "pooled", "auto") else None
+        )
+        return self.config.dim, self.config.transform, self.config.head, drawn
+
+    def _predictor(self) -> Predictor:
+        if not self._labels:
+            raise InputError("nothing has been learnt yet; call partial_fit first")
+        if self._ready is None:
+            self._ready = self.learnt.predictor(len(self._labels))
+        return self._ready
+
+    def _count_others(self, batches: Iterable[tuple[Any, Any]], order: list, kept: dict[Label, np.ndarray]) -> None:
+        """Count the samples on which the session was not expanded."""
+        for features, labels, rows in rows_of_batches(batches, self.config.dim, order, kept, others=True):
+            classes, _ = number([labels[row] for row in rows], len(rows), self._labels)
+            self.learnt.count(self._unit(features[rows]), classes)
+            self._log[-1]["samples"] += len(rows)
+        self._record()

@@ -1,0 +1,1 @@
+"""What the model cards of all methods share. Each method's own card is in its package."""

@@ -1,0 +1,1 @@
+"""Streams of sessions: baselines, trainings and measures of incremental learning."""

@@ -1,0 +1,1 @@
+"""A reward, or rankings, change a generator."""
