@@ -8,7 +8,7 @@ import pytest
 
 from diffusers_ext import cli
 
-NAMES = sorted(path.stem for path in cli.COMMANDS.glob("*.py") if path.stem != "__init__")
+NAMES = sorted(path.stem for path in cli.COMMANDS.glob("*.py") if not path.stem.startswith("_"))
 
 
 def call(*words: str) -> subprocess.CompletedProcess:

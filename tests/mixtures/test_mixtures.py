@@ -146,7 +146,7 @@ def test_saving_and_loading_changes_nothing(tmp_path, transform):
 def test_two_processes_reach_the_same_state(tmp_path):
     """Check 18."""
     code = (
-        "import sys, torch; torch.set_num_threads(1); from tests.test_mixtures import small, VMFMixtureClassifier as V\n"
+        "import sys, torch; torch.set_num_threads(1); from tests.mixtures.test_mixtures import small, VMFMixtureClassifier as V\n"
         "x, y, _ = small(); V(16, seed=3).partial_fit(x[:100], y[:100]).partial_fit(x, y).save_pretrained(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True)

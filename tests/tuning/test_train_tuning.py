@@ -103,7 +103,7 @@ def launched(launch, untrained, prompts, common, tmp_path_factory) -> Path:
     """The same, launched on two processes with half the batch each, and the adapters measured at several strengths."""
     run = tmp_path_factory.mktemp("launched") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parents[1]}")
+        patch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
         launch(SCRIPT, *arguments(untrained, prompts, run, *common), processes=2)
     return run
 
