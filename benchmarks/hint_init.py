@@ -132,7 +132,7 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     from diffusers_ext.control.gap import ConditionGap
     from diffusers_ext.control.hint import init_hint, new_controlnet
     from diffusers_ext.control.objective import ControlObjective
-    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+    from diffusers_ext.diffusion.base import base_of
     from diffusers_ext.diffusion.noising import Diffusion
     from diffusers_ext.randomness import MicroBatches
 
@@ -142,7 +142,7 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     controlnet = new_controlnet(pipe.unet, side // 16)  # latents are 16 x 16
     init_hint(controlnet, this.init, data["conditioning_pixel_values"][:64], this.seed)
     encoders = StableDiffusionEncoders(None, None, None, pipe.vae.config)
-    objective = ControlObjective(controlnet, pipe.unet, encoders, Diffusion(noising(pipe), this.seed))
+    objective = ControlObjective(controlnet, pipe.unet, encoders, Diffusion(path_of(pipe), this.seed))
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=this.rate, fused=True)
     gap = ConditionGap(objective, batch_of(held_out, [(0, index) for index in range(HELD_OUT)]))
     with torch.no_grad():
@@ -188,7 +188,7 @@ def score(objective, pipe, held_out: dict, steps: int = 10, guidance: float = 2.
     return float(condition_following(pictures.clamp(0, 1), held_out["outline"]).iou.mean())
 
 
-def noising(pipe):
+def path_of(pipe):
     """The forward process that a pipeline's sampler inverts."""
     from diffusers import DDPMScheduler
 
@@ -234,10 +234,10 @@ def encoded(split: str, count: int) -> dict:
 
     from diffusers_ext import embedded_model
     from diffusers_ext.diffusion.encoded import encode_in_memory
-    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion
+    from diffusers_ext.diffusion.base import base_of, load_pipeline
     from diffusers_ext.toy.circles import Fill50k
 
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_pipeline(embedded_model())
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
     scenes = Fill50k(count, 64, split=split)
     prompts = [scenes.scene(index).prompt for index in range(count)]
@@ -256,10 +256,10 @@ def base_model(name: str, folder: Path, steps: int):
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     from diffusers_ext import embedded_model
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_pipeline
 
     wanted, path = BASES[name], folder / name.replace(", ", "-").replace(" ", "-")
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_pipeline(embedded_model())
     if wanted.prediction == "epsilon":
         usual = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
         pipe.register_modules(scheduler=DDIMScheduler.from_config(pipe.scheduler.config, **usual))
@@ -284,7 +284,7 @@ def train_base(pipe, channels: tuple[int, ...], steps: int, batch: int = 32, rat
     unet = UNet2DConditionModel.from_config({**pipe.unet.config, "block_out_channels": channels})
     data, count = encoded("train", 4000), 4000
     latents = data["moments"][:, 0] * pipe.vae.config.scaling_factor
-    diffusion = Diffusion(noising(pipe), seed=0)
+    diffusion = Diffusion(path_of(pipe), seed=0)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     for keys in tqdm(MicroBatches(count, 0, batch, 1, 1, 0, 0, steps), desc="small base", unit="step", mininterval=30):

@@ -38,11 +38,11 @@ class Options:
 
 def main(options: Options) -> None:
     from diffusers_ext import embedded_model
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_pipeline
 
     folder = Path(options.output_dir)
     data = make_data(folder, options.shuffle)
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_pipeline(embedded_model())
     print(HEAD)
     print(f"| no control | | | {measure(pipe, options.pictures)} |", flush=True)
     for seed in options.seeds:

@@ -84,14 +84,14 @@ def measure(options: Options) -> dict[str, float]:
     import torch
 
     from diffusers_ext import embedded_model, load_reward
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_pipeline
     from diffusers_ext.tuning import build as tuning_start  # noqa: F401 - what all sides import counts for none
 
     setting = SETTINGS[options.model]
     torch.set_num_threads(1)
     torch.manual_seed(0)
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_pipeline(embedded_model())
     if options.model == "sd15":
         pipe = narrow_stable_diffusion(pipe.tokenizer)
     reward = load_reward("fill50k:soft")
@@ -149,7 +149,7 @@ def our_step(pipe, reward, setting: Setting, options: Options):
     import torch
     from diffusers import DDPMScheduler
 
-    from diffusers_ext.diffusion.encoders import encoders_of
+    from diffusers_ext.diffusion.base import base_of
     from diffusers_ext.diffusion.lora import add_lora
     from diffusers_ext.diffusion.noising import Diffusion
     from diffusers_ext.diffusion.sampler import Sampler
@@ -158,7 +158,7 @@ def our_step(pipe, reward, setting: Setting, options: Options):
     from diffusers_ext.tuning.reward_tuning import ReFL, Weights
 
     prompts, pictures = samples(setting)
-    encoders = encoders_of(pipe)
+    encoders = base_of(pipe).encoders
     with torch.no_grad():
         texts, moments = torch.cat([encoders.embed([prompt]) for prompt in prompts]), encoders.moments(pictures)
         empty = encoders.embed([""])[0]

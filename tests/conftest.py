@@ -132,9 +132,9 @@ def pairs(circles):
 @pytest.fixture(scope="module")
 def pipe(untrained):
     """The untrained Stable Diffusion, frozen."""
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_pipeline
 
-    return load_stable_diffusion(str(untrained))
+    return load_pipeline(str(untrained))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def objective(pipe):
 
     from diffusers_ext.control.hint import new_controlnet
     from diffusers_ext.control.objective import ControlObjective
-    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+    from diffusers_ext.diffusion.base import base_of
     from diffusers_ext.diffusion.noising import Diffusion
 
     controlnet = new_controlnet(pipe.unet, 8)

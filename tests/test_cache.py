@@ -27,7 +27,8 @@ from diffusers_ext.data.files import Row
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
 from diffusers_ext.diffusion.encoded import CachedMoments, Encoded, EncoderCache, check_fixed, encode_in_memory
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion, vae_config
+from diffusers_ext.diffusion.base import base_of, load_pipeline
+from diffusers_ext.diffusion.bases.encoders import vae_config
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.engine.loop import collate
 from diffusers_ext.errors import InputError
@@ -274,7 +275,7 @@ class Counting(StableDiffusionEncoders):
 
 @pytest.fixture(scope="module")
 def pipe(untrained):
-    return load_stable_diffusion(str(untrained))
+    return load_pipeline(str(untrained))
 
 
 @pytest.fixture
@@ -346,7 +347,7 @@ def change_weights(path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cached_values_are_those_of_the_encoders(circles, untrained, tmp_path, dtype):
-    pipe = load_stable_diffusion(str(untrained), dtype)
+    pipe = load_pipeline(str(untrained), dtype)
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
     cached, _ = make_cached(circles, untrained, tmp_path, lambda: encoders, dtype=dtype)
     assert len(cached) == 48
@@ -478,7 +479,7 @@ def test_cached_training_equals_uncached(circles, untrained, pipe, tmp_path):
 
 def test_cached_training_equals_uncached_in_bfloat16(circles, untrained, tmp_path):
     """Weights in bfloat16 under autocast, as --mixed_precision bf16 has them."""
-    pipe = load_stable_diffusion(str(untrained), torch.bfloat16)
+    pipe = load_pipeline(str(untrained), torch.bfloat16)
     parts = (pipe.vae, pipe.text_encoder, pipe.tokenizer)
     rows = read_image_folder(str(circles), limit=6)
     dataset, half = Pairs(rows, 32, 0, 0.5), torch.bfloat16

@@ -1,11 +1,7 @@
-"""The data of a ControlNet's training: rows to learn from, rows kept aside to measure on, pairs to draw.
-
-options: of `control.options`, with seed and max_train_steps.
-"""
+"""The data of a ControlNet's training: rows to learn from, rows kept aside to measure on, pairs to draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -17,11 +13,12 @@ from ..data.pairs import Pairs
 from ..data.preflight import Report, check, scaling_notes
 from ..data.rows import read_rows
 from ..data.stream import Stream
-from ..diffusion.base import BaseModel
 from ..diffusion.encoded import Encoded, EncoderCache
+from ..diffusion.files import BaseFiles
 from ..engine.provenance import Source, Sources, digest_of_model, digest_of_values
 from ..errors import InputError
 from ..randomness import generator
+from .options import ControlOptions
 from .previews import ValidationPair, validation_pairs
 
 FROM_CONTROLNET = (
@@ -42,7 +39,7 @@ class ControlData:
     report: Report
 
 
-def read_data(options: Any) -> ControlData:
+def read_data(options: ControlOptions) -> ControlData:
     """Read the data that options name and check them; InputError lists what is wrong."""
     source = options.train_data_dir or options.dataset_name
     if source is None:
@@ -52,7 +49,7 @@ def read_data(options: Any) -> ControlData:
     return _read_stream(source, options) if options.streaming else _read_rows(source, options)
 
 
-def _read_rows(source: str, options: Any) -> ControlData:
+def _read_rows(source: str, options: ControlOptions) -> ControlData:
     image, caption, condition, mask = _columns(options)
     hub = (options.dataset_config_name, options.cache_dir)
     found = read_rows(source, image, caption, condition, options.max_train_samples, *hub, mask)
@@ -68,7 +65,7 @@ def _read_rows(source: str, options: Any) -> ControlData:
     return ControlData(dataset, held_out, dataset, _to_draw(options, held_out, report.rows), report)
 
 
-def _read_stream(source: str, options: Any) -> ControlData:
+def _read_stream(source: str, options: ControlOptions) -> ControlData:
     """Rows that are read while training: only the first ones are checked before."""
     hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
     drawing = (options.seed, options.shuffle_buffer, options.on_bad_sample)
@@ -80,13 +77,13 @@ def _read_stream(source: str, options: Any) -> ControlData:
     return ControlData(stream, held_out, stream.pairs, _to_draw(options, held_out, report.rows), report)
 
 
-def _columns(options: Any) -> Columns:
+def _columns(options: ControlOptions) -> Columns:
     """A computed condition comes from the picture; only label maps are read, to be coloured."""
     condition = None if options.condition and not options.label_maps else options.conditioning_image_column
     return Columns(options.image_column, options.caption_column, condition, options.mask_column)
 
 
-def _pairs(options: Any, rows: Sequence[Row], aside: Sequence[Row]) -> tuple[Pairs, Pairs]:
+def _pairs(options: ControlOptions, rows: Sequence[Row], aside: Sequence[Row]) -> tuple[Pairs, Pairs]:
     """Rows to learn from, with what varies from epoch to epoch, and rows kept aside, without."""
     corner = (options.crops_coords_top_left_h, options.crops_coords_top_left_w)
     geometry = {
@@ -103,7 +100,7 @@ def _pairs(options: Any, rows: Sequence[Row], aside: Sequence[Row]) -> tuple[Pai
     )
 
 
-def _to_draw(options: Any, held_out: Pairs, rows: Sequence[Row]) -> list[ValidationPair]:
+def _to_draw(options: ControlOptions, held_out: Pairs, rows: Sequence[Row]) -> list[ValidationPair]:
     """The first held-out pairs, unless others are given."""
     return validation_pairs(options, held_out if len(held_out) else _pairs(options, [], rows)[1])
 
@@ -115,7 +112,7 @@ def hold_out(count: int, wanted: int, seed: int) -> tuple[list[int], list[int]]:
     return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
 
 
-def _fewer_held_out(options: Any, aside: int, count: int) -> list[Finding]:
+def _fewer_held_out(options: ControlOptions, aside: int, count: int) -> list[Finding]:
     """The note that fewer rows are kept aside than were asked for; none of the default, which asks for what there is."""
     wanted = options.held_out_samples
     if aside >= wanted or wanted == type(options).held_out_samples:
@@ -138,17 +135,17 @@ def _copies_learnt(report: Report, learnt: Sequence[int], aside: Sequence[int]) 
     return [Finding("held out", text)]
 
 
-def sources_of(options: Any, data: ControlData, base: BaseModel) -> Sources:
+def sources_of(options: ControlOptions, data: ControlData, files: BaseFiles) -> Sources:
     """What the weights of a ControlNet's training come from."""
     columns = ("image_column", "conditioning_image_column", "mask_column", "caption_column", "max_train_samples")
     named_by = ("train_data_dir", "dataset_name", "dataset_config_name", *columns)
     counted = (
         f"the first {len(data.report.rows)} rows of a stream" if options.streaming else f"{len(data.report.rows)} rows"
     )
-    found = {"data": Source(named_by, data.report.digest, counted), "base": base.source(options)}
+    found = {"data": Source(named_by, data.report.digest, counted), "base": files.source(options.tokenizer_name)}
     if options.controlnet_model_name_or_path:
         named = (options.controlnet_model_name_or_path, options.transfer_from)
-        digests = [digest_of_model(named[0]), named[1] and digest_of_model(named[1], ["unet"])]
+        digests = [digest_of_model(named[0]), named[1] and digest_of_model(named[1], [files.family.network])]
         found["initial ControlNet"] = Source(
             ("controlnet_model_name_or_path", "transfer_from"), digest_of_values(*digests)
         )
@@ -162,20 +159,10 @@ def without_repeats(rows: Sequence[Row], learnt: Sequence[int], aside: Sequence[
     return [index for index in learnt if content[index] not in measured]
 
 
-def encode(data: ControlData, base: BaseModel, options: Any, accelerator: Accelerator) -> ControlData:
+def encode(data: ControlData, files: BaseFiles, options: ControlOptions, accelerator: Accelerator) -> ControlData:
     """Put what --encoder_cache_dir holds in place of pictures and captions; encoders are loaded for what is missing."""
-    cache = EncoderCache(
-        options.encoder_cache_dir,
-        base.folder,
-        base.dtype,
-        lambda: base.encoders(base.load(unet=None)).to(accelerator.device),
-        # What the values depend on beside weights and content.
-        {"autocast": accelerator.mixed_precision, "variant": options.variant, "tokenizer": options.tokenizer_name},
-        accelerator.autocast,
-        accelerator.is_main_process,
-        vae=base.vae_folder,
-        vae_dtype=base.vae_dtype,
-    )
+    assert options.encoder_cache_dir is not None
+    cache = EncoderCache.of(options.encoder_cache_dir, files, accelerator, tokenizer=options.tokenizer_name)
     texts = cache.texts([*data.dataset.captions(), *data.held_out.captions()])
     # All that a picture's tensor depends on beside its file and bucket: change this with the geometry, or stale values are served.
     transform = {"fit": "cover", "resolution": options.resolution, "interpolation": options.image_interpolation_mode}

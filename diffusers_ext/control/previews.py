@@ -28,6 +28,7 @@ from ..toy.circles import is_prompt
 from ..toy.measures import colour_error, condition_following
 from .gap import ConditionGap
 from .objective import ControlObjective, save
+from .options import ControlOptions
 
 SCORES = ("iou", "consistency", "gap")  # what says which step was best, the first that is measured
 STEPS = 20  # of the sampler
@@ -49,7 +50,7 @@ class ValidationPair:
     key: randomness.Key = (0, 0)
 
 
-def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
+def validation_pairs(options: ControlOptions, dataset: Pairs) -> list[ValidationPair]:
     """Read --validation_image with --validation_prompt, or take the first of `dataset`.
 
     Raises InputError, naming the file, if an image cannot be read, the numbers of images and prompts do not match, or
@@ -78,7 +79,7 @@ def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
     return pairs
 
 
-def preview_notes(options: Any, pairs: Sequence[ValidationPair], held_out: int) -> list[str]:
+def preview_notes(options: ControlOptions, pairs: Sequence[ValidationPair], held_out: int) -> list[str]:
     """Return notes of what a preview draws and measures where that is much."""
     count, notes = options.num_validation_images, []
     always, first = len(pairs) * (count + 1), len(pairs) * count
@@ -95,7 +96,7 @@ def preview_notes(options: Any, pairs: Sequence[ValidationPair], held_out: int) 
     return notes
 
 
-def given_condition(file: Path, options: Any, dataset: Pairs) -> torch.Tensor:
+def given_condition(file: Path, options: ControlOptions, dataset: Pairs) -> torch.Tensor:
     """Read a --validation_image of any size as the data's conditions are read: every channel, every level, marks.
 
     Raises InputError, naming the file, if it cannot be read or has other channels than the data's.
@@ -117,7 +118,7 @@ def given_condition(file: Path, options: Any, dataset: Pairs) -> torch.Tensor:
     return condition
 
 
-def extractor_of(options: Any) -> Condition | None:
+def extractor_of(options: ControlOptions) -> Condition | None:
     """Return what extracts a condition from a drawn picture, None where that is not known.
 
     Without --validation_extractor it is what --condition computes, unless that only colours label maps. Raises
@@ -127,7 +128,7 @@ def extractor_of(options: Any) -> Condition | None:
     return resolve(name) if name else None
 
 
-def check_extractor(options: Any, pairs: list[ValidationPair], dataset: Pairs) -> None:
+def check_extractor(options: ControlOptions, pairs: list[ValidationPair], dataset: Pairs) -> None:
     """Raise InputError unless what is extracted from a picture can be compared with the conditions."""
     extractor = extractor_of(options)
     if not extractor:
@@ -142,7 +143,7 @@ def check_extractor(options: Any, pairs: list[ValidationPair], dataset: Pairs) -
 class TextToImagePreview:
     """A `loop.Preview`: a grid of prompts and, where they are fill50k's, the median colour errors."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, prompts: list[str], options: Any):
+    def __init__(self, pipe: StableDiffusionPipeline, prompts: list[str], options: ControlOptions):
         self.pipe, self.prompts, self.options = pipe, prompts, options
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -174,7 +175,7 @@ class ControlPreview:
         objective: ControlObjective,
         pairs: list[ValidationPair],
         gap: ConditionGap | None,
-        options: Any,
+        options: ControlOptions,
     ):
         self.load, self.objective, self.pairs, self.gap, self.options = load, objective, pairs, gap, options
         self.uncontrolled: list[Image.Image] | None = None

@@ -35,6 +35,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
+from ..diffusion.base import family_of
+from ..diffusion.bases import network_of
 from ..diffusion.hooks import Remember, hooked
 from ..diffusion.signatures import CallMixin, call_behind, joined
 from ..errors import InputError
@@ -81,7 +83,7 @@ class NoiseSearchOutput(RerankOutput):
 class NoiseSearch:
     """Search over the initial noise of a pipeline; arguments as those of `RewardReranker`.
 
-    The pipeline has a `unet` and takes `latents`. Samplers that add noise on the way draw it from the seed that a
+    The pipeline has the network of a known base and takes `latents`. Samplers that add noise on the way draw it from the seed that a
     candidate descends from.
     """
 
@@ -145,8 +147,8 @@ class NoiseSearch:
             raise InputError(f"starts {starts}: 1 to num_candidates, {budget}; radius {radius}: between 0 and 2")
         if method == "gradient" and not getattr(self.reward, "differentiable", True):
             raise InputError(f"{type(self.reward).__name__} has no gradient; search with method='local'")
-        if getattr(self.pipeline, "unet", None) is None or "latents" not in inspect.signature(self.draw).parameters:
-            raise InputError(f"{type(self.pipeline).__name__} has no U-Net that starts from given latents")
+        if network_of(self.pipeline) is None or "latents" not in inspect.signature(self.draw).parameters:
+            raise InputError(f"{type(self.pipeline).__name__} has no network that starts from given latents")
         if taken := {*OWN} & arguments.keys():
             raise InputError(f"{', '.join(sorted(taken))}: a search sets that itself, or cannot do it")
 
@@ -183,6 +185,7 @@ class _Run:
     ):
         self.pipe, self.draw, self.reward, self.prompt, self.seed = pipe, draw, reward, prompt, seed
         self.keep, self.chunk_size, self.arguments = keep, chunk_size, arguments
+        self.network = network_of(pipe)
         self.found: list[Candidate] = []
         self.noise: list[torch.Tensor] = []  # by the candidates' numbers
         self.evaluations, self.history = 0, []
@@ -192,7 +195,7 @@ class _Run:
         """Draw and score one picture from each noise, (B, c, h, w)."""
         count = len(noise)
         chosen = {"num_candidates": count, "keep": count, "chunk_size": self.chunk_size, "seed": list(seeds)}
-        latents = noise.to(self.pipe.unet.dtype)
+        latents = noise.to(self.network.dtype)
         reranker = RewardReranker(self.pipe, self.reward, self.draw)
         drawn = reranker(self.prompt, latents=latents, **chosen, **self.arguments)
         for candidate in drawn.candidates[0]:
@@ -210,7 +213,7 @@ class _Run:
     def gradient(self, steps: int, learning_rate: float, regularization: float, bar: Any) -> None:
         """Take gradient steps from the best; every picture on the way, and the one after the last step, is a candidate."""
         pivot, network = self.found[0], _Checkpointed()
-        noise = torch.nn.Parameter(self.noise[pivot.number][None].clone().to(self.pipe.unet.device))
+        noise = torch.nn.Parameter(self.noise[pivot.number][None].clone().to(self.network.device))
         optimizer = torch.optim.SGD([noise], learning_rate, momentum=MOMENTUM, nesterov=True)
         score = getattr(self.reward.reward, "score", self.reward.reward)
         for step in range(steps):
@@ -246,7 +249,7 @@ class _Run:
     def _hooked(self, network: "_Checkpointed") -> Iterator[None]:
         """The network checkpointed and counted; texts, which do not change, encoded once per search."""
         with ExitStack() as stack:
-            stack.enter_context(hooked(self.pipe.unet, network))
+            stack.enter_context(hooked(self.network, network))
             for name, part in self.pipe.components.items():
                 if name.startswith("text_encoder") and part is not None:
                     stack.enter_context(hooked(part, Remember(self.texts.setdefault(name, []))))
@@ -255,7 +258,7 @@ class _Run:
     def _draw_with_gradient(self, noise: torch.Tensor, seed: int) -> torch.Tensor:
         """Run the pipeline's own loop and decode: (1, c, h, w) -> (1, 3, H, W) in [0, 1], with a gradient."""
         draw = inspect.unwrap(self.draw.__func__).__get__(self.draw.__self__)  # under `torch.no_grad` there is none
-        arguments = {**self.arguments, "output_type": "latent", "latents": noise.to(self.pipe.unet.dtype)}
+        arguments = {**self.arguments, "output_type": "latent", "latents": noise.to(self.network.dtype)}
         latents = draw(self.prompt, generator=[torch.Generator().manual_seed(seed)], **arguments).images
         if not latents.requires_grad:
             raise InputError(f"{type(self.pipe).__name__} draws without a gradient; search with method='local'")
@@ -265,7 +268,7 @@ class _Run:
         """A candidate of one picture (1, 3, H, W), checked and converted as the pipeline does."""
         flagged = [False]
         if getattr(self.pipe, "safety_checker", None) is not None:
-            blanked, flagged = self.pipe.run_safety_checker(2 * picture - 1, picture.device, self.pipe.unet.dtype)
+            blanked, flagged = self.pipe.run_safety_checker(2 * picture - 1, picture.device, self.network.dtype)
             picture = picture * 0 if flagged[0] else blanked / 2 + 0.5
         kind = self.arguments.get("output_type", "pil")
         images = self.pipe.image_processor.postprocess(picture, output_type=kind, do_denormalize=[False])
@@ -305,12 +308,13 @@ class _Checkpointed(ModelHook):
 
 def first_noise(pipe: Any, seed: int, count: int, height: int | None = None, width: int | None = None) -> torch.Tensor:
     """Return the noise that a pipeline draws from generators seeded seed, seed + 1 ..: (count, c, h, w) float32."""
-    sample, scale = pipe.unet.config.sample_size, pipe.vae_scale_factor
+    network = network_of(pipe)
+    sample, scale = network.config.sample_size, pipe.vae_scale_factor
     sides = (sample, sample) if isinstance(sample, int) else tuple(sample)
     sides = (height // scale if height else sides[0], width // scale if width else sides[1])
     generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
-    shape = (count, pipe.unet.config.in_channels, *sides)
-    return randn_tensor(shape, generators, torch.device("cpu"), pipe.unet.dtype).float()
+    shape = (count, family_of(network).latent_channels(network.config), *sides)
+    return randn_tensor(shape, generators, torch.device("cpu"), network.dtype).float()
 
 
 def neighbours(pivot: torch.Tensor, count: int, radius: float, seed: int, number: int) -> torch.Tensor:

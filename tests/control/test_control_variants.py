@@ -12,7 +12,7 @@ from diffusers_ext.control.blocks import behind, check_unused, front
 from diffusers_ext.control.hint import init_hint, new_controlnet
 from diffusers_ext.control.lora import add_lora, load_control_lora, merged, restore_lora, save_lora
 from diffusers_ext.control.objective import ControlObjective, save
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+from diffusers_ext.diffusion.base import base_of
 from diffusers_ext.engine.loop import collate
 from diffusers_ext.errors import InputError
 
@@ -206,11 +206,11 @@ def test_alpha_scales_and_targets_choose(objective):
 
 def test_a_small_part_of_another_architecture_is_refused(objective, tmp_path):
     from diffusers_ext import embedded_model
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_pipeline
 
     save_lora(make(objective, "lora").controlnet, tmp_path)
     with pytest.raises(InputError, match="do not belong together"):
-        load_control_lora(tmp_path, load_stable_diffusion(embedded_model()).unet)
+        load_control_lora(tmp_path, load_pipeline(embedded_model()).unet)
 
 
 # The first N blocks

@@ -9,7 +9,7 @@ from diffusers_ext.control.gap import ConditionGap, snap
 from diffusers_ext.control.hint import init_hint, new_controlnet
 from diffusers_ext.control.objective import ControlObjective
 from diffusers_ext.diffusion.encoded import Encoded, encode_in_memory
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion
+from diffusers_ext.diffusion.base import base_of, load_pipeline
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.engine.loop import collate
 from diffusers_ext.randomness import MicroBatches
@@ -20,7 +20,7 @@ TRAIN, HELD_OUT, STEPS, EVERY = 112, 16, 28, 7
 
 def gaps(shuffle: bool) -> list[dict]:
     """Train on circles, with their own conditions or another picture's, and return what is measured along the way."""
-    pipe = load_stable_diffusion(diffusers_ext.embedded_model())
+    pipe = load_pipeline(diffusers_ext.embedded_model())
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
     drawn = Fill50k(TRAIN + HELD_OUT, 64)
     conditions = torch.stack([drawn[0, index]["conditioning_pixel_values"] for index in range(len(drawn))])

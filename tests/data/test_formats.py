@@ -18,7 +18,7 @@ from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.preflight import check
 from diffusers_ext.data.rows import read_image_folder, read_rows
 from diffusers_ext.data.shards import INDEX
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+from diffusers_ext.diffusion.base import base_of
 from diffusers_ext.errors import InputError
 from diffusers_ext.randomness import MicroBatches
 from diffusers_ext.toy import circles as fill50k

@@ -25,11 +25,13 @@ from diffusers_ext.control.objective import ControlObjective
 from diffusers_ext.data import pairs as pairs_module
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.diffusion.base import BaseModel, FullPrecisionAutoencoderKL
-from diffusers_ext.diffusion.check import check_stable_diffusion, check_vae
+from diffusers_ext.diffusion.bases.encoders import FullPrecisionAutoencoderKL
+from diffusers_ext.diffusion.files import BaseFiles
+from diffusers_ext.diffusion.base import check_base
+from diffusers_ext.diffusion.check import check_vae
 from diffusers_ext.diffusion.draw import draw
 from diffusers_ext.diffusion.encoded import Encoded, EncoderCache
-from diffusers_ext.diffusion.encoders import encoders_of, load_stable_diffusion
+from diffusers_ext.diffusion.base import base_of, load_pipeline
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.engine.loop import collate
 from diffusers_ext.engine.run_folder import read_metrics
@@ -61,7 +63,7 @@ def dataset(photos, **how) -> Pairs:
 
 @pytest.fixture(scope="module")
 def xl(untrained_xl):
-    return load_stable_diffusion(untrained_xl)
+    return load_pipeline(untrained_xl)
 
 
 def objective_of(pipe, encoders=None, **switches) -> ControlObjective:
@@ -69,7 +71,7 @@ def objective_of(pipe, encoders=None, **switches) -> ControlObjective:
     torch.manual_seed(0)
     controlnet, unet = new_controlnet(pipe.unet, 8), copy.deepcopy(pipe.unet)
     diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
-    return ControlObjective(controlnet, unet, encoders or encoders_of(pipe), diffusion, **switches)
+    return ControlObjective(controlnet, unet, encoders or base_of(pipe).encoders, diffusion, **switches)
 
 
 def wake(controlnet: ControlNetModel) -> None:
@@ -80,7 +82,7 @@ def wake(controlnet: ControlNetModel) -> None:
 
 
 def test_captions_are_embedded_as_the_pipeline_does(xl):
-    encoders = encoders_of(xl)
+    encoders = base_of(xl).encoders
     for caption in CAPTIONS:  # one at a time: batches round differently
         ours = encoders.conditioning({"text": [caption], "time_ids": torch.zeros(1, 6)})
         theirs, zeros, pooled, _ = xl.encode_prompt(caption)
@@ -139,7 +141,7 @@ def test_the_prediction_is_diffusers(photos, xl):
 
 
 def test_latents_are_normalised_as_the_pipeline_undoes_it(xl):
-    encoders = encoders_of(xl)
+    encoders = base_of(xl).encoders
     latents = torch.randn(2, 4, 8, 8)
     assert torch.equal(encoders.normalise(latents), latents * 0.13025)
     mean, std = [0.5, -1.0, 2.0, 0.0], [2.0, 3.0, 0.5, 1.0]
@@ -148,7 +150,7 @@ def test_latents_are_normalised_as_the_pipeline_undoes_it(xl):
     pipe = copy.copy(xl)
     pipe.vae = vae
     as_rows = [torch.tensor(values)[None, :, None, None] for values in (mean, std)]
-    undone = encoders_of(pipe).normalise(latents) * as_rows[1] / 0.13025 + as_rows[0]
+    undone = base_of(pipe).encoders.normalise(latents) * as_rows[1] / 0.13025 + as_rows[0]
     torch.testing.assert_close(undone, latents)
 
 
@@ -167,11 +169,11 @@ def losses_of(objective, data, steps=6) -> list[float]:
 
 
 def test_cached_equals_uncached(photos, untrained_xl, xl, tmp_path, monkeypatch):
-    data, base, loaded = dataset(photos), BaseModel.find(str(untrained_xl)), []
+    data, base, loaded = dataset(photos), BaseFiles.find(str(untrained_xl)), []
 
     def load():
         loaded.append(True)
-        return encoders_of(xl)
+        return base_of(xl).encoders
 
     def cached() -> Encoded:
         cache = EncoderCache(tmp_path, untrained_xl, torch.float32, load)
@@ -194,7 +196,7 @@ def test_step_0_is_the_base_bit_for_bit(photos, xl, dtype):
     init_hint(controlnet, "data", data.sample_conditions(8), seed=0)
     controlnet.to(dtype)
     batch = collate([data[0, index] for index in range(2)])
-    known = encoders_of(xl).conditioning(batch)
+    known = base_of(xl).encoders.conditioning(batch)
     known["encoder_hidden_states"] = known["encoder_hidden_states"].to(dtype)
     noisy, condition = torch.randn(2, 4, 4, 4).to(dtype), batch["conditioning_pixel_values"].to(dtype)
     with torch.no_grad():
@@ -287,7 +289,7 @@ def test_sharded_weights_are_read_back_strictly(xl, tmp_path):
 
 def test_the_vae_stays_in_float32_where_float16_overflows(untrained, untrained_xl, tmp_path):
     def full(model, forward, vae=None):
-        return BaseModel.find(str(model), vae, forward).full_precision_vae
+        return BaseFiles.find(str(model), vae, forward).full_precision_vae
 
     mended = shutil.copytree(untrained_xl / "vae", tmp_path / "mended")
     config = json.loads((mended / "config.json").read_text())
@@ -296,22 +298,22 @@ def test_the_vae_stays_in_float32_where_float16_overflows(untrained, untrained_x
     assert not full(untrained_xl, torch.float16, str(mended)) and not full(untrained_xl, torch.bfloat16)
     assert not full(untrained, torch.float16)  # its pipeline does not upcast either
 
-    pipe = BaseModel.find(str(untrained_xl), forward=torch.float16).load()
+    pipe = BaseFiles.find(str(untrained_xl), forward=torch.float16).load()
     assert type(pipe.vae) is FullPrecisionAutoencoderKL and pipe.vae.dtype == torch.float32
     assert pipe.unet.dtype == pipe.text_encoder_2.dtype == torch.float16
     assert not any(parameter.requires_grad for parameter in pipe.vae.parameters())
     pixels, latents = torch.rand(1, 3, 32, 32), torch.randn(1, 4, 4, 4)
-    outside = encoders_of(pipe).moments(pixels), pipe.vae.decode(latents).sample
+    outside = base_of(pipe).encoders.moments(pixels), pipe.vae.decode(latents).sample
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(encoders_of(pipe).moments(pixels), outside[0])
+        assert torch.equal(base_of(pipe).encoders.moments(pixels), outside[0])
         assert torch.equal(pipe.vae.decode(latents).sample, outside[1])
-        plain = load_stable_diffusion(untrained_xl).vae.decode(latents).sample
+        plain = load_pipeline(untrained_xl).vae.decode(latents).sample
     assert not torch.equal(plain, outside[1])  # autocast would have rounded
 
 
 def test_half_precision_draws_the_bases_picture(photos, untrained_xl):
     """As previews draw: a ControlNet in float32 beside a U-Net in float16 and a VAE in float32, under autocast."""
-    pipe = BaseModel.find(str(untrained_xl), forward=torch.float16).load()
+    pipe = BaseFiles.find(str(untrained_xl), forward=torch.float16).load()
     controlnet = new_controlnet(copy.deepcopy(pipe.unet).float(), 8)
     controlled = AutoPipelineForText2Image.from_pipe(pipe, controlnet=controlnet)
     assert type(controlled) is StableDiffusionXLControlNetPipeline and controlled.config.force_zeros_for_empty_prompt
@@ -330,11 +332,11 @@ def refused(check, *arguments) -> str:
 def test_what_is_no_base_is_named(untrained_xl, tmp_path):
     base = shutil.copytree(untrained_xl, tmp_path / "base")
     index = json.loads((base / "model_index.json").read_text())
-    check_stable_diffusion(str(base))
+    check_base(str(base))
 
     def with_parts(**parts):
         (base / "model_index.json").write_text(json.dumps({**index, **parts}))
-        return refused(check_stable_diffusion, str(base))
+        return refused(check_base, str(base))
 
     refiner = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}
     assert "the text_encoder of this StableDiffusionXLImg2ImgPipeline is None, expected CLIPTextModel" in with_parts(
@@ -346,7 +348,7 @@ def test_what_is_no_base_is_named(untrained_xl, tmp_path):
     assert "EDMDPMSolverMultistepScheduler is of continuous-time diffusion" in with_parts(**edm)
     (base / "model_index.json").write_text(json.dumps(index))
     shutil.rmtree(base / "tokenizer_2")
-    assert "tokenizer_2: missing, though model_index.json names it" in refused(check_stable_diffusion, str(base))
+    assert "tokenizer_2: missing, though model_index.json names it" in refused(check_base, str(base))
     assert "no config.json; give the folder of an AutoencoderKL" in refused(check_vae, str(base))
     assert "UNet2DConditionModel, expected AutoencoderKL" in refused(check_vae, str(base / "unet"))
     assert "no such folder" in refused(check_vae, str(tmp_path / "nowhere"))
@@ -468,7 +470,7 @@ def test_buckets_crops_and_flips_train(untrained_xl, photos, tmp_path):
 
 @pytest.mark.launch
 def test_parts_of_another_kind_are_refused(untrained, untrained_xl, circles, tmp_path):
-    new_controlnet(load_stable_diffusion(untrained).unet, 8).save_pretrained(tmp_path / "theirs")
+    new_controlnet(load_pipeline(untrained).unet, 8).save_pretrained(tmp_path / "theirs")
     given = arguments(untrained_xl, circles, tmp_path / "out", "--controlnet_model_name_or_path", tmp_path / "theirs")
     assert "they do not belong together" in refused(call, *given)
     assert "expected AutoencoderKL" in refused(call, *given, "--pretrained_vae_model_name_or_path", untrained / "unet")

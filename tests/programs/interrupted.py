@@ -14,7 +14,7 @@ from diffusers_ext.control.objective import ControlObjective
 from diffusers_ext.control.self_test import digest
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion
+from diffusers_ext.diffusion.base import base_of, load_pipeline
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.engine import loop
 from diffusers_ext.options import OptimizerOptions, RunOptions
@@ -49,7 +49,7 @@ def train(base: str, data: str, run: Path, seen: list[str], stop: int | None = N
     loop.check(options)
     accelerator = loop.start(options)
     dataset = Pairs(read_image_folder(data), 32, seed=0, proportion_empty_prompts=0.5)
-    pipe = load_stable_diffusion(base)
+    pipe = load_pipeline(base)
     torch.manual_seed(0)
     controlnet = new_controlnet(pipe.unet, 8)
     init_hint(controlnet, "data", dataset.sample_conditions(8), seed=0)

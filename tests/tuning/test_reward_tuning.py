@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from diffusers_ext import LateLora, embedded_model, randomness
-from diffusers_ext.diffusion.encoders import encoders_of, load_stable_diffusion
+from diffusers_ext.diffusion.base import base_of, load_pipeline
 from diffusers_ext.diffusion.lora import adapters_at, adapters_merged, adapters_off, add_lora, restore_lora, save_lora
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.diffusion.sampler import Sampler, split
@@ -34,7 +34,7 @@ class Redness(Reward):
 @pytest.fixture
 def tuned(untrained):
     """A fresh untrained Stable Diffusion whose adapters have moved away from zero."""
-    pipe = load_stable_diffusion(str(untrained))
+    pipe = load_pipeline(str(untrained))
     torch.manual_seed(0)
     add_lora(pipe.unet, 2)
     for name, parameter in pipe.unet.named_parameters():
@@ -46,7 +46,7 @@ def tuned(untrained):
 
 
 def policy_of(pipe, guidance=1.0) -> Policy:
-    encoders = encoders_of(pipe)
+    encoders = base_of(pipe).encoders
     return Policy(pipe.unet, encoders, encoders.embed([""])[0], guidance)
 
 
@@ -62,7 +62,7 @@ def make(kind, pipe, weights=PLAIN, guidance=1.0, eta=0.0, reward=None, batch_si
 
 
 def batch_of(pipe, count=3, epoch=0) -> dict:
-    texts = encoders_of(pipe).embed(PROMPTS[:count])
+    texts = base_of(pipe).encoders.embed(PROMPTS[:count])
     return {"key": [(epoch, at) for at in range(count)], "prompt": PROMPTS[:count], "text_embeddings": texts}
 
 
@@ -79,7 +79,7 @@ def plain(pipe, objective, batch, first, stop_at=None, guidance=1.0, start=None)
     """ẑ_0 of one sample after another, by diffusers' own scheduler: no gradient before step first[b]."""
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(STEPS)
-    empty = encoders_of(pipe).embed([""])
+    empty = base_of(pipe).encoders.embed([""])
     clean = []
     for at in range(len(batch["key"])):
         z = latents_of(objective, batch)[at : at + 1] if start is None else start[at : at + 1]
@@ -303,7 +303,7 @@ def test_the_drift_is_zero_at_the_base_and_its_gradient_is_plain(tuned):
 
 
 def test_a_unet_that_learns_whole_keeps_a_copy_of_its_base(untrained):
-    pipe = load_stable_diffusion(str(untrained))
+    pipe = load_pipeline(str(untrained))
     pipe.unet.requires_grad_(True)
     objective = make(ReFL, pipe, Weights(drift=1.0), window=(4, 4))
     assert float(objective(batch_of(pipe))["drift"]) == 0
@@ -320,7 +320,7 @@ def test_reward_and_pretraining_are_one_weighted_sum(tuned):
     found = make(DRaFT, tuned, Weights(reward=0.5, pretraining=3.0), steps=1)(batch)
     reward = make(DRaFT, tuned, steps=1)(batch)["loss"]
     diffusion = Diffusion(DDPMScheduler.from_config(tuned.scheduler.config), seed=1)
-    latents = encoders_of(tuned).latents({"key": batch["key"], "pixel_values": pixels}, 1)
+    latents = base_of(tuned).encoders.latents({"key": batch["key"], "pixel_values": pixels}, 1)
     noisy, t, target = diffusion.diffuse(latents, batch["key"])
     denoising = (tuned.unet(noisy, t, batch["pretrain_text_embeddings"]).sample - target).square().mean()
     torch.testing.assert_close(found["pretraining"], denoising)
@@ -369,7 +369,7 @@ def test_dpo_against_a_pairwise_reference(tuned):
         ratio = {}
         for side in ("winner", "loser"):
             key, pixels = batch["key"][at : at + 1], batch[f"{side}_pixel_values"][at : at + 1]
-            latents = encoders_of(tuned).latents({"key": key, "pixel_values": pixels}, 1)
+            latents = base_of(tuned).encoders.latents({"key": key, "pixel_values": pixels}, 1)
             noisy, t, noise = diffusion.diffuse(latents, key)
             text = batch["text_embeddings"][at : at + 1]
             error = (tuned.unet(noisy, t, text).sample - noise).square().mean()
@@ -397,7 +397,7 @@ def test_chunks_change_neither_rewards_nor_gradients(tuned):
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     results = []
     for size in (1, 2, 5):
-        path = RewardPath(Redness(), encoders_of(tuned), tuned.vae, size)
+        path = RewardPath(Redness(), base_of(tuned).encoders, tuned.vae, size)
         given = latents.clone().requires_grad_()
         rewards = path(given, PROMPTS[:1] * 5)
         results.append((rewards, torch.autograd.grad((rewards * torch.arange(5)).sum(), given)[0]))
@@ -412,13 +412,13 @@ def test_chunks_change_neither_rewards_nor_gradients(tuned):
 @pytest.mark.parametrize("slope", [0.01, 1e6], ids=["as of 640 pixels", "too large when scaled"])
 def test_half_precision_keeps_the_gradient(slope):
     """Of a mean over a large picture each pixel's share is below float16's smallest number."""
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_pipeline(embedded_model())
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     reward = Through(lambda image: slope * (image[0] - 0.5 * image[2].square()).mean())
     gradients = []
     for vae in (pipe.vae, copy.deepcopy(pipe.vae).half()):
         given = latents.clone().requires_grad_()
-        RewardPath(reward, encoders_of(pipe), vae)(given, PROMPTS[:1]).sum().backward()
+        RewardPath(reward, base_of(pipe).encoders, vae)(given, PROMPTS[:1]).sum().backward()
         gradients.append(given.grad.flatten())
     assert torch.cosine_similarity(*gradients, dim=0) > 0.999
     torch.testing.assert_close(gradients[1].norm(), gradients[0].norm(), rtol=0.01, atol=0)
@@ -463,7 +463,7 @@ def pil_brightness(image):
     ids=["pil", "nan", "rounds", "constant", "infinite slope", "saturated"],
 )
 def test_a_reward_that_cannot_teach_is_refused_before_training(tuned, function, said):
-    path = RewardPath(Through(function), encoders_of(tuned), tuned.vae)
+    path = RewardPath(Through(function), base_of(tuned).encoders, tuned.vae)
     with pytest.raises(InputError, match=said):
         check_gradient(path, torch.zeros(2, 4, 8, 8), PROMPTS[:2], margin=2.0)
 
@@ -471,13 +471,13 @@ def test_a_reward_that_cannot_teach_is_refused_before_training(tuned, function, 
 def test_a_reward_without_gradient_is_refused_with_the_remedy(tuned):
     from diffusers_ext import load_reward
 
-    path = RewardPath(load_reward("fill50k"), encoders_of(tuned), tuned.vae)
+    path = RewardPath(load_reward("fill50k"), base_of(tuned).encoders, tuned.vae)
     with pytest.raises(InputError, match="--held_out_reward"):
         check_gradient(path, torch.zeros(2, 4, 8, 8), PROMPTS[:2], margin=2.0)
 
 
 def test_a_reward_that_is_half_saturated_is_reported(tuned):
-    path = RewardPath(Through(lambda image: image.mean() * 4), encoders_of(tuned), tuned.vae)
+    path = RewardPath(Through(lambda image: image.mean() * 4), base_of(tuned).encoders, tuned.vae)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     scores = path(latents, PROMPTS[:2])
     warning = check_gradient(path, latents, PROMPTS[:2], margin=float(scores.mean()))
@@ -490,9 +490,9 @@ def test_a_reward_that_is_half_saturated_is_reported(tuned):
 
 def test_adapters_are_saved_as_diffusers_loads_them(tuned, untrained, tmp_path):
     save_lora(tuned.unet, tmp_path)
-    fresh = load_stable_diffusion(str(untrained))
+    fresh = load_pipeline(str(untrained))
     fresh.load_lora_weights(tmp_path)
-    z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 3]), encoders_of(tuned).embed(PROMPTS[:2])
+    z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 3]), base_of(tuned).encoders.embed(PROMPTS[:2])
     torch.testing.assert_close(fresh.unet(z, t, text).sample, tuned.unet(z, t, text).sample, rtol=1e-5, atol=1e-6)
     other = copy.deepcopy(tuned.unet)
     for name, parameter in other.named_parameters():
@@ -505,7 +505,7 @@ def test_adapters_are_saved_as_diffusers_loads_them(tuned, untrained, tmp_path):
 def test_merged_adapters_predict_the_same_and_leave_the_base_as_it_was(tuned):
     """Rollouts run on merged weights. What is subtracted again would differ in the last bits; the base is put back instead."""
     before = {name: parameter.clone() for name, parameter in tuned.unet.named_parameters()}
-    z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 3]), encoders_of(tuned).embed(PROMPTS[:2])
+    z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 3]), base_of(tuned).encoders.embed(PROMPTS[:2])
     with torch.no_grad():
         expected = tuned.unet(z, t, text).sample
         with adapters_merged(tuned.unet):
@@ -589,10 +589,10 @@ def adapters_active(unet) -> bool:
 
 def test_sdxl_rollouts_are_the_pipelines_pictures(untrained_xl):
     """Another scheduler (Euler), pooled text, time ids, and zeros to guide away from."""
-    pipe = load_stable_diffusion(str(untrained_xl))
+    pipe = load_pipeline(str(untrained_xl))
     torch.manual_seed(0)
     add_lora(pipe.unet, 2)
-    encoders = encoders_of(pipe)
+    encoders = base_of(pipe).encoders
     empty = torch.zeros_like(encoders.embed([""])[0])
     assert pipe.config.force_zeros_for_empty_prompt
     policy = Policy(pipe.unet, encoders, empty, 3.0)
