@@ -19,8 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusers_ext import embedded_model
 from diffusers_ext.control.hint import new_controlnet
 from diffusers_ext.control.lora import add_lora
-from diffusers_ext.control.objective import ControlObjective
+from diffusers_ext.control.objective import ControlObjective, Variant
+from diffusers_ext.diffusion.base import Base, family_of
+from diffusers_ext.diffusion.bases.encoders import Encoders
+from diffusers_ext.diffusion.conditioning import Conditioning
 from diffusers_ext.diffusion.noising import Diffusion
+from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.engine.optimizers import adamw
 from diffusers_ext.options import COUNT, OptimizerOptions, RunOptions, option, run
 
@@ -76,7 +80,8 @@ def make(unet: UNet2DConditionModel, variant: str, factor: int) -> ControlObject
     rank, controlnet = switches.pop("rank", None), new_controlnet(unet, factor, blocks=switches.get("blocks"))
     if rank:
         add_lora(controlnet, unet, rank)
-    return ControlObjective(controlnet, unet, None, Diffusion(DDPMScheduler(), seed=0), **switches)
+    base = Base(family_of(unet), unet, Encoders(None))
+    return ControlObjective(controlnet, base, Diffusion(path_of(DDPMScheduler()), seed=0), Variant(**switches))
 
 
 def size(objective: ControlObjective) -> int:
@@ -86,11 +91,11 @@ def size(objective: ControlObjective) -> int:
 
 def step(objective: ControlObjective, batch: int, side: int, factor: int) -> None:
     """Forward and backward pass; the values do not matter."""
-    config = objective.unet.config
+    config = objective.base.network.config
     text, times = torch.zeros(batch, 77, config.cross_attention_dim), torch.zeros(batch, dtype=torch.long)
     pixels = torch.zeros(batch, 3, side * factor, side * factor)
-    noisy, text = torch.ones(batch, config.in_channels, side, side), {"encoder_hidden_states": text}
-    objective.predict(noisy, times, text, pixels).square().mean().backward()
+    noisy = torch.ones(batch, config.in_channels, side, side)
+    objective.predict(noisy, times, Conditioning(text), pixels).square().mean().backward()
 
 
 def timed(options: Options) -> dict[str, float]:

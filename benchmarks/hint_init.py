@@ -134,6 +134,7 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     from diffusers_ext.control.objective import ControlObjective
     from diffusers_ext.diffusion.base import base_of
     from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.paths import path_of
     from diffusers_ext.randomness import MicroBatches
 
     pipe, side = base_model(this.base, folder, base_steps), BASES[this.base].side
@@ -141,8 +142,7 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     torch.manual_seed(this.seed)
     controlnet = new_controlnet(pipe.unet, side // 16)  # latents are 16 x 16
     init_hint(controlnet, this.init, data["conditioning_pixel_values"][:64], this.seed)
-    encoders = StableDiffusionEncoders(None, None, None, pipe.vae.config)
-    objective = ControlObjective(controlnet, pipe.unet, encoders, Diffusion(path_of(pipe), this.seed))
+    objective = ControlObjective(controlnet, base_of(pipe), Diffusion(path_of(pipe.scheduler), this.seed))
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=this.rate, fused=True)
     gap = ConditionGap(objective, batch_of(held_out, [(0, index) for index in range(HELD_OUT)]))
     with torch.no_grad():
@@ -188,13 +188,6 @@ def score(objective, pipe, held_out: dict, steps: int = 10, guidance: float = 2.
     return float(condition_following(pictures.clamp(0, 1), held_out["outline"]).iou.mean())
 
 
-def path_of(pipe):
-    """The forward process that a pipeline's sampler inverts."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config(pipe.scheduler.config)
-
-
 def batch_of(data: dict, keys: list) -> dict:
     """Collate samples that are in memory."""
     index = [key[1] for key in keys]
@@ -233,18 +226,18 @@ def encoded(split: str, count: int) -> dict:
     import torch
 
     from diffusers_ext import embedded_model
+    from diffusers_ext.diffusion.base import base_of, load_base
     from diffusers_ext.diffusion.encoded import encode_in_memory
-    from diffusers_ext.diffusion.base import base_of, load_pipeline
     from diffusers_ext.toy.circles import Fill50k
 
-    pipe = load_pipeline(embedded_model())
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    pipe = load_base(embedded_model())
+    encoders = base_of(pipe).encoders
     scenes = Fill50k(count, 64, split=split)
     prompts = [scenes.scene(index).prompt for index in range(count)]
     with torch.no_grad():
-        texts = torch.cat([encoders.embed(prompts[first : first + 50]) for first in range(0, count, 50)])
-        empty = encoders.embed([""])
-    return {"moments": encode_in_memory(scenes, encoders), "text_embeddings": texts, "no_text": empty}
+        texts = [encoders.embed(prompts[first : first + 50])["text_embeddings"] for first in range(0, count, 50)]
+        empty = encoders.embed([""])["text_embeddings"]
+    return {"moments": encode_in_memory(scenes, encoders), "text_embeddings": torch.cat(texts), "no_text": empty}
 
 
 # --- the bases -----------------------------------------------------------------------------------------------------
@@ -256,10 +249,10 @@ def base_model(name: str, folder: Path, steps: int):
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     from diffusers_ext import embedded_model
-    from diffusers_ext.diffusion.base import load_pipeline
+    from diffusers_ext.diffusion.base import load_base
 
     wanted, path = BASES[name], folder / name.replace(", ", "-").replace(" ", "-")
-    pipe = load_pipeline(embedded_model())
+    pipe = load_base(embedded_model())
     if wanted.prediction == "epsilon":
         usual = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
         pipe.register_modules(scheduler=DDIMScheduler.from_config(pipe.scheduler.config, **usual))
@@ -278,13 +271,14 @@ def train_base(pipe, channels: tuple[int, ...], steps: int, batch: int = 32, rat
     from tqdm.auto import tqdm
 
     from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.paths import path_of
     from diffusers_ext.randomness import MicroBatches
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config({**pipe.unet.config, "block_out_channels": channels})
     data, count = encoded("train", 4000), 4000
     latents = data["moments"][:, 0] * pipe.vae.config.scaling_factor
-    diffusion = Diffusion(path_of(pipe), seed=0)
+    diffusion = Diffusion(path_of(pipe.scheduler), seed=0)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     for keys in tqdm(MicroBatches(count, 0, batch, 1, 1, 0, 0, steps), desc="small base", unit="step", mininterval=30):

@@ -38,11 +38,11 @@ class Options:
 
 def main(options: Options) -> None:
     from diffusers_ext import embedded_model
-    from diffusers_ext.diffusion.base import load_pipeline
+    from diffusers_ext.diffusion.base import load_base
 
     folder = Path(options.output_dir)
     data = make_data(folder, options.shuffle)
-    pipe = load_pipeline(embedded_model())
+    pipe = load_base(embedded_model())
     print(HEAD)
     print(f"| no control | | | {measure(pipe, options.pictures)} |", flush=True)
     for seed in options.seeds:

@@ -10,7 +10,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import nn
 
-from ..diffusion.bases.unet import Residuals
+from ..diffusion.bases.unet import Residuals, without_attention
 from ..errors import InputError
 
 
@@ -21,11 +21,7 @@ def cut(controlnet: ControlNetModel, blocks: int) -> ControlNetModel:
     Raises InputError unless 1 <= blocks <= the number of down blocks.
     """
     check_blocks(controlnet, blocks)
-    kinds = list(controlnet.config.down_block_types)
-    kinds[blocks:] = ["DownBlock2D"] * (len(kinds) - blocks)
-    short = ControlNetModel.from_config(
-        {**controlnet.config, "down_block_types": kinds, "mid_block_type": "UNetMidBlock2D"}
-    )
+    short = ControlNetModel.from_config(without_attention(controlnet.config, blocks))
     for parameter in behind(short, blocks).parameters():
         parameter.zero_()
     weights = controlnet.state_dict()

@@ -16,6 +16,7 @@ from diffusers.hooks import ModelHook
 from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 
+from ..diffusion.base import family_of
 from ..diffusion.bases import network_of
 from ..diffusion.hooks import hooked
 from ..diffusion.signatures import CallMixin, call_behind
@@ -62,7 +63,8 @@ class FastControlMixin(CallMixin):
     def _check_weighting(self, arguments: dict[str, Any]) -> None:
         if arguments["guess_mode"]:
             raise InputError("guess_mode and guidance_resolution_weighting both weight the connections; choose one")
-        if arguments["guidance_scale"] <= 1 or network_of(self).config.get("time_cond_proj_dim") is not None:
+        network = network_of(self)
+        if not family_of(network).guided(network.config, arguments["guidance_scale"]):
             raise InputError("guidance_resolution_weighting needs classifier-free guidance: a guidance_scale above 1")
         if any(net.config.global_pool_conditions for net in _nets(self.controlnet)):
             raise InputError("guidance_resolution_weighting needs a resolution; this ControlNet pools its residuals")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
@@ -143,7 +143,7 @@ def check_extractor(options: ControlOptions, pairs: list[ValidationPair], datase
 class TextToImagePreview:
     """A `loop.Preview`: a grid of prompts and, where they are fill50k's, the median colour errors."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, prompts: list[str], options: ControlOptions):
+    def __init__(self, pipe: DiffusionPipeline, prompts: list[str], options: ControlOptions):
         self.pipe, self.prompts, self.options = pipe, prompts, options
 
     def __call__(self, step: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipel
 
 from ..data.pairs import Pairs
 from ..data.rows import read_image_folder
-from ..diffusion.base import base_of, load_pipeline
+from ..diffusion.base import base_of, load_base
 from ..diffusion.draw import draw
 from ..diffusion.files import BaseFiles
 from ..diffusion.noising import Diffusion
@@ -58,7 +58,7 @@ class Bench:
 
     @functools.cached_property
     def pipe(self) -> DiffusionPipeline:
-        return load_pipeline(self.base)
+        return load_base(self.base)
 
     def controlnet(self) -> ControlNetModel:
         """A new ControlNet, as a run starts with."""

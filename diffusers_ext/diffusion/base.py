@@ -1,7 +1,7 @@
 """The seam that lets families of bases in: a base as the rest of this package sees it, whatever its family.
 
     family = find("models/stable-diffusion-v1-5")     # or InputError, naming what was found
-    pipe = load_pipeline("models/stable-diffusion-v1-5")
+    pipe = load_base("models/stable-diffusion-v1-5")
     base = base_of(pipe)
     z = base.encoders.latents(batch, seed)
     prediction = base.predict(z_t, t, base.encoders.conditioning(batch))
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..publish.model_files import read_json
-from . import check, paths
+from . import check
 from .bases import FAMILIES
 from .bases.encoders import Encoders, vae_config
 from .conditioning import Conditioning
@@ -32,11 +32,11 @@ class Family(Protocol):
 
     name: str  # as messages and cards have it
     network: str  # the part that predicts, by its name in pipelines and folders
-    network_class: type
+    network_class: Any
     parts: Mapping[str, str]  # parts of a folder that a training needs, and their classes
     pipeline: type[DiffusionPipeline]  # that a user loads it with
     control_pipeline: type[DiffusionPipeline]
-    control_network: type[nn.Module]
+    control_network: Any
     load_arguments: Mapping[str, Any]  # of the pipeline's from_pretrained: what a training does without
     adapter_targets: tuple[str, ...]  # layers that low-rank adapters go to
     reads_time_ids: bool
@@ -51,7 +51,7 @@ class Family(Protocol):
         ...
 
     def check(self, folder: Path) -> None:
-        """Raise InputError unless network and text encoders of a folder belong together and draw from text alone."""
+        """Raise InputError unless network, text encoders and scheduler of a folder belong together and draw from text alone."""
         ...
 
     def check_latents(self, folder: str | Path, vae: Mapping[str, Any]) -> None:
@@ -116,6 +116,10 @@ class Family(Protocol):
         """Return a new ControlNet of a network, with the hint network of another ControlNet's configuration."""
         ...
 
+    def guided(self, network: FrozenDict, scale: float) -> bool:
+        """Whether a pipeline of this network draws with classifier-free guidance at a guidance scale."""
+        ...
+
     def decoder(self, network: Any) -> list[nn.Module]:
         """Return the modules behind the ControlNet's residuals, which a training may unlock."""
         ...
@@ -160,7 +164,7 @@ def base_of(pipe: DiffusionPipeline, vae_config: FrozenDict | None = None) -> Ba
     """Return the base that a pipeline holds; vae_config stands for its VAE's where it was loaded without one.
 
     >>> from diffusers_ext import embedded_model
-    >>> base_of(load_pipeline(embedded_model())).latent_channels
+    >>> base_of(load_base(embedded_model())).latent_channels
     4
     """
     family = _only(f"this {type(pipe).__name__}", dict(pipe.components))
@@ -196,10 +200,9 @@ def check_base(model: str, variant: str | None = None) -> None:
         return
     index, family = check.read_index(folder), find(folder)
     check.check_parts(folder, index, family.parts, f"give a base of {_known()}")
-    check.check_scheduler(folder, index, paths.scheduler_problem, paths.REMEDY)
-    family.check_latents(folder, vae_config(folder / "vae"))
     family.check(folder)
     check.check_vae(str(folder / "vae"))
+    family.check_latents(folder, vae_config(folder / "vae"))
     if variant:
         check.check_variant(folder, family.parts, variant)
     for part, kind in family.parts.items():
@@ -223,9 +226,7 @@ def check_controlnet(model: str) -> None:
     kinds[name].check_control(folder)
 
 
-def load_pipeline(
-    folder: str | Path, dtype: torch.dtype = torch.float32, variant: str | None = None, **parts: Any
-) -> Any:
+def load_base(folder: str | Path, dtype: torch.dtype = torch.float32, variant: str | None = None, **parts: Any) -> Any:
     """Load a base's pipeline, frozen, without what a training does not need, such as a safety checker.
 
     variant: of its weight files. parts: those to use as they are, by their names in the pipeline, or None to do without.

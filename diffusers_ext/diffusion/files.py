@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 from ..engine.provenance import Source, digest_of_model, digest_of_values
 from ..errors import InputError
 from ..publish.model_files import check_weights, variants_of
-from .base import Base, Family, base_of, check_base, far_above_native, find, load_pipeline
+from .base import Base, Family, base_of, check_base, far_above_native, find, load_base
 from .bases.clip import cut_captions
 from .bases.encoders import Encoders, FullPrecisionAutoencoderKL, vae_config, vae_scale_factor
 from .check import check_vae
@@ -112,7 +112,7 @@ class BaseFiles:
             parts["vae"] = vae.requires_grad_(False).eval()
         if self.tokenizer:
             parts.setdefault("tokenizer", self.tokenizer)
-        return load_pipeline(self.folder, self.dtype, variant=self.variant, **parts)
+        return load_base(self.folder, self.dtype, variant=self.variant, **parts)
 
     def load_without(self, *kinds: str) -> Any:
         """Load the pipeline without the parts whose names begin so, such as "text_encoder" and "tokenizer"."""

@@ -24,6 +24,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import PreTrainedModel
 
+from ..diffusion.bases import network_of
 from ..diffusion.hooks import Remember, hooked
 from ..diffusion.signatures import CallMixin, call_behind, joined
 from ..errors import InputError
@@ -243,8 +244,7 @@ class RewardReranker:
         parts = getattr(pipe, "components", {}).items()
         encoders = [part for name, part in parts if name.startswith("text_encoder")]
         self._encoders += [(part, []) for part in encoders if isinstance(part, PreTrainedModel)]
-        networks = (getattr(pipe, name, None) for name in ("unet", "transformer"))  # a compiled one has no truth value
-        network = next((each for each in networks if each is not None), None)
+        network = network_of(pipe)
         with ExitStack() as stack:
             bar = None
             if hasattr(pipe, "progress_bar"):

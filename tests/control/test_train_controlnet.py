@@ -200,16 +200,17 @@ def test_resuming_takes_the_options_given_now(untrained, circles, tmp_path):
 
 def test_a_copy_of_a_rounded_base_is_not_rounded(untrained, circles, tmp_path):
     """The frozen U-Net may be kept in bfloat16; what learns starts from the weights as they are on disk."""
+    from diffusers_ext.diffusion.base import base_of, load_base
     from diffusers_ext.diffusion.files import BaseFiles
-    from diffusers_ext.diffusion.base import load_pipeline
 
     options = parse(runpy.run_path(str(SCRIPT))["Options"], arguments(untrained, circles, tmp_path / "out"))
-    half, whole = (load_pipeline(str(untrained), dtype).unet for dtype in (torch.bfloat16, torch.float32))
-    learns = start_controlnet(options, BaseFiles.find(str(untrained)), half, read_data(options).shown)
+    files, half = BaseFiles.find(str(untrained)), load_base(str(untrained), torch.bfloat16)
+    whole = load_base(str(untrained)).unet
+    learns = start_controlnet(options, files, base_of(half), read_data(options).shown)
     expected, found = whole.state_dict(), learns.state_dict()
     copied = [name for name in found if name in expected]
     assert len(copied) > 50 and all(torch.equal(found[name], expected[name]) for name in copied)
-    assert any(not torch.equal(half.state_dict()[name].float(), expected[name]) for name in copied)
+    assert any(not torch.equal(half.unet.state_dict()[name].float(), expected[name]) for name in copied)
 
 
 def test_a_resumed_average_lies_where_the_weights_do():
@@ -247,9 +248,9 @@ def test_an_unlocked_decoder_keeps_learning_from_a_cache(untrained, circles, tmp
 def test_a_controlnet_of_another_base_is_refused(untrained, circles, tmp_path):
     from diffusers_ext import embedded_model
     from diffusers_ext.control.hint import new_controlnet
-    from diffusers_ext.diffusion.base import load_pipeline
+    from diffusers_ext.diffusion.base import load_base
 
-    new_controlnet(load_pipeline(embedded_model()).unet, 4).save_pretrained(tmp_path / "theirs")
+    new_controlnet(load_base(embedded_model()).unet, 4).save_pretrained(tmp_path / "theirs")
     given = arguments(untrained, circles, tmp_path / "out", "--controlnet_model_name_or_path", tmp_path / "theirs")
     assert "they do not belong together" in refusal(*given)
     assert not (tmp_path / "out").exists()

@@ -192,7 +192,7 @@ def test_every_form_gives_the_same_samples(write, folder, records, digest, tmp_p
 
 def test_the_first_20_losses_are_those_of_the_image_folder(folder, records, pipe, tmp_path):
     """From an archive, the form that differs most; equal samples in the other forms are the test above."""
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    encoders = base_of(pipe).encoders
     sources = [read_image_folder(str(folder)), read_rows(str(tar_shards(folder, records, tmp_path)))]
     first, second = (train(pipe, encoders, Pairs(rows, 32, 0, 0.5), steps=20, batch=1) for rows in sources)
     assert first == second and len(set(first)) == 20

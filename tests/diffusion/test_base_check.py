@@ -23,11 +23,10 @@ from transformers import CLIPTokenizer
 from diffusers_ext import embedded_model
 from diffusers_ext.commands._model_check import check_model
 from diffusers_ext.control.hint import new_controlnet
-from diffusers_ext.diffusion.files import BaseFiles
-from diffusers_ext.diffusion.base import check_base, check_controlnet
-from diffusers_ext.diffusion.check import check_vae
-from diffusers_ext.diffusion.base import load_pipeline
+from diffusers_ext.diffusion.base import check_base, check_controlnet, load_base
 from diffusers_ext.diffusion.bases.clip import cut_captions, load_tokenizer
+from diffusers_ext.diffusion.check import check_vae
+from diffusers_ext.diffusion.files import BaseFiles
 from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.diffusion.sampler import Sampler
 from diffusers_ext.errors import InputError
@@ -65,7 +64,7 @@ def test_a_base_is_accepted_in_every_form(base):
     as_variant(base, "fp16", UNET, VAE)  # the text encoder has plain files only, as some repositories do
     check_base(str(base), "fp16")
     shutil.copytree(embedded_model(), base, dirs_exist_ok=True)
-    pipe = load_pipeline(base)
+    pipe = load_base(base)
     (base / UNET).unlink()
     pipe.unet.save_pretrained(base / "unet", max_shard_size="2MB")
     torch.save(load_file(base / VAE), (base / VAE).with_suffix(".bin"))
@@ -121,15 +120,13 @@ def test_variants(base):
     said = refused(check_base, str(base), "fp16")
     assert "no weights of the variant fp16; leave out --variant" in said
     as_variant(base, "fp16", UNET)
-    assert "unet: has weights of the variant fp16 only; give --variant fp16" in refused(
-        check_base, str(base)
-    )
+    assert "unet: has weights of the variant fp16 only; give --variant fp16" in refused(check_base, str(base))
     as_variant(base, "bf16", VAE)
     assert "vae: no weights of the variant fp16, but of bf16" in refused(check_base, str(base), "fp16")
 
 
 def test_missing_shards_tensors_and_files(base):
-    load_pipeline(base).unet.save_pretrained(base / "unet", max_shard_size="2MB")
+    load_base(base).unet.save_pretrained(base / "unet", max_shard_size="2MB")
     (base / UNET).unlink(missing_ok=True)
     shards = sorted((base / "unet").glob("*-of-*.safetensors"))
     shards[0].unlink()
@@ -220,7 +217,7 @@ def with_scheduler(base: Path, scheduler, named: str | None = None) -> str:
 def test_noise_of_another_kind(base, scheduler, named, words):
     assert words in with_scheduler(base, scheduler, named)
     if named is None:
-        for use in (noising, lambda scheduler: Sampler.of(scheduler, 4, seed=0)):
+        for use in (path_of, lambda scheduler: Sampler.of(scheduler, 4, seed=0)):
             assert type(scheduler).__name__ in refused(use, scheduler)
 
 
@@ -270,7 +267,7 @@ def test_other_autoencoders_and_controlnets(base, tmp_path):
     assert "they do not belong together" in refused(BaseFiles.find, embedded_model(), str(base / "vae"))
     change(base / "vae" / "config.json", latent_channels=4, in_channels=4)
     assert "4 channels, expected the 3 of RGB" in refused(check_vae, str(base / "vae"))
-    new_controlnet(load_pipeline(embedded_model()).unet, 4).save_pretrained(tmp_path / "net")
+    new_controlnet(load_base(embedded_model()).unet, 4).save_pretrained(tmp_path / "net")
     check_controlnet(str(tmp_path / "net"))
     check_controlnet("owner/name")
     assert "expected ControlNetModel" in refused(check_controlnet, str(base / "unet"))

@@ -1,6 +1,7 @@
 """Stable Diffusion XL: what the U-Net is told equals what diffusers' pipelines tell it, cached or not, and the script trains it."""
 
 import copy
+import dataclasses
 import json
 import runpy
 import shutil
@@ -12,7 +13,6 @@ import torch
 from diffusers import (
     AutoPipelineForText2Image,
     ControlNetModel,
-    DDPMScheduler,
     StableDiffusionXLControlNetPipeline,
     UNet2DConditionModel,
 )
@@ -21,18 +21,18 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_ext.control.gap import ConditionGap
 from diffusers_ext.control.hint import init_hint, new_controlnet, transfer
-from diffusers_ext.control.objective import ControlObjective
+from diffusers_ext.control.objective import ControlObjective, Variant
 from diffusers_ext.data import pairs as pairs_module
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
+from diffusers_ext.diffusion.base import Base, base_of, check_base, family_of, load_base
 from diffusers_ext.diffusion.bases.encoders import FullPrecisionAutoencoderKL
-from diffusers_ext.diffusion.files import BaseFiles
-from diffusers_ext.diffusion.base import check_base
 from diffusers_ext.diffusion.check import check_vae
 from diffusers_ext.diffusion.draw import draw
 from diffusers_ext.diffusion.encoded import Encoded, EncoderCache
-from diffusers_ext.diffusion.base import base_of, load_pipeline
+from diffusers_ext.diffusion.files import BaseFiles
 from diffusers_ext.diffusion.noising import Diffusion
+from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.engine.loop import collate
 from diffusers_ext.engine.run_folder import read_metrics
 from diffusers_ext.errors import InputError
@@ -63,15 +63,16 @@ def dataset(photos, **how) -> Pairs:
 
 @pytest.fixture(scope="module")
 def xl(untrained_xl):
-    return load_pipeline(untrained_xl)
+    return load_base(untrained_xl)
 
 
 def objective_of(pipe, encoders=None, **switches) -> ControlObjective:
     """A fresh ControlNet whose zero convolutions are zero."""
     torch.manual_seed(0)
     controlnet, unet = new_controlnet(pipe.unet, 8), copy.deepcopy(pipe.unet)
-    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
-    return ControlObjective(controlnet, unet, encoders or base_of(pipe).encoders, diffusion, **switches)
+    diffusion = Diffusion(path_of(pipe.scheduler), seed=0)
+    base = Base(family_of(unet), unet, encoders or base_of(pipe).encoders)
+    return ControlObjective(controlnet, base, diffusion, Variant(**switches))
 
 
 def wake(controlnet: ControlNetModel) -> None:
@@ -86,13 +87,11 @@ def test_captions_are_embedded_as_the_pipeline_does(xl):
     for caption in CAPTIONS:  # one at a time: batches round differently
         ours = encoders.conditioning({"text": [caption], "time_ids": torch.zeros(1, 6)})
         theirs, zeros, pooled, _ = xl.encode_prompt(caption)
-        assert torch.equal(ours["encoder_hidden_states"], theirs)
-        assert torch.equal(ours["added_cond_kwargs"]["text_embeds"], pooled)
+        assert torch.equal(ours.text, theirs) and torch.equal(ours.pooled, pooled)
         assert not zeros.any()  # a negative prompt that is not given; one that is empty is embedded like any caption:
     empty, pooled = xl.encode_prompt("red", negative_prompt="")[1::2]
     ours = encoders.conditioning({"text": [""], "time_ids": torch.zeros(1, 6)})
-    assert torch.equal(ours["encoder_hidden_states"], empty) and empty.any()
-    assert torch.equal(ours["added_cond_kwargs"]["text_embeds"], pooled)
+    assert torch.equal(ours.text, empty) and empty.any() and torch.equal(ours.pooled, pooled)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_the_prediction_is_diffusers(photos, xl):
     residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
     expected = xl.unet(noisy, timesteps, **residuals, **known).sample
     assert torch.equal(objective.predict(noisy, timesteps, text, condition), expected)
-    moved = {**text, "added_cond_kwargs": {**text["added_cond_kwargs"], "time_ids": batch["time_ids"] + 8}}
+    moved = dataclasses.replace(text, time_ids=batch["time_ids"] + 8)
     assert not torch.equal(objective.predict(noisy, timesteps, moved, condition), expected)
 
 
@@ -176,7 +175,7 @@ def test_cached_equals_uncached(photos, untrained_xl, xl, tmp_path, monkeypatch)
         return base_of(xl).encoders
 
     def cached() -> Encoded:
-        cache = EncoderCache(tmp_path, untrained_xl, torch.float32, load)
+        cache = EncoderCache(tmp_path, base, load)
         moments = cache.moments([row.image for row in data.rows], data.picture, {"resolution": 32})
         return Encoded(data, moments, cache.texts(data.captions()), conditions=True)
 
@@ -184,7 +183,7 @@ def test_cached_equals_uncached(photos, untrained_xl, xl, tmp_path, monkeypatch)
     pipe, first = base.load_without_encoders(), cached()
     assert pipe.vae is pipe.text_encoder is pipe.text_encoder_2 is pipe.tokenizer_2 is None and loaded == [True]
     monkeypatch.setattr(pairs_module, "load", lambda file: pytest.fail(f"{file} was decoded"))
-    assert losses_of(objective_of(pipe, base.encoders(pipe)), cached()) == uncached and loaded == [True]
+    assert losses_of(objective_of(pipe, base.base(pipe).encoders), cached()) == uncached and loaded == [True]
     texts = {first[epoch, index]["text"] for epoch in range(4) for index in range(8)}
     assert texts == {"", "red circle", "blue", "blue background"}
 
@@ -196,8 +195,8 @@ def test_step_0_is_the_base_bit_for_bit(photos, xl, dtype):
     init_hint(controlnet, "data", data.sample_conditions(8), seed=0)
     controlnet.to(dtype)
     batch = collate([data[0, index] for index in range(2)])
-    known = base_of(xl).encoders.conditioning(batch)
-    known["encoder_hidden_states"] = known["encoder_hidden_states"].to(dtype)
+    conditioning = base_of(xl).encoders.conditioning(batch)
+    known = base_of(xl).family.told(dataclasses.replace(conditioning, text=conditioning.text.to(dtype)))
     noisy, condition = torch.randn(2, 4, 4, 4).to(dtype), batch["conditioning_pixel_values"].to(dtype)
     with torch.no_grad():
         down, middle = controlnet(noisy, 500, controlnet_cond=condition, return_dict=False, **known)
@@ -235,7 +234,7 @@ def test_gradients_reach_zero_convolutions_first_then_the_copy_then_the_trunk(ph
     trunk = {name for name in parameters if name.startswith("controlnet_cond_embedding") and "conv_out" not in name}
     assert reached[1] == set(parameters) - trunk and "add_embedding.linear_1.weight" in reached[1]
     assert reached[2] == set(parameters)
-    assert all(p.grad is None for p in (*objective.unet.parameters(), *objective.encoders.parameters()))
+    assert all(p.grad is None for p in objective.base.parameters())
 
 
 def test_the_gap_opens_with_use_of_the_condition(photos, xl):
@@ -249,7 +248,7 @@ def test_the_gap_opens_with_use_of_the_condition(photos, xl):
 def test_the_variants_learn_what_they_should(photos, xl):
     learning = lambda objective: {name for name, p in objective.named_parameters() if p.requires_grad}  # noqa: E731
     plain, unlocked = learning(objective_of(xl)), learning(objective_of(xl, unlock_decoder=True))
-    added = {name.split(".")[1] for name in unlocked - plain}
+    added = {name.split(".")[2] for name in unlocked - plain}
     assert plain < unlocked and added == {"up_blocks", "conv_norm_out", "conv_out"}
     only_mid = learning(objective_of(xl, only_mid_control=True))
     assert {name.split(".")[1] for name in plain - only_mid} == {"controlnet_down_blocks"}
@@ -271,11 +270,11 @@ def test_transfer_moves_the_added_embedding_too(xl):
 def test_sharded_weights_are_read_back_strictly(xl, tmp_path):
     """As save_pretrained writes SDXL's U-Net: in several files from 10 GB on."""
     objective, fresh = objective_of(xl, unlock_decoder=True), objective_of(xl, unlock_decoder=True)
-    for module in (objective.controlnet, objective.unet):
+    for module in (objective.controlnet, objective.base.network):
         for parameter in module.parameters():
             parameter.data += 0.1
     objective.controlnet.save_pretrained(tmp_path / "controlnet")
-    objective.unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
+    objective.base.network.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
     shards = sorted((tmp_path / "unet").glob("*.safetensors"))
     assert len(shards) > 1 and len(list((tmp_path / "controlnet").glob("*.safetensors"))) == 1
     fresh.load(tmp_path)
@@ -289,7 +288,7 @@ def test_sharded_weights_are_read_back_strictly(xl, tmp_path):
 
 def test_the_vae_stays_in_float32_where_float16_overflows(untrained, untrained_xl, tmp_path):
     def full(model, forward, vae=None):
-        return BaseFiles.find(str(model), vae, forward).full_precision_vae
+        return BaseFiles.find(str(model), vae, forward=forward).full_precision_vae
 
     mended = shutil.copytree(untrained_xl / "vae", tmp_path / "mended")
     config = json.loads((mended / "config.json").read_text())
@@ -307,7 +306,7 @@ def test_the_vae_stays_in_float32_where_float16_overflows(untrained, untrained_x
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(base_of(pipe).encoders.moments(pixels), outside[0])
         assert torch.equal(pipe.vae.decode(latents).sample, outside[1])
-        plain = load_pipeline(untrained_xl).vae.decode(latents).sample
+        plain = load_base(untrained_xl).vae.decode(latents).sample
     assert not torch.equal(plain, outside[1])  # autocast would have rounded
 
 
@@ -470,7 +469,7 @@ def test_buckets_crops_and_flips_train(untrained_xl, photos, tmp_path):
 
 @pytest.mark.launch
 def test_parts_of_another_kind_are_refused(untrained, untrained_xl, circles, tmp_path):
-    new_controlnet(load_pipeline(untrained).unet, 8).save_pretrained(tmp_path / "theirs")
+    new_controlnet(load_base(untrained).unet, 8).save_pretrained(tmp_path / "theirs")
     given = arguments(untrained_xl, circles, tmp_path / "out", "--controlnet_model_name_or_path", tmp_path / "theirs")
     assert "they do not belong together" in refused(call, *given)
     assert "expected AutoencoderKL" in refused(call, *given, "--pretrained_vae_model_name_or_path", untrained / "unet")

@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 import diffusers_ext
 from diffusers_ext.diffusion.base import check_base
-from diffusers_ext.diffusion.draw import draw
 from diffusers_ext.diffusion.bases.encoders import vae_scale_factor
+from diffusers_ext.diffusion.draw import draw
 from diffusers_ext.toy import circles as fill50k
 from diffusers_ext.toy.measures import colour_error, condition_following
 

@@ -2,21 +2,14 @@
 
 from typing import Any
 
-from torch import nn
-
 from .stable_diffusion_1 import StableDiffusion1
 from .stable_diffusion_xl import StableDiffusionXL
 
 FAMILIES = (StableDiffusion1(), StableDiffusionXL())
+NETWORKS = ("unet", "transformer")  # what diffusers' pipelines call the part that predicts
 
 
-def network_of(pipe: Any) -> nn.Module | None:
-    """Return the part of a pipeline that predicts, of any family; None where it has none."""
-    return next(
-        (
-            network
-            for name in dict.fromkeys(family.network for family in FAMILIES)
-            if (network := getattr(pipe, name, None)) is not None
-        ),
-        None,
-    )
+def network_of(pipe: Any) -> Any:
+    """Return the part of a pipeline that predicts, whatever its family; None where it has none."""
+    parts = (getattr(pipe, name, None) for name in NETWORKS)
+    return next((part for part in parts if part is not None), None)  # a compiled network has no truth value

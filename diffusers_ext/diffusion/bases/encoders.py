@@ -5,6 +5,7 @@ Shapes: B samples, images (B, 3, H, W), latents (B, c, H/f, W/f), text embedding
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -31,7 +32,7 @@ class Encoders(nn.Module):
 
     def __init__(self, vae: AutoencoderKL | None, vae_config: FrozenDict | None = None):
         super().__init__()
-        self.vae = vae
+        self.vae: Any = vae
         self._vae_config = vae_config
 
     @property

@@ -1,5 +1,6 @@
 """Stable Diffusion 1.x and 2.x (Rombach et al. 2022): a U-Net, and one CLIP text encoder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ class StableDiffusionEncoders(Encoders):
         vae_config: FrozenDict | None = None,
     ):
         super().__init__(vae, vae_config)
-        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.text_encoder: Any = text_encoder
+        self.tokenizer: Any = tokenizer
 
     def embed(self, captions: list[str]) -> Embeddings:
         """Return the last hidden states of captions, padded and truncated to the tokenizer's length."""
@@ -37,13 +39,17 @@ class StableDiffusion1(UNetFamily):
     name = "Stable Diffusion 1.x or 2.x"
     pipeline = StableDiffusionPipeline
     control_pipeline = StableDiffusionControlNetPipeline
-    parts = {  # noqa: RUF012
+    parts: Mapping[str, str] = {
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",
         "tokenizer": "CLIPTokenizer",
         "unet": "UNet2DConditionModel",
     }
-    load_arguments = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}  # noqa: RUF012
+    load_arguments: Mapping[str, Any] = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
     tells = None
 
     def encoders(self, pipe: Any, vae_config: FrozenDict | None = None) -> StableDiffusionEncoders:

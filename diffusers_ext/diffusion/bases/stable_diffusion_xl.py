@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
@@ -36,8 +36,10 @@ class StableDiffusionXLEncoders(Encoders):
         vae_config: FrozenDict | None = None,
     ):
         super().__init__(vae, vae_config)
-        self.text_encoder, self.text_encoder_2 = text_encoders
-        self.tokenizer, self.tokenizer_2 = tokenizers
+        self.text_encoder: Any = text_encoders[0]
+        self.text_encoder_2: Any = text_encoders[1]
+        self.tokenizer: Any = tokenizers[0]
+        self.tokenizer_2: Any = tokenizers[1]
 
     def normalise(self, latents: torch.Tensor) -> torch.Tensor:
         """z = s·(latent − m)/d, where the VAE names mean m and deviation d of each channel, else z = s·latent."""
@@ -71,12 +73,12 @@ class StableDiffusionXL(UNetFamily):
     name = "Stable Diffusion XL"
     pipeline = StableDiffusionXLPipeline
     control_pipeline = StableDiffusionXLControlNetPipeline
-    parts: ClassVar[Mapping[str, str]] = {
+    parts: Mapping[str, str] = {
         **StableDiffusion1.parts,
         "text_encoder_2": "CLIPTextModelWithProjection",
         "tokenizer_2": "CLIPTokenizer",
     }
-    load_arguments = {"add_watermarker": False}  # noqa: RUF012
+    load_arguments: Mapping[str, Any] = {"add_watermarker": False}
     tells = "text_time"
     reads_time_ids = True
     obeys_force_upcast = True

@@ -15,8 +15,9 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from ...errors import InputError
 from ...publish.model_files import read_json
-from ..check import check_part_weights
+from ..check import check_part_weights, check_scheduler
 from ..conditioning import Conditioning
+from ..paths import REMEDY, scheduler_problem
 from .encoders import TEXT, vae_scale_factor
 from .unet_checks import check_latents, check_texts, check_unet
 
@@ -46,7 +47,7 @@ class UNetFamily:
     network_class = UNet2DConditionModel
     control_network = ControlNetModel
     # The attention's linear maps, as in diffusers' own LoRA scripts.
-    adapter_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def matches(self, parts: Mapping[str, Any]) -> bool:
         """Whether a model_index.json, or a pipeline's components, are of this family."""
@@ -58,6 +59,8 @@ class UNetFamily:
 
     def check(self, folder: Path) -> None:
         """Raise InputError unless U-Net and text encoders of a folder belong together and draw from text alone."""
+        check_scheduler(folder, read_json(folder / "model_index.json"), scheduler_problem, REMEDY)
+        _check_betas(folder / "scheduler" / "scheduler_config.json")
         config = folder / self.network / "config.json"
         unet = read_json(config)
         check_unet(config, unet, self.tells)
@@ -126,6 +129,10 @@ class UNetFamily:
             conditioning_channels=config["conditioning_channels"],
         )
 
+    def guided(self, network: FrozenDict, scale: float) -> bool:
+        """Whether a pipeline of this network draws with classifier-free guidance at a guidance scale."""
+        return scale > 1 and network.time_cond_proj_dim is None
+
     def decoder(self, network: UNet2DConditionModel) -> list[nn.Module]:
         """Return the modules behind the ControlNet's residuals, which a training may unlock."""
         return [network.up_blocks, network.conv_norm_out, network.conv_out]
@@ -159,3 +166,19 @@ class UNetFamily:
         tokens = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").model_max_length
         configs = [CLIPTextConfig.from_pretrained(folder, subfolder=part) for part in self.parts if "encoder" in part]
         return {TEXT: (tokens, sum(config.hidden_size for config in configs))}
+
+
+def without_attention(config: Mapping[str, Any], blocks: int) -> dict[str, Any]:
+    """Return the configuration of a ControlNet whose blocks behind the first `blocks` down blocks have no attention."""
+    kinds = list(config["down_block_types"])
+    kinds[blocks:] = ["DownBlock2D"] * (len(kinds) - blocks)
+    return {**config, "down_block_types": kinds, "mid_block_type": "UNetMidBlock2D"}
+
+
+def _check_betas(path: Path) -> None:
+    """Raise InputError where a scheduler's file leaves its betas to diffusers' defaults."""
+    config = read_json(path)
+    if config.get("beta_schedule") is None and config.get("trained_betas") is None:
+        raise InputError(
+            f"{path}: names no beta_schedule, so what noise the base knows is not known; download it again"
+        )
