@@ -102,8 +102,8 @@ def sources_of(
     measured = provenance.digest_of_values(source.validation)
     found["prompts to measure on"] = of(("validation_prompts",), measured, f"{len(source.validation)} prompts")
     if source.rows:
-        files = provenance.digest_of_files(row.image for row in source.rows)
-        digest = provenance.digest_of_values(files, [row.texts for row in source.rows])
+        images = provenance.digest_of_files(row.image for row in source.rows)
+        digest = provenance.digest_of_values(images, [row.texts for row in source.rows])
         found["pictures"] = of(("pretrain_data_dir", "rankings"), digest, f"{len(source.rows)} rows")
     found["base"] = files.source()
     for name, model in (("reward", reward), ("held_out_reward", held_out)):
