@@ -24,8 +24,8 @@ Predict = Callable[[torch.Tensor, torch.Tensor, dict], torch.Tensor]
 class Sampler:
     """N steps of DDIM (Song et al. 2021, equation 12); eta 0 adds no noise, eta 1 is ancestral sampling.
 
-    timesteps (N,); alpha2, sigma2 (N, 2): α² and σ² before and after each step; all on the CPU. Noise belongs to a sample's
-    key and step, so a sample's path does not depend on the batch it is in. Latents are never clipped, whatever the
+    timesteps (N,); alpha2, sigma2 (N, 2): α² and σ² before and after each step; variance (N,): s² of the noise that each step
+    adds; all on the CPU. Noise belongs to a sample's key and step, so a sample's path does not depend on the batch it is in. Latents are never clipped, whatever the
     scheduler's configuration says or leaves out.
 
     >>> from diffusers import DDIMScheduler
@@ -41,8 +41,8 @@ class Sampler:
     timesteps: torch.Tensor
     alpha2: torch.Tensor
     sigma2: torch.Tensor
+    variance: torch.Tensor
     seed: int
-    eta: float = 0.0
 
     @classmethod
     def of(cls, scheduler: SchedulerMixin, steps: int, seed: int, eta: float = 0.0) -> "Sampler":
@@ -56,13 +56,18 @@ class Sampler:
         after = ddim.timesteps - ddim.config.num_train_timesteps // steps
         clean = torch.where(after >= 0, ddim.alphas_cumprod[after.clamp(min=0)], ddim.final_alpha_cumprod)
         alpha_bar = torch.stack([ddim.alphas_cumprod[ddim.timesteps], clean], dim=1)
-        return cls(ddim.config.prediction_type, ddim.timesteps, alpha_bar, 1 - alpha_bar, seed, eta)
+        before, after = alpha_bar.unbind(1)
+        variance = eta**2 * (1 - after) / (1 - before) * (1 - before / after)
+        return cls(ddim.config.prediction_type, ddim.timesteps, alpha_bar, 1 - alpha_bar, variance, seed)
 
     @classmethod
     def straight(cls, sigmas: torch.Tensor, path: Straight, seed: int, eta: float = 0.0) -> "Sampler":
         """Take steps on a straight path; sigmas: (N + 1,) float32, σ before each step and after the last, falling to 0."""
-        both = torch.stack([sigmas[:-1], sigmas[1:]], dim=1)
-        return cls(path.prediction, sigmas[:-1] * path.steps, (1 - both) ** 2, both**2, seed, eta)
+        sigma = torch.stack([sigmas[:-1], sigmas[1:]], dim=1)
+        alpha2, sigma2 = (1 - sigma) ** 2, sigma**2
+        lost = sigma2[:, 0] - alpha2[:, 0] / alpha2[:, 1] * sigma2[:, 1]
+        variance = eta**2 * sigma2[:, 1] / sigma2[:, 0] * lost
+        return cls(path.prediction, sigmas[:-1] * path.steps, alpha2, sigma2, variance, seed)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -85,11 +90,10 @@ class Sampler:
     ) -> torch.Tensor:
         """Return the latents after steps (B,): α' ẑ_0 + √(σ'² − s²) ε̂ + s n, s² = η² σ'²/σ² (σ² − (α/α')² σ'²)."""
         clean, noise = split(self.prediction_type, latents, prediction, self.coefficients(steps, latents))
-        alpha2, alpha2_after = self.alpha2[steps].to(latents)[..., None, None, None].unbind(1)
-        sigma2, sigma2_after = self.sigma2[steps].to(latents)[..., None, None, None].unbind(1)
-        variance = self.eta**2 * sigma2_after / sigma2 * (sigma2 - alpha2 / alpha2_after * sigma2_after)
-        moved = alpha2_after.sqrt() * clean + (sigma2_after - variance).sqrt() * noise
-        if self.eta:
+        squares = (self.alpha2[steps, 1], self.sigma2[steps, 1], self.variance[steps])
+        alpha2, sigma2, variance = (values.to(latents)[:, None, None, None] for values in squares)
+        moved = alpha2.sqrt() * clean + (sigma2 - variance).sqrt() * noise
+        if self.variance.any():
             fresh = [(*key, int(step)) for key, step in zip(keys, steps)]
             moved = moved + variance.sqrt() * self.noise("ancestral", fresh, latents)
         return moved
