@@ -135,7 +135,7 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     from diffusers_ext.diffusion.base import base_of
     from diffusers_ext.diffusion.noising import Diffusion
     from diffusers_ext.diffusion.paths import path_of
-    from diffusers_ext.randomness import MicroBatches
+    from diffusers_ext.randomness import MicroBatches, Share
 
     pipe, side = base_model(this.base, folder, base_steps), BASES[this.base].side
     data, held_out = samples("train", SCENES, this.kind, side), samples("test", HELD_OUT, this.kind, side)
@@ -148,7 +148,7 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     with torch.no_grad():
         untrained = score(objective, pipe, held_out)
     curve = [[0, round(untrained, 4), 0.0]]
-    for step, keys in enumerate(MicroBatches(SCENES, this.seed, this.batch, 1, 1, 0, 0, this.limit), start=1):
+    for step, keys in enumerate(MicroBatches(SCENES, this.seed, Share(this.batch, this.limit)), start=1):
         objective(batch_of(data, keys))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.0)
         optimizer.step()
@@ -272,7 +272,7 @@ def train_base(pipe, channels: tuple[int, ...], steps: int, batch: int = 32, rat
 
     from diffusers_ext.diffusion.noising import Diffusion
     from diffusers_ext.diffusion.paths import path_of
-    from diffusers_ext.randomness import MicroBatches
+    from diffusers_ext.randomness import MicroBatches, Share
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config({**pipe.unet.config, "block_out_channels": channels})
@@ -281,7 +281,7 @@ def train_base(pipe, channels: tuple[int, ...], steps: int, batch: int = 32, rat
     diffusion = Diffusion(path_of(pipe.scheduler), seed=0)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
-    for keys in tqdm(MicroBatches(count, 0, batch, 1, 1, 0, 0, steps), desc="small base", unit="step", mininterval=30):
+    for keys in tqdm(MicroBatches(count, 0, Share(batch, steps)), desc="small base", unit="step", mininterval=30):
         index = [key[1] for key in keys]
         text = data["text_embeddings"][index]
         text[::10] = data["no_text"]  # a tenth without prompt, for guidance

@@ -23,6 +23,7 @@ from diffusers_ext.cache import Digests, Store, digest_of, fingerprint
 from diffusers_ext.control.hint import init_hint, new_controlnet
 from diffusers_ext.control.objective import ControlObjective
 from diffusers_ext.control.previews import ControlPreview
+from diffusers_ext.data.batches import collate
 from diffusers_ext.data.files import Row
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
@@ -33,9 +34,8 @@ from diffusers_ext.diffusion.encoded import CachedMoments, Encoded, EncoderCache
 from diffusers_ext.diffusion.files import BaseFiles
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.diffusion.paths import path_of
-from diffusers_ext.engine.loop import collate
 from diffusers_ext.errors import InputError
-from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.randomness import MicroBatches, Share
 from diffusers_ext.toy import circles as fill50k
 
 SPEC = {"value": "squares", "dtype": "torch.float32"}
@@ -467,7 +467,7 @@ def train(pipe, encoders, dataset, steps=60, batch=2, autocast=None) -> list[flo
     objective = ControlObjective(controlnet.float(), Base(family_of(pipe.unet), pipe.unet, encoders), diffusion)
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-4)
     found = []
-    for keys in MicroBatches(len(dataset), 0, batch, 1, 1, 0, 0, steps):
+    for keys in MicroBatches(len(dataset), 0, Share(batch, steps)):
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = objective(collate([dataset[key] for key in keys]))["loss"]
         loss.backward()

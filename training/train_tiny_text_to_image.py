@@ -19,8 +19,7 @@ from diffusers_ext.options import (
     SCHEDULES,
     SHARE,
     WEIGHT,
-    OptimizerOptions,
-    RunOptions,
+    TrainingOptions,
     group,
     option,
     run,
@@ -29,7 +28,7 @@ from diffusers_ext.options import (
 
 @group("model and data")
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     train_data_dir: str | None = option(
         None, "image folder with metadata.jsonl; without it, fill50k is drawn on the fly", path="read"
     )

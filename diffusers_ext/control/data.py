@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from accelerate import Accelerator
 
 from ..conditions.catalogue import resolve
-from ..data.files import Columns, Row
+from ..data.files import Columns, Row, Size
 from ..data.findings import Finding
 from ..data.geometry import assign_buckets
+from ..data.held_out import hold_out
 from ..data.pairs import Pairs
 from ..data.preflight import Report, check, scaling_notes
 from ..data.rows import read_rows
-from ..data.stream import Stream
+from ..data.stream import Stream, StreamedPairs
 from ..diffusion.encoded import Encoded, EncoderCache
 from ..diffusion.files import BaseFiles
 from ..engine.provenance import Source, Sources, digest_of_model, digest_of_values
 from ..errors import InputError
-from ..randomness import generator
 from .options import ControlOptions
 from .previews import ValidationPair, validation_pairs
 
@@ -32,7 +32,7 @@ class ControlData:
     """dataset: to learn from. held_out: to measure on. shown: what can be looked at before, the data set itself or a stream's
     first rows. pairs: to draw. report: of the check."""
 
-    dataset: Pairs | Stream | Encoded
+    dataset: Pairs | StreamedPairs | Encoded
     held_out: Pairs | Encoded
     shown: Pairs
     pairs: list[ValidationPair]
@@ -59,9 +59,10 @@ def _read_rows(source: str, options: ControlOptions) -> ControlData:
     report.notes += _fewer_held_out(options, len(aside), len(report.rows))
     learnt = without_repeats(report.rows, learnt, aside)
     report.notes += _copies_learnt(report, learnt, aside)
-    dataset, held_out = _pairs(options, [report.rows[at] for at in learnt], [report.rows[at] for at in aside])
-    if options.aspect_buckets:
-        dataset.buckets = assign_buckets([report.sizes[at] for at in learnt], options.resolution)
+    sizes = [report.sizes[row] for row in learnt]
+    buckets = assign_buckets(sizes, options.resolution) if options.aspect_buckets else None
+    rows = [report.rows[row] for row in learnt]
+    dataset, held_out = _pairs(options, rows, [report.rows[row] for row in aside], buckets)
     return ControlData(dataset, held_out, dataset, _to_draw(options, held_out, report.rows), report)
 
 
@@ -73,8 +74,8 @@ def _read_stream(source: str, options: ControlOptions) -> ControlData:
     report = replace(check(stream.head, options.on_bad_sample), streamed=True)
     report.notes += scaling_notes(report, options.resolution, cropped=True)
     aside = check(stream.held_out, options.on_bad_sample).rows if stream.held_out else []
-    stream.pairs, held_out = _pairs(options, report.rows, aside)
-    return ControlData(stream, held_out, stream.pairs, _to_draw(options, held_out, report.rows), report)
+    pairs, held_out = _pairs(options, report.rows, aside)
+    return ControlData(StreamedPairs(stream, pairs), held_out, pairs, _to_draw(options, held_out, report.rows), report)
 
 
 def _columns(options: ControlOptions) -> Columns:
@@ -83,33 +84,33 @@ def _columns(options: ControlOptions) -> Columns:
     return Columns(options.image_column, options.caption_column, condition, options.mask_column)
 
 
-def _pairs(options: ControlOptions, rows: Sequence[Row], aside: Sequence[Row]) -> tuple[Pairs, Pairs]:
-    """Rows to learn from, with what varies from epoch to epoch, and rows kept aside, without."""
-    corner = (options.crops_coords_top_left_h, options.crops_coords_top_left_w)
-    geometry = {
-        "condition": resolve(options.condition) if options.condition else None,
-        "label_maps": options.label_maps,
-        "interpolation": options.image_interpolation_mode,
-        "told_corner": None if corner == (None, None) else tuple(side or 0 for side in corner),
-    }
-    varied = {"random_crop": options.random_crop, "flip": 0.5 if options.random_flip else 0.0}
-    dropped = options.proportion_empty_prompts
-    return (
-        Pairs(rows, options.resolution, options.seed, dropped, **geometry, **varied),
-        Pairs(aside, options.resolution, options.seed, **geometry),
+def _pairs(
+    options: ControlOptions, rows: Sequence[Row], aside: Sequence[Row], buckets: Sequence[Size] | None = None
+) -> tuple[Pairs, Pairs]:
+    """Rows to learn from, with what varies from epoch to epoch, and rows kept aside, without; buckets: of the former."""
+    top, left = options.crops_coords_top_left_h, options.crops_coords_top_left_w
+    fixed = Pairs(
+        aside,
+        options.resolution,
+        options.seed,
+        condition=resolve(options.condition) if options.condition else None,
+        label_maps=options.label_maps,
+        interpolation=options.image_interpolation_mode,
+        told_corner=None if top is None and left is None else (top or 0, left or 0),
     )
+    varied = fixed.varied(
+        rows,
+        proportion_empty_prompts=options.proportion_empty_prompts,
+        random_crop=options.random_crop,
+        flip=0.5 if options.random_flip else 0.0,
+        buckets=buckets,
+    )
+    return varied, fixed
 
 
 def _to_draw(options: ControlOptions, held_out: Pairs, rows: Sequence[Row]) -> list[ValidationPair]:
     """The first held-out pairs, unless others are given."""
-    return validation_pairs(options, held_out if len(held_out) else _pairs(options, [], rows)[1])
-
-
-def hold_out(count: int, wanted: int, seed: int) -> tuple[list[int], list[int]]:
-    """Split row numbers into those to learn from, in order, and at most a tenth kept aside, drawn: files are often sorted."""
-    order = generator(seed, "held_out").permutation(count)
-    aside = min(wanted, count // 10)
-    return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
+    return validation_pairs(options, held_out if len(held_out) else held_out.with_rows(rows))
 
 
 def _fewer_held_out(options: ControlOptions, aside: int, count: int) -> list[Finding]:
@@ -123,8 +124,8 @@ def _fewer_held_out(options: ControlOptions, aside: int, count: int) -> list[Fin
 
 def _copies_learnt(report: Report, learnt: Sequence[int], aside: Sequence[int]) -> list[Finding]:
     """The note that pictures kept aside are learnt all the same, under another name or with another caption."""
-    known = {report.pictures[at]: report.rows[at] for at in learnt}
-    copies = [(report.rows[at], known[report.pictures[at]]) for at in aside if report.pictures[at] in known]
+    known = {report.pictures[row]: report.rows[row] for row in learnt}
+    copies = [(report.rows[row], known[report.pictures[row]]) for row in aside if report.pictures[row] in known]
     if not copies:
         return []
     row, twin = copies[0]

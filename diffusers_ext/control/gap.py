@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ..data.batches import collate
 from ..diffusion.draw import BAR_DELAY
-from ..engine.loop import collate
 from .objective import ControlObjective
 
 TIMESTEP = 600  # of 1000: the picture's layout is still open, and the prompt alone does not settle it

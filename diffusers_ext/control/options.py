@@ -13,8 +13,7 @@ from ..options import (
     SHARE,
     WEIGHT,
     DiffusionOptions,
-    OptimizerOptions,
-    RunOptions,
+    TrainingOptions,
     check_used,
     group,
     option,
@@ -203,8 +202,7 @@ class AttentionOptions:
 @dataclass
 class ControlOptions(
     ValidationOptions,
-    OptimizerOptions,
-    RunOptions,
+    TrainingOptions,
     DiffusionOptions,
     DataOptions,
     VariantOptions,

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
 
+from ..data.batches import collate
 from ..data.pairs import Pairs
 from ..data.rows import read_image_folder
 from ..diffusion.base import base_of, load_base
@@ -27,7 +28,6 @@ from ..diffusion.draw import draw
 from ..diffusion.files import BaseFiles
 from ..diffusion.noising import Diffusion
 from ..diffusion.paths import path_of
-from ..engine.loop import collate
 from ..engine.run_folder import read_metrics
 from ..errors import InputError
 from ..toy import circles as fill50k

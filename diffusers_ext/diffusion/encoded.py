@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .. import randomness
 from ..cache import Digests, Store, digest_of, digest_of_file, fingerprint
+from ..data.batches import Samples
 from ..data.files import File, Size
 from ..errors import InputError
 from .bases.encoders import Embeddings, Encoders
@@ -34,7 +35,7 @@ class Texts(Protocol):
     def __getitem__(self, caption: str) -> Embeddings: ...
 
 
-class Encoded(Dataset):
+class Encoded(Samples):
     """A data set with "moments" (2, c, h, w) in place of "pixel_values", and its caption's embeddings beside "text".
 
     moments None leaves the pictures to be encoded at each step, texts None the captions. `conditions` says whether the
@@ -49,13 +50,10 @@ class Encoded(Dataset):
         conditions: bool = False,
     ):
         self.dataset, self.moments, self.texts, self.conditions = dataset, moments, texts, conditions
+        self.buckets = dataset.buckets
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    @property
-    def buckets(self) -> Sequence[Size] | None:
-        return self.dataset.buckets
 
     def __getitem__(self, key: randomness.Key) -> dict:
         sample = self.dataset[key] if self.moments is None else self._without_picture(key)

@@ -1,7 +1,7 @@
 """What a reward tuning starts from: its data with captions embedded, the model that learns, its objective, and the check
 that the reward can teach it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,9 @@ from accelerate.utils import DynamoBackend
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from ..data import preflight
+from ..data.batches import collate
 from ..data.files import Row
+from ..data.held_out import hold_out
 from ..data.pairs import Pairs
 from ..data.rows import read_rows
 from ..data.texts import read_prompts, without_duplicates
@@ -23,12 +25,10 @@ from ..diffusion.noising import Diffusion
 from ..diffusion.paths import path_of
 from ..diffusion.sampler import Sampler
 from ..engine import provenance
-from ..engine.loop import collate
 from ..engine.objective import Objective
 from ..errors import InputError
 from ..preferences import checks as ranking_checks
 from ..preferences.formats import read_rankings
-from ..randomness import generator
 from .data import PreferencePairs, PromptSamples, rows_of
 from .dpo import DPO
 from .options import TuningOptions, grad_window
@@ -41,6 +41,7 @@ FROM_UNET = (
     "given as --pretrained_model_name_or_path; a LoRA becomes one by pipe.load_lora_weights(RUN), pipe.fuse_lora() and "
     "pipe.save_pretrained(FOLDER)"
 )
+MEASURED = 4  # prompts to measure on where none is kept aside
 PROBED = 4  # pictures that the reward is checked on before anything is trained
 
 
@@ -70,24 +71,31 @@ class Source:
 
 def read_source(options: TuningOptions) -> Source:
     """Read and check the prompts, rankings and pictures that options name; InputError lists what is wrong."""
-    if options.method == "dpo":
-        skip = options.on_bad_sample == "skip"
-        found = ranking_checks.check_images(read_rankings(options.rankings, options.image_root), skip)
-        found = [prompt for prompt in found if len(prompt.pairs())]
-        learnt, aside = ranking_checks.hold_out(found, options.held_out_samples, options.seed)
-        if not learnt:
-            raise InputError(f"{options.rankings}: no prompt has two pictures of which one was preferred")
-        rows, held_out = rows_of(learnt)[0], [prompt.prompt for prompt in aside or learnt[:4]]
-    else:
-        found = without_duplicates(read_prompts(options.prompts, options.prompt_field), "drop")
-        texts = [prompt.text for prompt in found]
-        wanted = 0 if options.validation_prompts else min(options.held_out_samples, len(texts) // 10)
-        order = generator(options.seed, "held_out").permutation(len(texts))
-        learnt = [texts[at] for at in sorted(order[wanted:])]
-        rows, held_out = pretraining_rows(options), [texts[at] for at in sorted(order[:wanted])] or texts[:4]
-    if options.validation_prompts:
-        held_out = [prompt.text for prompt in read_prompts(options.validation_prompts, options.prompt_field)]
-    return Source(learnt, rows, list(dict.fromkeys(held_out)))
+    source = _read_rankings(options) if options.method == "dpo" else _read_prompts(options)
+    if not options.validation_prompts:
+        return source
+    prompts = read_prompts(options.validation_prompts, options.prompt_field)
+    return replace(source, validation=list(dict.fromkeys(prompt.text for prompt in prompts)))
+
+
+def _read_rankings(options: TuningOptions) -> Source:
+    assert options.rankings is not None
+    skip = options.on_bad_sample == "skip"
+    prompts = ranking_checks.check_images(read_rankings(options.rankings, options.image_root), skip)
+    prompts = [prompt for prompt in prompts if len(prompt.pairs())]
+    learnt, aside = ranking_checks.hold_out(prompts, options.held_out_samples, options.seed)
+    if not learnt:
+        raise InputError(f"{options.rankings}: no prompt has two pictures of which one was preferred")
+    texts = [prompt.prompt for prompt in aside or learnt[:MEASURED]]
+    return Source(learnt, rows_of(learnt)[0], list(dict.fromkeys(texts)))
+
+
+def _read_prompts(options: TuningOptions) -> Source:
+    prompts = without_duplicates(read_prompts(options.prompts, options.prompt_field), "drop")
+    texts = [prompt.text for prompt in prompts]
+    learnt, aside = hold_out(len(texts), 0 if options.validation_prompts else options.held_out_samples, options.seed)
+    measured = [texts[row] for row in sorted(aside)] or texts[:MEASURED]
+    return Source([texts[row] for row in learnt], pretraining_rows(options), list(dict.fromkeys(measured)))
 
 
 def sources_of(

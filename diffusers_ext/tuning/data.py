@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from .. import randomness
+from ..data.batches import Samples
 from ..data.files import Row
 from ..data.pairs import Pairs
 from ..diffusion.encoded import Encoded, Texts
@@ -19,14 +19,12 @@ from ..randomness import Key
 Pictures = Pairs | Encoded
 
 
-class PromptSamples(Dataset):
+class PromptSamples(Samples):
     """Samples {"key", "prompt", "time_ids" (6,)} and the prompt's embeddings, such as "text_embeddings" (tokens, width).
 
     texts: embeddings by caption. side: of the pictures to draw, in pixels. pictures: where given, each sample brings one,
     drawn by its key, as "pretrain_pixel_values" or "pretrain_moments", "pretrain_text_embeddings" ...
     """
-
-    buckets = None  # the loop takes samples in any order
 
     def __init__(
         self,
@@ -54,11 +52,9 @@ class PromptSamples(Dataset):
         return {**sample, **{f"pretrain_{name}": value for name, value in own.items()}}
 
 
-class PreferencePairs(Dataset):
+class PreferencePairs(Samples):
     """Samples {"key"}, the prompt's embeddings and, as "winner_…" and "loser_…", two pictures of one prompt; one for each
     strict pair of the rankings, as often as people gave it."""
-
-    buckets = None
 
     def __init__(
         self,

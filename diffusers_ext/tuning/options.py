@@ -12,9 +12,8 @@ from ..options import (
     POSITIVE,
     SHARE,
     WEIGHT,
-    OptimizerOptions,
     Range,
-    RunOptions,
+    TrainingOptions,
     check_declared,
     check_used,
     group,
@@ -202,9 +201,7 @@ class ValidationOptions:
 
 
 @dataclass
-class TuningOptions(
-    ValidationOptions, OptimizerOptions, RunOptions, DataOptions, RewardOptions, MethodOptions, ModelOptions
-):
+class TuningOptions(ValidationOptions, TrainingOptions, DataOptions, RewardOptions, MethodOptions, ModelOptions):
     """Everything that a reward tuning asks for."""
 
 

@@ -21,10 +21,10 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
+from ..data.batches import collate
 from ..diffusion.encoded import Texts
 from ..diffusion.lora import adapters_at, adapters_merged, has_lora
 from ..diffusion.sampler import Sampler
-from ..engine.loop import collate
 from ..engine.run_folder import read_metrics, save_sample
 from ..figures import labelled_grid, plot_curves
 from .data import PromptSamples

@@ -14,8 +14,8 @@ from PIL import Image
 
 from diffusers_ext.control.hint import init_hint, new_controlnet, signal_ratio, transfer
 from diffusers_ext.control.objective import ControlObjective, Variant
+from diffusers_ext.data.batches import collate
 from diffusers_ext.diffusion.base import Base, base_of, family_of
-from diffusers_ext.engine.loop import collate
 from diffusers_ext.errors import InputError
 from diffusers_ext.toy import circles as fill50k
 

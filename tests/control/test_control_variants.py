@@ -12,9 +12,9 @@ from diffusers_ext.control.blocks import behind, check_unused, front
 from diffusers_ext.control.hint import init_hint, new_controlnet
 from diffusers_ext.control.lora import add_lora, load_control_lora, merged, restore_lora, save_lora
 from diffusers_ext.control.objective import ControlObjective, Variant, save
+from diffusers_ext.data.batches import collate
 from diffusers_ext.diffusion.base import Base, base_of, load_base
 from diffusers_ext.diffusion.conditioning import Conditioning
-from diffusers_ext.engine.loop import collate
 from diffusers_ext.errors import InputError
 
 VARIANTS = {

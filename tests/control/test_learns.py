@@ -7,12 +7,12 @@ import diffusers_ext
 from diffusers_ext.control.gap import ConditionGap, snap
 from diffusers_ext.control.hint import init_hint, new_controlnet
 from diffusers_ext.control.objective import ControlObjective
+from diffusers_ext.data.batches import collate
 from diffusers_ext.diffusion.base import base_of, load_base
 from diffusers_ext.diffusion.encoded import Encoded, encode_in_memory
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.diffusion.paths import path_of
-from diffusers_ext.engine.loop import collate
-from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.randomness import MicroBatches, Share
 from diffusers_ext.toy.circles import Fill50k
 
 TRAIN, HELD_OUT, STEPS, EVERY = 112, 16, 28, 7
@@ -34,7 +34,7 @@ def gaps(shuffle: bool) -> list[dict]:
     objective = ControlObjective(controlnet, base, Diffusion(path_of(pipe.scheduler), seed=0))
     gap = ConditionGap(objective, collate([sample((0, TRAIN + index)) for index in range(HELD_OUT)]), 8)
     optimizer, rows = torch.optim.AdamW(controlnet.parameters(), lr=1e-3, fused=True), []
-    for step, keys in enumerate(MicroBatches(TRAIN, 0, 4, 1, 1, 0, 0, STEPS), start=1):
+    for step, keys in enumerate(MicroBatches(TRAIN, 0, Share(4, STEPS)), start=1):
         objective(collate([sample(key) for key in keys]))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

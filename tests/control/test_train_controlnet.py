@@ -14,10 +14,11 @@ from control_script import SCRIPT, arguments, call, losses, refusal
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from diffusers_ext.control.data import hold_out, read_data
+from diffusers_ext.control.data import read_data
 from diffusers_ext.control.start import start_controlnet
-from diffusers_ext.engine.loop import restore
+from diffusers_ext.data.held_out import hold_out
 from diffusers_ext.engine.run_folder import read_metrics
+from diffusers_ext.engine.state import State
 from diffusers_ext.options import parse
 
 ROOT = Path(__file__).parents[2]
@@ -218,7 +219,9 @@ def test_a_resumed_average_lies_where_the_weights_do():
     weights = [torch.nn.Parameter(torch.ones(2))]
     optimizer, average = torch.optim.AdamW(weights), EMAModel(weights)
     accelerator = SimpleNamespace(device=torch.device("meta"), load_state=lambda folder: None)
-    restore(accelerator, Path("checkpoint-5"), 5, optimizer, get_scheduler("constant", optimizer), average)
+    schedule = get_scheduler("constant", optimizer)
+    state = SimpleNamespace(accelerator=accelerator, optimizer=optimizer, schedule=schedule, average=average)
+    assert State.restore(state, Path("checkpoint-5")) == 5
     assert [each.device.type for each in average.shadow_params] == ["meta"]
 
 

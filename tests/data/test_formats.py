@@ -20,7 +20,7 @@ from diffusers_ext.data.rows import read_image_folder, read_rows
 from diffusers_ext.data.shards import INDEX
 from diffusers_ext.diffusion.base import base_of
 from diffusers_ext.errors import InputError
-from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.randomness import MicroBatches, Share
 from diffusers_ext.toy import circles as fill50k
 
 COUNT = 200
@@ -182,7 +182,7 @@ def test_every_form_gives_the_same_samples(write, folder, records, digest, tmp_p
     ours, expected = (Pairs(each, 32, seed=0, flip=0.5) for each in (rows, read_image_folder(str(folder))))
     assert len(ours) == COUNT and ours.captions() == expected.captions()
     assert check(rows).faults == [] and check(rows).digest == digest
-    for key in itertools.chain.from_iterable(MicroBatches(COUNT, 0, 2, 1, 1, 0, 0, stop=20)):
+    for key in itertools.chain.from_iterable(MicroBatches(COUNT, 0, Share(2, stop=20))):
         sample = ours[key]
         for name, value in expected[key].items():
             same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b

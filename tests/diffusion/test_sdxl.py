@@ -23,6 +23,7 @@ from diffusers_ext.control.gap import ConditionGap
 from diffusers_ext.control.hint import init_hint, new_controlnet, transfer
 from diffusers_ext.control.objective import ControlObjective, Variant
 from diffusers_ext.data import pairs as pairs_module
+from diffusers_ext.data.batches import collate
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
 from diffusers_ext.diffusion.base import Base, base_of, check_base, family_of, load_base
@@ -33,7 +34,6 @@ from diffusers_ext.diffusion.encoded import Encoded, EncoderCache
 from diffusers_ext.diffusion.files import BaseFiles
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.diffusion.paths import path_of
-from diffusers_ext.engine.loop import collate
 from diffusers_ext.engine.run_folder import read_metrics
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse

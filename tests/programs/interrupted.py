@@ -17,11 +17,11 @@ from diffusers_ext.diffusion.base import base_of, load_base
 from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.engine import loop
-from diffusers_ext.options import OptimizerOptions, RunOptions
+from diffusers_ext.options import TrainingOptions
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     pass
 
 
@@ -38,7 +38,7 @@ class Recording(ControlObjective):
     def predict(self, noisy, timesteps, text, condition):
         if len(self.seen) == self.stop:
             raise Interrupted
-        self.seen.append(digest([noisy, timesteps, text["encoder_hidden_states"], condition]))
+        self.seen.append(digest([noisy, timesteps, text.text, condition]))
         return super().predict(noisy, timesteps, text, condition)
 
 

@@ -11,12 +11,12 @@ from diffusers_ext.diffusion.noising import Diffusion
 from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.engine import loop
 from diffusers_ext.engine.objective import Objective
-from diffusers_ext.options import OptimizerOptions, RunOptions
+from diffusers_ext.options import TrainingOptions
 from diffusers_ext.toy.circles import Fill50k
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     pass
 
 

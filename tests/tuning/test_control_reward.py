@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from diffusers_ext.engine.loop import collate
+from diffusers_ext.data.batches import collate
 from diffusers_ext.errors import InputError
 from diffusers_ext.rewards import agreement
 from diffusers_ext.tuning.control import ConditionPath, ConditionPreferenceObjective, ConsistencyObjective, moved
