@@ -129,17 +129,12 @@ def train(
     if warning := late_warmup(options, stop):
         accelerator.print(warning)
     state = State(accelerator, objective, options, stop)
-    first = _resume(state, options, output_dir)
-    if first >= stop:
-        accelerator.print(
-            f"step {first} of {stop} is done already: nothing is left to train; for more, raise the steps"
-        )
-
+    first = _resume(state, options, stop)
     metrics = Metrics(accelerator, output_dir, options, first)
     drawing = SampleDrawing(accelerator, preview, metrics, state.averaged)
     with Sigterm() as sigterm:
-        if first and is_due(options, first, stop) and drawing.is_missing(output_dir, first):
-            drawing.draw(first, sigterm)
+        if first and is_due(options, first, stop):
+            drawing.catch_up(first, sigterm)
             if on_any_rank(accelerator, sigterm.came):
                 leave(accelerator, metrics, first)
         if first and drawing.wants_to_stop:
@@ -180,8 +175,9 @@ def train(
     metrics.finish()
 
 
-def _resume(state: State, options: TrainingOptions, output_dir: Path) -> int:
+def _resume(state: State, options: TrainingOptions, stop: int) -> int:
     """Restore the checkpoint that options name, and return its step; 0 where there is none."""
+    output_dir = Path(options.output_dir)
     checkpoint = checkpoints.find(options.resume_from_checkpoint, output_dir)
     if checkpoint is None:
         return 0
@@ -189,6 +185,10 @@ def _resume(state: State, options: TrainingOptions, output_dir: Path) -> int:
     step = state.restore(checkpoint)
     if state.accelerator.is_main_process:
         checkpoints.set_aside(output_dir, step)
+    if step >= stop:
+        state.accelerator.print(
+            f"step {step} of {stop} is done already: nothing is left to train; for more, raise the steps"
+        )
     return step
 
 

@@ -4,7 +4,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,13 +30,13 @@ class SampleDrawing:
     metrics: Metrics
     weights: Callable[[], AbstractContextManager[None]]
 
-    def is_missing(self, output_dir: Path, step: int) -> bool:
-        """Whether drawing was interrupted at a step; every rank gets the main process's answer."""
-        if self.preview is None:
-            return False
-        main = self.accelerator.is_main_process
-        rows = [row for row in read_metrics(output_dir) if row["step"] == step] if main else []
-        return on_any_rank(self.accelerator, bool(rows) and all("loss" in row for row in rows))
+    def catch_up(self, step: int, sigterm: Sigterm) -> None:
+        """Draw the samples of a step whose drawing was interrupted; leave those that were measured."""
+        if not self.accelerator.is_main_process or self.preview is None:
+            return
+        rows = [row for row in read_metrics(self.metrics.path.parent) if row["step"] == step]
+        if rows and all("loss" in row for row in rows):
+            self.draw(step, sigterm)
 
     def draw(self, step: int, sigterm: Sigterm) -> None:
         """Draw and measure; a failure is printed, SIGTERM ends drawing and leaves no trace of it."""
