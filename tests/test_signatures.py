@@ -47,6 +47,7 @@ MAY_HIDE = {
     "RewardReranker.__call__": BEHIND,
     "NoiseSearch.__call__": BEHIND,
     "load_pipeline": "settings of DiffusionPipeline.from_pretrained, which names none either",
+    "BackboneOwner.from_pretrained": "settings of ModelMixin.from_pretrained, which names none either",
     "HubLoadable.from_pretrained": "settings of DiffusionPipeline.from_pretrained, which names none either",
     "HubLoadable.download": "settings of DiffusionPipeline.download, which names none either",
     "HubLoadable.load_config": "settings of DiffusionPipeline.load_config",

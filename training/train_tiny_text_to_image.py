@@ -113,7 +113,7 @@ def main(options: Options) -> None:
     base = base_of(pipe).to(accelerator.device)
     base.encoders.scale_latents(torch.stack([dataset.picture(index) for index in range(min(256, len(dataset)))]))
     objective = TextToImageObjective(base, Diffusion(path_of(scheduler), options.seed))
-    preview = TextToImagePreview(pipe, prompts, options)
+    preview = TextToImagePreview(pipe, prompts, options.guidance_scale, output_dir)
     loop.train(accelerator, objective, Encoded(dataset, encode_in_memory(dataset, base.encoders)), options, preview)
 
     if accelerator.is_main_process:

@@ -68,9 +68,16 @@ def _read_rows(source: str, options: ControlOptions) -> ControlData:
 
 def _read_stream(source: str, options: ControlOptions) -> ControlData:
     """Rows that are read while training: only the first ones are checked before."""
-    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
-    drawing = (options.seed, options.shuffle_buffer, options.on_bad_sample)
-    stream = Stream(source, _columns(options), options.held_out_samples, *drawing, **hub)
+    stream = Stream(
+        source,
+        _columns(options),
+        options.held_out_samples,
+        options.seed,
+        options.shuffle_buffer,
+        options.on_bad_sample,
+        config=options.dataset_config_name,
+        cache_dir=options.cache_dir,
+    )
     report = replace(check(stream.head, options.on_bad_sample), streamed=True)
     report.notes += scaling_notes(report, options.resolution, cropped=True)
     aside = check(stream.held_out, options.on_bad_sample).rows if stream.held_out else []
@@ -163,14 +170,15 @@ def without_repeats(rows: Sequence[Row], learnt: Sequence[int], aside: Sequence[
 def encode(data: ControlData, files: BaseFiles, options: ControlOptions, accelerator: Accelerator) -> ControlData:
     """Put what --encoder_cache_dir holds in place of pictures and captions; encoders are loaded for what is missing."""
     assert options.encoder_cache_dir is not None
+    assert isinstance(data.dataset, Pairs) and isinstance(data.held_out, Pairs), "pictures are encoded once"
     cache = EncoderCache.of(options.encoder_cache_dir, files, accelerator, tokenizer=options.tokenizer_name)
     texts = cache.texts([*data.dataset.captions(), *data.held_out.captions()])
     # All that a picture's tensor depends on beside its file and bucket: change this with the geometry, or stale values are served.
     transform = {"fit": "cover", "resolution": options.resolution, "interpolation": options.image_interpolation_mode}
 
     def encoded(pairs: Pairs) -> Encoded:
-        files = [row.image for row in pairs.rows]
-        moments = cache.moments(files, pairs.picture, transform, pairs.buckets) if files else []
+        images = pairs.images()
+        moments = cache.moments(images, pairs.picture, transform, pairs.buckets) if images else None
         return Encoded(pairs, moments, texts, conditions=True)
 
     return replace(data, dataset=encoded(data.dataset), held_out=encoded(data.held_out))

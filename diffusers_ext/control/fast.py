@@ -8,7 +8,7 @@ condition anew each time. Both are avoided here from the outside: for the length
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ControlNetModel, MultiControlNetModel
@@ -182,7 +182,10 @@ class _EntryHook(ModelHook):
         **kwargs: Any,
     ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
         several = isinstance(unwrap_module(module), MultiControlNetModel)
-        scales = list(enumerate(conditioning_scale)) if several else (0, conditioning_scale)
+        scales: Any = (0, conditioning_scale)
+        if several:
+            assert isinstance(conditioning_scale, list)
+            scales = list(enumerate(conditioning_scale))
         down, middle = self.fn_ref.original_forward(
             sample, timestep, conditioning_scale=scales, guess_mode=guess_mode, **kwargs
         )
@@ -203,13 +206,13 @@ def _nets(controlnet: nn.Module) -> list[nn.Module]:
 def _factors(connection_scales: ConnectionScales | None, nets: list[nn.Module]) -> list[list[float] | None]:
     if connection_scales is None:
         return [None] * len(nets)
-    rows = connection_scales
+    rows: Sequence[Any] = connection_scales
     if not any(isinstance(row, Sequence) for row in rows):
         rows = [connection_scales] * len(nets)
     if len(rows) != len(nets):
         raise InputError(f"connection_scales has lists for {len(rows)} controls, but there are {len(nets)}")
     for row, net in zip(rows, nets):
-        skips = len(net.controlnet_down_blocks)
+        skips = len(cast("Any", net).controlnet_down_blocks)
         if len(row) != skips + 1:
             raise InputError(
                 f"connection_scales has {len(row)} numbers, but this ControlNet has {skips + 1} connections:"

@@ -4,8 +4,9 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -143,17 +144,25 @@ def check_extractor(options: ControlOptions, pairs: list[ValidationPair], datase
 class TextToImagePreview:
     """A `loop.Preview`: a grid of prompts and, where they are fill50k's, the median colour errors."""
 
-    def __init__(self, pipe: DiffusionPipeline, prompts: list[str], options: ControlOptions):
-        self.pipe, self.prompts, self.options = pipe, prompts, options
+    def __init__(self, pipe: DiffusionPipeline, prompts: list[str], guidance_scale: float, folder: Path):
+        self.pipe, self.prompts, self.guidance_scale, self.folder = pipe, prompts, guidance_scale, folder
 
     def __call__(self, step: int) -> dict[str, float]:
-        images = draw(self.pipe, self.prompts, num_inference_steps=STEPS, guidance_scale=self.options.guidance_scale)
+        images = draw(self.pipe, self.prompts, num_inference_steps=STEPS, guidance_scale=self.guidance_scale)
         grid = captioned_grid(images[:SHOWN], self.prompts[:SHOWN], title=f"step {step}, one seed each")
-        save_sample(Path(self.options.output_dir), step, grid)
+        save_sample(self.folder, step, grid)
         if not all(map(is_prompt, self.prompts)):
             return {}
         circle, background = colour_error(images, self.prompts)
         return {"circle_error": float(np.median(circle)), "background_error": float(np.median(background))}
+
+
+class Drawn(NamedTuple):
+    """The pictures of a preview: with control and prompt, without control, and without prompt."""
+
+    controlled: list[Image.Image]
+    uncontrolled: list[Image.Image]
+    promptless: list[Image.Image]
 
 
 class ControlPreview:
@@ -206,60 +215,71 @@ class ControlPreview:
         measures |= self._measure(drawn)
         self._keep_best(measures)
         # Numbered, since prompts may be alike.
-        return {**measures, **{f"samples/{at}: {prompts[at]}": row for at, row in enumerate(rows)}}
+        return {**measures, **{f"samples/{number}: {prompts[number]}": row for number, row in enumerate(rows)}}
 
-    def _draw(self) -> dict[str, list[Image.Image]]:
+    def _draw(self) -> Drawn:
         """Draw all pictures: num_validation_images of each pair, and one without prompt from the first one's noise."""
         options, count = self.options, self.options.num_validation_images
-        arguments = {
-            "batch_size": options.train_batch_size,  # a size whose training fits fits here too
-            "num_inference_steps": STEPS,
-            "guidance_scale": options.validation_guidance_scale,
-            "height": options.resolution,
-            "width": options.resolution,
-        }
+        drawing = partial(
+            draw,
+            batch_size=options.train_batch_size,  # a size whose training fits fits here too
+            num_inference_steps=STEPS,
+            guidance_scale=options.validation_guidance_scale,
+            height=options.resolution,
+            width=options.resolution,
+        )
         several = [pair for pair in self.pairs for _ in range(count)]
         prompts, conditions = [pair.prompt for pair in several], [pair.condition for pair in several]
         seeds = [options.seed + number for number in range(len(several))]
         if self.uncontrolled is None or options.unlock_decoder:  # a frozen base's pictures do not change
-            self.uncontrolled = draw(self.pipe, prompts, seeds, **arguments)
-        ours = draw(self.controlled, prompts, seeds, image=conditions, **arguments)
+            self.uncontrolled = drawing(self.pipe, prompts, seeds)
+        controlled = drawing(self.controlled, prompts, seeds, image=conditions)
         silent = [""] * len(self.pairs)
-        promptless = draw(self.controlled, silent, seeds[::count], image=conditions[::count], **arguments)
-        return {"": ours, "_no_control": self.uncontrolled, "_no_prompt": promptless}
+        promptless = drawing(self.controlled, silent, seeds[::count], image=conditions[::count])
+        return Drawn(controlled, self.uncontrolled, promptless)
 
-    def _rows(self, drawn: dict[str, list[Image.Image]]) -> list[list[Image.Image]]:
+    def _rows(self, drawn: Drawn) -> list[list[Image.Image]]:
         """Return the grid's rows: condition, no control, no prompt, ours."""
         count = self.options.num_validation_images
         return [
             [
                 as_picture(pair.condition),
-                drawn["_no_control"][at * count],
-                drawn["_no_prompt"][at],
-                *drawn[""][at * count : (at + 1) * count],
+                drawn.uncontrolled[number * count],
+                drawn.promptless[number],
+                *drawn.controlled[number * count : (number + 1) * count],
             ]
-            for at, pair in enumerate(self.pairs)
+            for number, pair in enumerate(self.pairs)
         ]
 
-    def _measure(self, drawn: dict[str, list[Image.Image]]) -> dict[str, float]:
-        measures: dict[str, float] = {}
-        for kind, images in drawn.items():
-            pairs = [pair for pair in self.pairs for _ in range(len(images) // len(self.pairs))]
-            if self.outlines:
-                prompts = [pair.prompt for pair in pairs] if kind == "" else None
-                found = condition_following(images, torch.stack([pair.condition for pair in pairs]), prompts).summary()
-                measures |= {f"{name}{kind}": value for name, value in found.items()}
-            if self.extractor:
-                measures[f"consistency{kind}"] = self._consistency(images, pairs)
+    def _measure(self, drawn: Drawn) -> dict[str, float]:
+        """Return the measures of each kind of picture; those of the controlled ones have the plain names."""
+        measures = self._measure_kind(drawn.controlled, "")
+        measures |= self._measure_kind(drawn.uncontrolled, "_no_control")
+        measures |= self._measure_kind(drawn.promptless, "_no_prompt")
         known = [pair for pair in self.pairs if pair.picture is not None]
         if self.extractor and known:  # the oracle: 1 where conditions were computed, less where they were given
-            pictures = torch.stack([pair.picture for pair in known]) / 2 + 0.5
-            measures["consistency_true"] = self._consistency(pictures, known)
+            pictures = torch.stack([pair.picture for pair in known if pair.picture is not None]) / 2 + 0.5
+            measures["consistency_true"] = self._consistency(self.extractor, pictures, known)
         return measures
 
-    def _consistency(self, images: Sequence[Image.Image] | torch.Tensor, pairs: list[ValidationPair]) -> float:
+    def _measure_kind(self, images: list[Image.Image], suffix: str) -> dict[str, float]:
+        """Measure pictures of one kind; suffix: of the measures' names."""
+        measures: dict[str, float] = {}
+        pairs = [pair for pair in self.pairs for _ in range(len(images) // len(self.pairs))]
+        if self.outlines:
+            conditions = torch.stack([pair.condition for pair in pairs])
+            prompts = None if suffix else [pair.prompt for pair in pairs]
+            followed = condition_following(images, conditions, prompts).summary()
+            measures |= {f"{name}{suffix}": value for name, value in followed.items()}
+        if self.extractor:
+            measures[f"consistency{suffix}"] = self._consistency(self.extractor, images, pairs)
+        return measures
+
+    def _consistency(
+        self, extractor: Condition, images: Sequence[Image.Image] | torch.Tensor, pairs: list[ValidationPair]
+    ) -> float:
         conditions, keys = [pair.condition for pair in pairs], [pair.key for pair in pairs]
-        return float(condition_consistency(images, conditions, self.extractor, keys, self.options.seed).mean())
+        return float(condition_consistency(images, conditions, extractor, keys, self.options.seed).mean())
 
     def _keep_best(self, measures: dict[str, float]) -> None:
         score = next((name for name in SCORES if name in measures), None)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
@@ -120,9 +121,8 @@ Check = Callable[[Bench], tuple[bool, str]]  # its docstring is what it says; re
 def zero_init(bench: Bench) -> tuple[bool, str]:
     """a new ControlNet draws the base's picture, bit for bit"""
     conditions = [bench.dataset.condition(index) for index in range(2)]
-    settings = {"num_inference_steps": 4, "height": SIDE, "width": SIDE, "output_type": "pt"}
-    plain = draw(bench.pipe, [PROMPT] * 2, **settings)
-    ours = draw(controlled(bench.pipe, bench.controlnet()), [PROMPT] * 2, image=conditions, **settings)
+    plain = draw_tensors(bench.pipe, 2, steps=4)
+    ours = draw_tensors(controlled(bench.pipe, bench.controlnet()), 2, steps=4, image=conditions)
     largest = max((a - b).abs().max().item() for a, b in zip(plain, ours))
     return all(map(torch.equal, plain, ours)), f"largest difference {largest:g}"
 
@@ -163,8 +163,7 @@ def fresh_process(bench: Bench) -> tuple[bool, str]:
     if done.returncode:
         return False, (done.stderr.strip().splitlines() or ["no output"])[-1]
     pipe = controlled(bench.pipe, ControlNetModel.from_pretrained(bench.straight))
-    settings = {"num_inference_steps": 2, "height": SIDE, "width": SIDE, "output_type": "pt"}
-    here = digest(draw(pipe, [PROMPT], image=[torch.ones(3, SIDE, SIDE)], **settings))
+    here = digest(draw_tensors(pipe, 1, steps=2, image=[torch.ones(3, SIDE, SIDE)]))
     there = done.stdout.split()[-1]
     return here == there, f"SHA-256 {here[:8]} and {there[:8]}"
 
@@ -232,6 +231,14 @@ def attempt(check: Check, bench: Bench) -> tuple[bool, str]:
             return check(bench)
     except Exception as error:
         return False, f"{type(error).__name__}: {error}"
+
+
+def draw_tensors(pipe: Any, count: int, steps: int, image: Sequence | None = None) -> list[torch.Tensor]:
+    """Draw `count` pictures of PROMPT, (3, H, W) in [0, 1]; image: their conditions."""
+    drawn: list = draw(
+        pipe, [PROMPT] * count, image=image, num_inference_steps=steps, height=SIDE, width=SIDE, output_type="pt"
+    )
+    return drawn
 
 
 def controlled(pipe: DiffusionPipeline, controlnet: ControlNetModel) -> DiffusionPipeline:

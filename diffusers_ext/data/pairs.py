@@ -138,6 +138,10 @@ class Pairs(Samples):
         alike = [index for index in range(len(self)) if not buckets or buckets[index] == buckets[0]]
         return torch.stack([self.condition(index) for index in alike[:count]])
 
+    def images(self) -> list[File]:
+        """The picture files of all rows, in order."""
+        return [self.rows[number].image for number in range(len(self))]
+
     def captions(self) -> list[str]:
         """Every caption once."""
         rows = self.rows.values() if isinstance(self.rows, Mapping) else self.rows

@@ -72,11 +72,10 @@ class Stream:
 
     def row(self, record: dict, key: Key) -> Row:
         origin = f"{self.source}[epoch {key[0]}, row {key[1]}]"
-        files = [
-            self._file(record, name, origin) if name else None
-            for name in (self.names.image, self.names.condition, self.names.mask)
-        ]
-        return Row(files[0], captions(record, self.names.caption, origin), files[1], origin, files[2])
+        names = self.names
+        condition, mask = (self._file(record, name, origin) if name else None for name in (names.condition, names.mask))
+        image = self._file(record, names.image, origin)
+        return Row(image, captions(record, names.caption, origin), condition, origin, mask)
 
     def _file(self, record: dict, column: str, origin: str) -> File:
         value = record[column]

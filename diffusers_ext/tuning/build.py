@@ -91,6 +91,7 @@ def _read_rankings(options: TuningOptions) -> Source:
 
 
 def _read_prompts(options: TuningOptions) -> Source:
+    assert options.prompts is not None
     prompts = without_duplicates(read_prompts(options.prompts, options.prompt_field), "drop")
     texts = [prompt.text for prompt in prompts]
     learnt, aside = hold_out(len(texts), 0 if options.validation_prompts else options.held_out_samples, options.seed)

@@ -248,14 +248,15 @@ def check_steps(options: TuningOptions) -> None:
     steps = options.num_inference_steps
     if (options.grad_steps or 1) > steps:
         raise InputError(f"--grad_steps {options.grad_steps}: the sampler has {steps} steps")
-    window = grad_window(options)
+    window = options.grad_window or grad_window(options)
     if len(window) != 2 or not 0 <= window[0] <= window[1] < steps:
         raise InputError(
             f"--grad_window {' '.join(map(str, window))}: two steps of 0 to {steps - 1}, the first not the later"
         )
 
 
-def grad_window(options: TuningOptions) -> tuple[int, ...]:
-    """The window of ReFL: as given, or the last quarter but the very last step, where nothing moves any more."""
+def grad_window(options: TuningOptions) -> tuple[int, int]:
+    """Return the window of ReFL: as given, or the last quarter without the very last step, which moves nothing."""
     steps = options.num_inference_steps
-    return tuple(options.grad_window or (max(0, min(steps - 2, steps * 3 // 4)), max(0, steps - 2)))
+    first, last = options.grad_window or (max(0, min(steps - 2, steps * 3 // 4)), max(0, steps - 2))
+    return first, last
