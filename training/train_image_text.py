@@ -9,7 +9,7 @@ picture and caption goes through its tower once, so that training takes minutes 
 A data folder holds pictures and metadata.jsonl with {"file_name": ..., "text": a caption or a list of captions}, or any
 other form that diffusers_ext/data/rows.py reads. A zero-shot set has labels: diffusers_ext/data/labelled.py.
 
-Run the same command with --resume_from_checkpoint latest to go on after an interruption; on a CPU, bit for bit.
+Run the same command with --resume_from_checkpoint latest to resume after an interruption; on a CPU, bit for bit.
 The run folder is itself the model: open_clip.create_model("local-dir:runs/image-text").
 """
 

@@ -13,7 +13,7 @@ On a laptop, with circles whose true order is known and no download:
     accelerate launch training/train_reward_model.py --backbone tiny --rankings data/circle-rankings/rankings.jsonl \\
         --output_dir runs/circle-reward --freeze_fraction 0 --learning_rate 1e-3 --train_batch_size 16 --max_train_steps 1000
 
-Run the same command with --resume_from_checkpoint latest to go on after an interruption; on a CPU, bit for bit.
+Run the same command with --resume_from_checkpoint latest to resume after an interruption; on a CPU, bit for bit.
 The run folder is itself the reward: ImageRewardModel.from_pretrained("runs/reward").score(prompts, images).
 """
 

@@ -2,7 +2,7 @@
 
 FOLDER holds pictures and a table of prompts: candidates.jsonl with {"id", "prompt", "images"} a line, or metadata.jsonl with
 {"file_name", "prompt"}. What people judge is appended to FOLDER/annotations/NAME.jsonl, and is on the disk before the page
-says so; start again to go on. docs/annotation.md has the keys and the format.
+says so; start again to continue. docs/annotation.md has the keys and the format.
 
     diffusers-ext annotate candidates/
     diffusers-ext annotate candidates/ --annotator ada --port 7862
@@ -105,7 +105,7 @@ def check_export(folder: Path, path: Path) -> None:
     from ..preferences.annotate.items import TABLES
     from ..preferences.annotate.store import FOLDER
 
-    table = next((at for at, name in enumerate(TABLES) if (folder / name).is_file()), len(TABLES))
+    table = next((index for index, name in enumerate(TABLES) if (folder / name).is_file()), len(TABLES))
     check_output("--export", path, [folder / name for name in TABLES[table : table + 1]])
     if path.resolve().is_relative_to((folder / FOLDER).resolve()):
         raise InputError(f"--export {path}: lies among the judgements of {folder / FOLDER}; name a file elsewhere")

@@ -2,7 +2,7 @@
 
     diffusers-ext card check runs/my-controlnet
 
-Needs no network. Ends with exit code 2 and the list of what to mend.
+Needs no network. Ends with exit code 2 and the list of what to fix.
 """
 
 from dataclasses import dataclass

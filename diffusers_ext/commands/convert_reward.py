@@ -57,7 +57,9 @@ def main(options: Options) -> None:
     model.save_pretrained(folder)
     follow_umask(folder)
     write_converted_card(folder, source, model.config)
-    print(f"{folder}: {sum(each.numel() for each in model.parameters()) / 1e6:.1f} M parameters, tokenizer and card")
+    print(
+        f"{folder}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters, tokenizer and card"
+    )
 
 
 def _tokenizer(name: str):

@@ -65,7 +65,7 @@ def main(options: Options) -> None:
     try:
         _draw(options, prompts, folder, journal)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from the {len(journal)} candidates in {folder}")
+        print(f"\ninterrupted; the same command continues from the {len(journal)} candidates in {folder}")
         raise SystemExit(130) from None
     _finish(options, prompts, folder, journal)
 
@@ -182,7 +182,7 @@ def _draw(options: Options, prompts: list[str], folder, journal: dict) -> None:
         for prompt in range(len(prompts))
         for first in range(0, options.candidates, unit)
     ]
-    left = [(prompt, numbers) for prompt, numbers in left if any((prompt, each) not in journal for each in numbers)]
+    left = [(prompt, numbers) for prompt, numbers in left if any((prompt, number) not in journal for number in numbers)]
     if not left:
         return
     reranker = _reranker(options)

@@ -20,7 +20,7 @@ def launch(words: list[str]) -> None:
 
     scripts = {path.stem.removeprefix("train_"): path for path in sorted(_folder().glob("train_*.py"))}
     names = {name.replace("_", "-"): name for name in scripts}
-    at = next((at for at, word in enumerate(words) if word in {**names, **scripts}), None)
+    at = next((index for index, word in enumerate(words) if word in {**names, **scripts}), None)
     if at is None:
         if not words or words[0] in ("-h", "--help"):
             print(f"{__doc__.strip()}\n\ntrainings: {', '.join(names)}")

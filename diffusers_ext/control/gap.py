@@ -37,7 +37,9 @@ class ConditionGap:
     def on(cls, held_out: Dataset, objective: ControlObjective, batch_size: int) -> "ConditionGap | None":
         """Measure on every sample of a data set, as in epoch 0; None where there are not two."""
         count = len(held_out)
-        return cls(objective, collate([held_out[0, at] for at in range(count)]), batch_size) if count > 1 else None
+        return (
+            cls(objective, collate([held_out[0, index] for index in range(count)]), batch_size) if count > 1 else None
+        )
 
     def __call__(self) -> dict[str, float]:
         """Return {"held_out_loss", "held_out_loss_zero", "held_out_loss_wrong", "gap"}; gap = (wrong − right) / right."""

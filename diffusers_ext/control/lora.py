@@ -127,6 +127,19 @@ def load_control_lora(
         subfolder, revision, token, cache_dir, local_files_only: of a name on the Hub, as diffusers has them.
 
     Returns the merged ControlNet in the network's type, on its device. Raises InputError if the two do not fit.
+
+    >>> import tempfile
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.control.hint import new_controlnet
+    >>> from diffusers_ext.diffusion.base import load_base
+    >>> network = load_base(embedded_model()).unet
+    >>> controlnet = new_controlnet(network, vae_factor=4)
+    >>> add_lora(controlnet, network, rank=2)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> save_lora(controlnet, Path(folder.name))
+    >>> type(load_control_lora(folder.name, network)).__name__
+    'ControlNetModel'
+    >>> folder.cleanup()
     """
     chosen = {"subfolder": subfolder, "revision": revision, "token": token, "cache_dir": cache_dir}
     chosen["local_files_only"] = local_files_only

@@ -44,7 +44,7 @@ class ArrayFile:
 
 def array_files(pixels: np.ndarray, source: str | Path) -> list[ArrayFile]:
     """Return the pictures of an array (n, H, W) or (n, H, W, 3) uint8 as files."""
-    return [ArrayFile(each, str(index), str(source)) for index, each in enumerate(pixels)]
+    return [ArrayFile(pixel, str(index), str(source)) for index, pixel in enumerate(pixels)]
 
 
 def read_idx(path: str | Path) -> np.ndarray:

@@ -39,7 +39,7 @@ def waterbirds(folder: str | Path) -> LabelledImages:
         raise InputError(f"{path}: missing; name the folder of Waterbirds that group_DRO's generator wrote")
     table = LabelledImages.of(checked(_waterbirds(path), path))
     fits = lambda sample: (sample.label == "waterbird") == (sample.domain == "water")  # noqa: E731
-    table = table.take([at for at, sample in enumerate(table.samples) if sample.split != "val" or fits(sample)])
+    table = table.take([index for index, sample in enumerate(table.samples) if sample.split != "val" or fits(sample)])
     return halve(table, "val", fits)
 
 
@@ -103,7 +103,7 @@ def domainnet_mini(folder: str | Path, lists: str | Path, source: str = "sketch"
     table = read_lists(lists, folder)
     if source not in table.domains:
         raise InputError(f"{lists}: no list of {source}; there are {', '.join(table.domains)}")
-    ours = [at for at, each in enumerate(table.samples) if each.split == "test" or each.domain == source]
+    ours = [index for index, each in enumerate(table.samples) if each.split == "test" or each.domain == source]
     return halve(table.take(ours), "test", lambda sample: sample.domain == source)
 
 
@@ -189,7 +189,7 @@ def _digits(domain: str, folder: Path) -> list[Sample]:
         arrays = {path.stem.partition("_")[0]: read_svhn(path) for path in sorted(folder.glob("*_32x32.mat"))}
     else:
         table = read_labelled(folder, domain=domain)
-        return [Sample(each.file, each.label, domain, each.split, each.origin) for each in table.samples]
+        return [Sample(sample.file, sample.label, domain, sample.split, sample.origin) for sample in table.samples]
     return [
         Sample(file, str(label), domain, split, str(file))
         for split, (images, labels) in arrays.items()

@@ -43,7 +43,7 @@ def on_one_side(table: LabelledImages) -> LabelledImages:
         known = side.setdefault(digest, sample.split)
         if RANK.get(sample.split or "", 0) > RANK.get(known or "", 0):
             side[digest] = sample.split
-    moved = [at for at, digest in enumerate(digests) if table.samples[at].split != side[digest]]
+    moved = [index for index, digest in enumerate(digests) if table.samples[index].split != side[digest]]
     if not moved:
         return table
     samples = tuple(replace(sample, split=side[digest]) for sample, digest in zip(table.samples, digests))

@@ -101,7 +101,7 @@ def _joined(results: list) -> Any:
     if isinstance(first, torch.Tensor):
         return torch.cat(results)
     if isinstance(first, dict):
-        return type(first)(**{name: _joined([each[name] for each in results]) for name in first})
+        return type(first)(**{name: _joined([result[name] for result in results]) for name in first})
     return type(first)(_joined(list(parts)) for parts in zip(*results))
 
 

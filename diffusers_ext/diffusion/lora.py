@@ -121,6 +121,17 @@ class LateLora:
     (Sorokin et al. 2025, ImageReFL). start: the share of steps, 0 to 1, that the base does alone.
 
     Use it as a context, so that the LoRA is on again afterwards however a call ended.
+
+    >>> import numpy as np
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.diffusion.base import load_base
+    >>> pipe = load_base(embedded_model())
+    >>> pipe.set_progress_bar_config(disable=True)
+    >>> add_lora(pipe.unet, rank=2)
+    >>> with LateLora(pipe, 0.5) as late:
+    ...     image = pipe('red circle', num_inference_steps=2, callback_on_step_end=late).images[0]
+    >>> image.size
+    (64, 64)
     """
 
     def __init__(self, pipe: DiffusionPipeline, start: float = 0.5):

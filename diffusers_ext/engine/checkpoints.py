@@ -92,7 +92,7 @@ def _missing(output_dir: Path) -> str:
 
 
 def set_aside(output_dir: Path, step: int) -> None:
-    """Rename the checkpoints of later steps: the run goes on from `step`, and they are not its own any more."""
+    """Rename the checkpoints of later steps: the run continues from `step`, and they no longer belong to it."""
     for path in _numbered(output_dir):
         if _step(path) > step:
             path.rename(path.with_name(f"abandoned-{path.name}-{uuid.uuid4().hex[:6]}"))

@@ -88,5 +88,5 @@ def repository_name(folder: Path, options: PushOptions) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error of the Hub, which may go on for a page."""
+    """The first line of an error of the Hub, which may be a page long."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

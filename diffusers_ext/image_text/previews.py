@@ -78,7 +78,7 @@ class ImageTextPreview:
         device, learning = self.objective.logit_scale.device, self.objective.training
         self.objective.eval()
         try:
-            return {name: value for each in self.measures for name, value in each(self.objective, device).items()}
+            return {name: value for measure in self.measures for name, value in measure(self.objective, device).items()}
         finally:
             self.objective.train(learning)
 

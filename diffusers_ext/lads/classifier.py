@@ -49,6 +49,11 @@ class LADSClassifier(BackboneOwner, CardedModel):
     weights, checked when it is loaded. hidden_dim, networks, residual: of the augmentation networks. domain_names: the domains
     that an image is told to be of, in order. temperatures: factors of zero-shot cosines and of the probe's logits for the
     calibrated head. training: options, counts, and the table; the card shows them.
+
+    >>> domains = {'source': ['a photo of a {}'], 'targets': {'sketch': ['a sketch of a {}']}}
+    >>> classifier = LADSClassifier(8, ['cat', 'dog'], domains)
+    >>> classifier.predict(torch.eye(8)[:3]).probabilities.shape
+    torch.Size([3, 2])
     """
 
     named_by = ("backbone", "weights_digest")
@@ -142,8 +147,8 @@ class LADSClassifier(BackboneOwner, CardedModel):
         images = [images] if one else list(images)
         check_batch_size(batch_size)
         parts = [
-            self.backbone.embed_images(images[at : at + batch_size], batch_size)
-            for at in range(0, len(images), batch_size)
+            self.backbone.embed_images(images[index : index + batch_size], batch_size)
+            for index in range(0, len(images), batch_size)
         ]
         if not parts:
             raise InputError("no images to classify")
@@ -172,8 +177,10 @@ class LADSClassifier(BackboneOwner, CardedModel):
         by_probe = (scale_probe * (x @ weight.T + bias)).softmax(-1)
         mix = {"probe": 1.0, "wise": 1.0, "zero_shot": 0.0}.get(head, share)
         probabilities = (mix * by_probe + (1 - mix) * by_text).cpu()
-        domains = [self.config.domain_names[at] for at in nearest_domains(x, self.domain_text.float()).tolist()]
-        return Prediction([self.config.classes[at] for at in probabilities.argmax(-1).tolist()], probabilities, domains)
+        domains = [self.config.domain_names[index] for index in nearest_domains(x, self.domain_text.float()).tolist()]
+        return Prediction(
+            [self.config.classes[position] for position in probabilities.argmax(-1).tolist()], probabilities, domains
+        )
 
     def augment(self, images: Any, batch_size: int = 32) -> torch.Tensor:
         """Return where each network moves images or embeddings to: unit rows (K, N, D), in the order of the targets."""

@@ -255,7 +255,7 @@ def neighbour_grid(splits: Splits, bank: AugmentationBank, names: Sequence[str],
     rows, labels = [[load(file) for file in shown.files]], ["training images"]
     for name, moved in zip(names, augment(bank, shown.x)):
         _, found = nearest(moved, among)
-        rows.append([load(files[at]) for at in found.tolist()])
+        rows.append([load(files[index]) for index in found.tolist()])
         labels.append(f"nearest test images after the move to: {name}")
     columns = [shown.classes[label] for label in shown.labels.tolist()]
     return labelled_grid(rows, columns, labels, title="Neighbours of augmented embeddings")

@@ -192,7 +192,7 @@ def rows_of(data: Embedded, text: DomainText) -> Rows:
 
 def predicted_domains(data: Embedded, text: DomainText) -> Embedded:
     """Return the data with the domain of each image as text sees it, by position in text.domains."""
-    names = tuple(str(at) for at in range(len(text.domains)))
+    names = tuple(str(index) for index in range(len(text.domains)))
     return replace(data, domains=nearest_domains(data.x, text.domains), domain_names=names)
 
 

@@ -60,6 +60,14 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
     labels, log and grown are what growth left in the configuration: leave them out.
 
     What was learnt stays in double precision on the CPU, wherever the module is moved; features may be of any device and type.
+
+    >>> rng = np.random.default_rng(0)
+    >>> cats, dogs = rng.normal(size=(2, 30, 8)) * 0.1 + np.eye(8)[:2, None]
+    >>> classifier = VMFMixtureClassifier(8).partial_fit(np.concatenate([cats, dogs]), ['cat'] * 30 + ['dog'] * 30)
+    >>> classifier.predict(np.eye(8)[:2]).tolist()
+    ['cat', 'dog']
+    >>> classifier.partial_fit(rng.normal(size=(30, 8)) * 0.1 + np.eye(8)[2], ['bird'] * 30).classes_.tolist()
+    ['cat', 'dog', 'bird']
     """
 
     named_by = ("encoder", "encoder_digest")

@@ -213,7 +213,7 @@ def _seed(block: _Block, known, recipe: Recipe, key: tuple[int, int]) -> tuple[t
     if known.shape[1]:
         closest = (block.features @ known.transpose(1, 2)).amax(2)
     seed, session = key
-    keys = [(session, int(each)) for each in block.classes]
+    keys = [(session, int(label)) for label in block.classes]
     draws = torch.from_numpy(uniforms(seed, "mixture seeds", keys, recipe.k_new))
     quota = (-(-inside.sum(1) // recipe.n_min)).clamp(1, recipe.k_new)
     centres, live = [], []

@@ -95,7 +95,7 @@ def number(labels: Any, count: int, known: list[Label]) -> tuple[torch.Tensor, l
         raise InputError(f"{count} rows of features and {len(values)} labels; give one label per row")
     check_kind(values, known)
     known = known + sorted(set(values) - set(known))
-    place = {label: at for at, label in enumerate(known)}
+    place = {label: index for index, label in enumerate(known)}
     return torch.tensor([place[value] for value in values], dtype=torch.int64), known
 
 

@@ -33,7 +33,7 @@ def reduce(
     """Return the component that each one is merged into, (K,) positions, itself where it stays.
 
     counts (K,), resultants (K, d) and classes (K,); only components of one class are merged. cap: a class with more
-    components than this goes on merging its best pairs. Ties go to the lowest position.
+    components than this continues to merge its best pairs. Ties go to the lowest position.
     """
     target = torch.arange(len(counts))
     worth = _Worth(

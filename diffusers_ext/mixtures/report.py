@@ -16,15 +16,15 @@ def component_rows(space: MixtureSpace, labels: list[Label], exemplars: Exemplar
     places (M,): the component of each exemplar. `sessions` are those that the exemplars are of. All values are JSON's.
     """
     total, rows = torch.bincount(space.classes, space.counts, minlength=len(labels)), []
-    for at, (count, owner) in enumerate(zip(space.counts.tolist(), space.classes.tolist())):
-        own = places == at
+    for index, (count, owner) in enumerate(zip(space.counts.tolist(), space.classes.tolist())):
+        own = places == index
         rows.append(
             {
                 "class": labels[owner],
-                "component": int(space.ids[at]),
+                "component": int(space.ids[index]),
                 "samples": int(count),
                 "share": count / float(total[owner]),
-                "mean_cosine": float(space.lengths[at]),
+                "mean_cosine": float(space.lengths[index]),
                 "exemplars": int(own.sum()),
                 "sessions": exemplars.sessions[own].unique().tolist(),
             }

@@ -84,7 +84,7 @@ class MixtureState(nn.Module):
     @property
     def grown(self) -> dict[str, int | list[int]]:
         """Rows of what grows with data, for the configuration; and where there are any, who waits for the jury."""
-        sizes = {name: len(each.counts) for name, each in self.sums.spaces.items()}
+        sizes = {name: len(value.counts) for name, value in self.sums.spaces.items()}
         waiting = self.jury.waiting.tolist()
         more: dict[str, int | list[int]] = {"waiting": waiting} if any(waiting) else {}
         more |= {} if self.columns.scales is None else {"columns": len(self.columns.scales)}
@@ -147,7 +147,7 @@ class MixtureState(nn.Module):
         for way in self.ways:
             space = sums.spaces[way[0]]
             embedded = space.embed(self.jury.features, sums.whitener())
-            views = [sums.scores(space, count, way[1], each) for each in self.shrinkages]
+            views = [sums.scores(space, count, way[1], shrinkage) for shrinkage in self.shrinkages]
             scores[way] = [view.of_classes(view.logits(embedded)) for view in views]
             found[way] = verdict(scores[way], self.jury.classes, self.jury.weights())
         best = min(found, key=lambda way: found[way].loss)

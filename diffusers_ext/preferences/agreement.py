@@ -128,10 +128,10 @@ def agreement(prompts: Sequence[RankedPrompt]) -> Agreement:
     compared with their own.
     """
     people = sorted({person for prompt in prompts for person in prompt.people})
-    place = {name: at for at, name in enumerate(people)}
+    place = {name: position for position, name in enumerate(people)}
     same, total = np.zeros((2, len(people), len(people)))
     by_prompt = np.zeros((2, len(prompts)))
-    for at, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         rows = [place[person] for person in prompt.people]
         if len(rows) < 2:
             continue
@@ -142,7 +142,7 @@ def agreement(prompts: Sequence[RankedPrompt]) -> Agreement:
         alike, both = (both + net) / 2 * apart, both * apart
         np.add.at(same, np.ix_(rows, rows), alike)
         np.add.at(total, np.ix_(rows, rows), both)
-        by_prompt[:, at] = alike.sum() / 2, both.sum() / 2
+        by_prompt[:, index] = alike.sum() / 2, both.sum() / 2
     return Agreement(people, same.round(), total.round(), Ratio(*by_prompt.round()))
 
 

@@ -1,6 +1,6 @@
 """What a reward model is trained from, what of it is frozen, and how its inputs are prepared or taken from a cache.
 
-    ImageReward folder or Hub name      goes on from a reward, with its own head
+    ImageReward folder or Hub name      continues from a reward, with its own head
     BLIP folder or Hub name             BlipForImageTextRetrieval: its two encoders, a new head
     open_clip model/tag or folder       a head on its frozen embeddings (`rewards.linear_head`)
     tiny                                a small ImageReward with random weights, to try things out

@@ -100,8 +100,8 @@ def hold_out(prompts: Sequence[RankedPrompt], count: int, seed: int) -> tuple[li
             print(f"note: few prompts differ: {len(held_out)} rankings to measure on were split off by their {name}")
         if held_out or not wanted:
             break
-    training = [prompt for at, prompt in enumerate(prompts) if at not in held_out]
-    return training, [prompt for at, prompt in enumerate(prompts) if at in held_out]
+    training = [prompt for index, prompt in enumerate(prompts) if index not in held_out]
+    return training, [prompt for position, prompt in enumerate(prompts) if position in held_out]
 
 
 def _draw(groups: list[list[int]], wanted: int, seed: int, at_least_one: bool) -> set[int]:
@@ -127,7 +127,9 @@ def _by_pictures(prompts: Sequence[RankedPrompt]) -> list[list[int]]:
 def _by_shared_pictures(prompts: Sequence[RankedPrompt]) -> list[list[int]]:
     """Return the connected parts of the graph in which prompts that share a picture are joined."""
     first: dict[File, int] = {}
-    joined = [(at, first.setdefault(image, at)) for at, prompt in enumerate(prompts) for image in prompt.images]
+    joined = [
+        (index, first.setdefault(image, index)) for index, prompt in enumerate(prompts) for image in prompt.images
+    ]
     rows, columns = np.array(joined).T
     graph = coo_array((np.ones(len(joined)), (rows, columns)), shape=(len(prompts), len(prompts)))
     return _grouped(connected_components(graph, directed=False)[1].tolist())
@@ -136,8 +138,8 @@ def _by_shared_pictures(prompts: Sequence[RankedPrompt]) -> list[list[int]]:
 def _grouped(keys: Sequence[Hashable]) -> list[list[int]]:
     """Return the positions of equal keys together, in order of the first."""
     groups = defaultdict(list)
-    for at, key in enumerate(keys):
-        groups[key].append(at)
+    for index, key in enumerate(keys):
+        groups[key].append(index)
     return list(groups.values())
 
 
@@ -189,20 +191,22 @@ def _unusable(prompt: RankedPrompt, looks: dict[File, Examined]) -> tuple[set[in
         if images[one].digest and images[one].digest == images[other].digest and not images[one].fault:
             places.add(other)
             faults.append(f"images[{one}] and images[{other}] are the same picture, which is ranked against itself")
-    return places | {at for at, look in enumerate(images) if look.fault}, faults
+    return places | {index for index, look in enumerate(images) if look.fault}, faults
 
 
 def _without(prompt: RankedPrompt, places: set[int]) -> RankedPrompt:
     """Return a prompt without the images at some places."""
-    kept = [at for at in range(len(prompt.images)) if at not in places]
+    kept = [index for index in range(len(prompt.images)) if index not in places]
     if not places:
         return prompt
 
     def chosen(values: tuple) -> tuple:
-        return tuple(values[at] for at in kept) if values else ()
+        return tuple(values[index] for index in kept) if values else ()
 
     rankings = tuple(
-        replace(each, ranking=chosen(each.ranking), ratings=chosen(each.ratings), issues=chosen(each.issues))
-        for each in prompt.rankings
+        replace(
+            ranking, ranking=chosen(ranking.ranking), ratings=chosen(ranking.ratings), issues=chosen(ranking.issues)
+        )
+        for ranking in prompt.rankings
     )
     return replace(prompt, images=chosen(prompt.images), rankings=rankings)

@@ -57,7 +57,7 @@ class RankedImages(Samples):
         return {
             "key": key,
             "prompt": self.text(prompt.prompt),
-            "images": [self.flipped(self.image(image), key, at) for at, image in enumerate(prompt.images)],
+            "images": [self.flipped(self.image(image), key, index) for index, image in enumerate(prompt.images)],
             "pairs": self.pairs[key[1]],
             "pair_weight": torch.tensor(self.pair_weight(key)),
         }

@@ -6,7 +6,7 @@
     test.json                   HPDv2: {"prompt", "image_path", "rank", "raw_annotations": [{"rank", "user_hash"}]}
     *.parquet, or a folder      Pick-a-Pic: jpg_0, jpg_1, label_0, caption; the pictures lie in the table
 
-The official data set of ImageReward on the Hub is a loading script, which `datasets` does not run any more: unzip its
+The official data set of ImageReward on the Hub is a loading script, which `datasets` no longer runs: unzip its
 archives and give its json. A person who is not named is "unknown".
 """
 

@@ -90,7 +90,7 @@ def grid_in_order(prompts: list[RankedPrompt], scores: list, title: str):
     for prompt, score in list(zip(prompts, scores))[:ROWS_SHOWN]:
         order = (-score).argsort()[:COLUMNS_SHOWN]
         ranks = prompt.valid[0].ranking
-        rows.append([load(prompt.images[at]) for at in order])
+        rows.append([load(prompt.images[index]) for index in order])
         labels.append(f"{prompt.prompt[:60]}   " + "  ".join(f"({ranks[at]}) {score[at]:.2f}" for at in order))
     columns = [str(number + 1) for number in range(max(map(len, rows)))]
     return labelled_grid(rows, columns, labels, title=title)
@@ -98,7 +98,7 @@ def grid_in_order(prompts: list[RankedPrompt], scores: list, title: str):
 
 def _batches(dataset: Dataset, batch_size: int) -> Iterator[dict]:
     keys = [
-        [(0, at) for at in range(first, min(first + batch_size, len(dataset)))]
+        [(0, index) for index in range(first, min(first + batch_size, len(dataset)))]
         for first in range(0, len(dataset), batch_size)
     ]
     prompts = dataset.dataset if isinstance(dataset, torch.utils.data.Subset) else dataset

@@ -212,7 +212,7 @@ def group_by_prompt(prompts: Sequence[RankedPrompt]) -> list[RankedPrompt]:
 
 def _join(group: list[RankedPrompt]) -> RankedPrompt:
     images = list(dict.fromkeys(image for prompt in group for image in prompt.images))
-    place = {image: at for at, image in enumerate(images)}
+    place = {image: index for index, image in enumerate(images)}
     joined: list[Ranking] = []
     count: dict[str, int] = {}
     for prompt in group:

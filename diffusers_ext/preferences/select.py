@@ -45,6 +45,10 @@ def select_prompts(
     shard's own, `count` from each, in order of the labels, as ImageReward's authors ran it. centre: subtract the mean
     embedding first, as they did. approximate: find neighbours with faiss. device: where similarities are computed.
     Raises InputError for embeddings without direction (zero, NaN, infinite), count > n or k >= n.
+
+    >>> vectors = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    >>> select_prompts(vectors, 3, k=5).shape
+    (3,)
     """
     unit = unit_rows(embeddings, centre)
     chosen, show_each = [], show and shards is None
@@ -194,7 +198,7 @@ def vote_k(graph: np.ndarray, count: int, show: bool = False) -> np.ndarray:
         changed = np.append(voters[starts[u] : starts[u + 1]], u)
         changed = changed[weight[changed] > 0]
         left = weight[changed] // 10
-        left[changed == u] = 0  # what is chosen has no vote any more
+        left[changed == u] = 0  # a chosen prompt no longer votes
         lost = weight[changed] - left
         weight[changed] = left
         # `subtract.at` is fast for indices of the machine's own width only.

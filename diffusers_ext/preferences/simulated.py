@@ -73,7 +73,10 @@ def rank(rewards: np.ndarray, annotator: str, temperature: float, seed: int, ind
 
 def bayes_accuracy(rewards: Sequence[np.ndarray], temperature: float) -> float:
     """Return the expected accuracy of the exact rewards on the pairs of N prompts: E σ(|r*_i − r*_j| / T)."""
-    gaps = [np.abs(each[:, None] - each[None, :])[np.triu_indices(len(each), 1)] for each in map(np.asarray, rewards)]
+    gaps = [
+        np.abs(reward[:, None] - reward[None, :])[np.triu_indices(len(reward), 1)]
+        for reward in map(np.asarray, rewards)
+    ]
     return float((1 / (1 + np.exp(-np.concatenate(gaps) / temperature))).mean())
 
 
@@ -137,7 +140,9 @@ def embedded_pictures(prompts: Sequence[str], seed: int, split: str) -> list[Ima
 
     pipe = DiffusionPipeline.from_pretrained(embedded_model())
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    seeds = [int(randomness.generator(seed, f"picture-{split}", at).integers(2**63)) for at in range(len(prompts))]
+    seeds = [
+        int(randomness.generator(seed, f"picture-{split}", index).integers(2**63)) for index in range(len(prompts))
+    ]
     pictures: list[Image.Image] = []
     for first in tqdm(range(0, len(prompts), DRAWN), desc="drawing", unit="batch", delay=3):
         chunk = slice(first, first + DRAWN)
@@ -177,7 +182,8 @@ def simulate(options: Options) -> Path:
     for index, drawn in enumerate(tqdm(scenes, desc="simulating", unit="prompt", delay=3)):
         parts = layers_of(made[index]) if options.pictures == "embedded" else layers(drawn, options.size)
         draws = [
-            randomness.generator(options.seed, f"spoilt-{options.split}", index, at) for at in range(options.images)
+            randomness.generator(options.seed, f"spoilt-{options.split}", index, position)
+            for position in range(options.images)
         ]
         images = [spoilt(*parts, draw) for draw in draws]
         paths = [folder / "images" / f"{index:06d}-{at}.png" for at in range(len(images))]

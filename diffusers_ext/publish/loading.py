@@ -31,6 +31,10 @@ def load_pipeline(pretrained_model_name_or_path: str | Path, **settings: Any) ->
     Args:
         pretrained_model_name_or_path: a folder, or a name on the Hub.
         settings: those of `DiffusionPipeline.from_pretrained`.
+
+    >>> from diffusers_ext import embedded_model
+    >>> type(load_pipeline(embedded_model())).__name__
+    'StableDiffusionPipeline'
     """
     index = index_of(pretrained_model_name_or_path, settings)
     kind = installed_class(index) if index and not settings.get("custom_pipeline") else None

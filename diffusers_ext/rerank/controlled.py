@@ -94,5 +94,5 @@ def _conditions(image: Any) -> list:
     if image is None:
         raise InputError("image: give the condition")
     if isinstance(image, (torch.Tensor, np.ndarray)) and image.ndim == 4:
-        return [image[at : at + 1] for at in range(len(image))]
+        return [image[index : index + 1] for index in range(len(image))]
     return list(image) if isinstance(image, (list, tuple)) else [image]

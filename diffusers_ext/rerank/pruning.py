@@ -96,7 +96,7 @@ class Pruning:
         self.seen = (named["sample"], named["timestep"], output[0])
 
     def step_end(self, step: int, steps: int, latents: torch.Tensor) -> torch.Tensor:
-        """Return the latents (M, c, h, w) that go on after step `step` of `steps`, counted from 0."""
+        """Return the latents (M, c, h, w) that continue after step `step` of `steps`, counted from 0."""
         share = math.prod(kept for done, kept in self.request.schedule if max(1, round(done * steps)) == step + 1)
         left = self.request.left(len(self.kept), share)
         if left >= len(self.kept) or step + 1 == steps:

@@ -42,6 +42,17 @@ class RewardReranker:
         reward: an object with `score(prompts, images) -> (N,)`, such as `load_reward` returns, or such a function; or a
             list, one for each prompt of the call.
         draw: what to call instead of the pipeline itself.
+
+    >>> from types import SimpleNamespace
+    >>> from PIL import Image
+    >>> def pipe(prompt, generator, num_images_per_prompt=1):
+    ...     shades = [int(torch.randint(256, (), generator=one)) for one in generator]
+    ...     return SimpleNamespace(images=[Image.new('L', (8, 8), shade) for shade in shades])
+    >>> def bright(prompts, images):
+    ...     return torch.tensor([float(np.asarray(image).mean()) for image in images])
+    >>> best = RewardReranker(pipe, bright)('anything', num_candidates=4, keep=2, seed=0)
+    >>> best.scores
+    [172.0, 168.0, 106.0, 37.0]
     """
 
     def __init__(self, pipeline: Any, reward: Any, draw: Callable | None = None):

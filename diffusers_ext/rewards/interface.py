@@ -70,11 +70,11 @@ class Reward(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next((each.dtype for each in self.parameters()), torch.float32)
+        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
     @property
     def device(self) -> torch.device:
-        return next((each.device for each in self.parameters()), torch.device("cpu"))
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
 
 class OwnReward(Reward):

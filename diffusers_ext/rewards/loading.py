@@ -50,6 +50,11 @@ def load_reward(
 
     Raises InputError, saying what was tried, where a name is unknown, its weights cannot be had or are not whole, or a file
     names code.
+
+    >>> reward = load_reward('fill50k')
+    >>> from PIL import Image
+    >>> reward.score('red circle with blue background', [Image.new('RGB', (64, 64), 'blue')]).shape
+    torch.Size([1])
     """
     reward = _load(os.fspath(name_or_path), True, trust_remote_code)
     return reward if device is None else reward.to(device)

@@ -253,7 +253,7 @@ class ZeroShot(Learner):
         self.texts = texts or {}
 
     def _learn(self, features, places):
-        self.weights = F.normalize(torch.stack([self.texts[int(each)] for each in self.classes])).T
+        self.weights = F.normalize(torch.stack([self.texts[int(label)] for label in self.classes])).T
 
     def scores(self, features):
         return F.normalize(features) @ self.weights

@@ -149,7 +149,7 @@ class Run:
 
     def _predict(self, rows: np.ndarray) -> np.ndarray:
         """Labels of rows, as positions in the table's names."""
-        number = {label: at for at, label in enumerate(self.table.labels)}
+        number = {label: index for index, label in enumerate(self.table.labels)}
         return np.array([number[label] for label in self.learner.predict(rows)])
 
     @cached_property
@@ -241,8 +241,8 @@ class Run:
             mine = (component == row["component"]).nonzero()[0]
             unit = F.normalize(embedded[mine], dim=1)
             closest = mine[(unit @ unit.mean(0)).argsort(descending=True)[:SHOWN].numpy()] if len(mine) else mine
-            rows.append([load(self.table.files[at]) for at in train[closest]])
-            domains = {self.table.samples[at].domain for at in train[mine]}
+            rows.append([load(self.table.files[position]) for position in train[closest]])
+            domains = {self.table.samples[index].domain for index in train[mine]}
             labels.append(
                 f"{row['class']}, component {row['component']}: {row['samples']} samples; {', '.join(sorted(domains))}"
             )

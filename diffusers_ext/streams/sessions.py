@@ -82,7 +82,7 @@ def build_sessions(
         ]
     else:
         pairs = [(group, [domain]) for group in of_group for domain in range(places)]
-        blocks = [pairs[at] for at in generator(seed, "block order", 0).permutation(len(pairs))]
+        blocks = [pairs[index] for index in generator(seed, "block order", 0).permutation(len(pairs))]
     there = set(zip(labels.tolist(), domains.tolist()))
     cells = [
         tuple((int(c), int(d)) for c in sorted(group) for d in places if (int(c), int(d)) in there)

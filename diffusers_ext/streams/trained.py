@@ -62,7 +62,7 @@ class TrainedLearner:
         seen = np.concatenate([rows, self.memory])
         features, names = self.embed(seen), self.names[self.labels[seen]]
         grown = copy.deepcopy(self.classifier).partial_fit(features[: len(rows)], names[: len(rows)])
-        number = {label: at for at, label in enumerate(grown.classes_)}
+        number = {label: index for index, label in enumerate(grown.classes_)}
         classes = torch.tensor([number[name] for name in names])
         head, ids = self._expanded(grown)
         objective = self._objective(head).train()
@@ -200,7 +200,7 @@ class TrainedLearner:
     def restore(self, folder: Path) -> None:
         """Continue from what `save` wrote; InputError if a picture of the memory is not among the data."""
         kept = json.loads((folder / "memory.json").read_text(encoding="utf-8"))
-        row = {name: at for at, name in enumerate(self.files)}
+        row = {name: index for index, name in enumerate(self.files)}
         if gone := [name for name in kept["files"] if name not in row]:
             raise InputError(f"{folder}/memory.json: {gone[0]} is not among the data; give the data of the first run")
         self.memory, self.scale = np.array([row[name] for name in kept["files"]], np.int64), kept["scale"]

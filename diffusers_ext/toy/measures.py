@@ -49,6 +49,12 @@ def condition_following(images: Any, conditions: Any, prompts: Sequence[str] | N
         prompts: N fill50k prompts, "<colour> circle with <colour> background".
 
     Raises ValueError if counts or sizes differ, or a prompt is not of fill50k.
+
+    >>> from diffusers_ext.toy.circles import Fill50k, draw_target, scene
+    >>> outline = Fill50k(1, 64)[0, 0]['conditioning_pixel_values']
+    >>> picture = draw_target(Fill50k(1, 64).scene(0), 64)
+    >>> float(condition_following([picture], outline[None]).iou[0]) > 0.9
+    True
     """
     pictures, outlines = as_uint8(images), as_uint8(conditions)
     if len(pictures) != len(outlines):
@@ -86,7 +92,7 @@ def fitted_disc(found: np.ndarray) -> np.ndarray:
     """Return the disc with the area and the centroid of a mask: (H, W) bool; empty for an empty one."""
     if not found.any():
         return found
-    rows, columns = (np.asarray(each) for each in np.indices(found.shape))
+    rows, columns = (np.asarray(index) for index in np.indices(found.shape))
     distance = np.hypot(rows - rows[found].mean(), columns - columns[found].mean())
     return distance <= np.sqrt(found.sum() / np.pi)
 

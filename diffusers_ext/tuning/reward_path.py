@@ -81,11 +81,11 @@ class _Chunks(torch.autograd.Function):
     def forward(ctx, latents, score, batch_size):
         spans = [slice(first, first + batch_size) for first in range(0, len(latents), batch_size)]
         if not ctx.needs_input_grad[0]:
-            return torch.cat([score(latents[at], at) for at in spans])
+            return torch.cat([score(latents[position], position) for position in spans])
         scores, gradients = [], []
-        for at in spans:
+        for index in spans:
             for scale in SCALES:
-                values, gradient = _differentiate(score, latents[at], at, scale)
+                values, gradient = _differentiate(score, latents[index], index, scale)
                 if gradient.isfinite().all():
                     break
             scores.append(values)

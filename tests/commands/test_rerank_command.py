@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on(whole, prompts, tmp_path, monkeypatch, capsy
     given = ["--prompts_file", prompts, "--held_out", "fill50k:soft", "--output_dir", folder]
     with pytest.raises(SystemExit) as stopped:
         rerank(*given)
-    assert stopped.value.code == 130 and "goes on from the 4 candidates" in capsys.readouterr().out
+    assert stopped.value.code == 130 and "continues from the 4 candidates" in capsys.readouterr().out
     journal = folder / "journal.jsonl"
     journal.write_text(journal.read_text()[:-20])  # as a kill may cut the last line
     rerank(*given)

@@ -88,7 +88,7 @@ class Session:
         """Return how many items this person is asked for and has judged, and which positions are still to do."""
         order, records = self.order(annotator), self._current(annotator)
         known = [records.get(self.items[place].id) for place in order]
-        todo = [at for at, record in enumerate(known) if record is None]
+        todo = [index for index, record in enumerate(known) if record is None]
         judged = sum(record is not None and not _skipped(record) for record in known)
         return {"annotator": annotator, "total": len(order), "judged": judged, "todo": todo}
 
@@ -96,7 +96,7 @@ class Session:
         """Return the positions that this person skipped."""
         records = self._current(annotator)
         ids = [self.items[place].id for place in self.order(annotator)]
-        return [at for at, id in enumerate(ids) if id in records and _skipped(records[id])]
+        return [index for index, id in enumerate(ids) if id in records and _skipped(records[id])]
 
     def item(self, annotator: str, position: int) -> dict:
         """Return what the page needs to show the item at a position; raises InputError if there is none."""

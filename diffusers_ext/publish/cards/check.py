@@ -1,6 +1,6 @@
 """Is a model card fit to publish? Found out from the folder alone, without network.
 
-card_problems("runs/my-controlnet")     # [] when there is nothing to mend
+card_problems("runs/my-controlnet")     # [] when there is nothing to fix
 """
 
 import ast
@@ -75,7 +75,9 @@ def _pictures(card: ModelCard, folder: Path) -> list[str]:
     prose, _ = split_code(card.text)
     named = re.findall(r"(?<!\\)!\[[^\]]*\]\(([^)\s]+)", SPAN.sub("", prose))
     widgets = card.data.to_dict().get("widget") or []
-    named += [each["output"]["url"] for each in widgets if isinstance(each, dict) and "url" in each.get("output", {})]
+    named += [
+        widget["output"]["url"] for widget in widgets if isinstance(widget, dict) and "url" in widget.get("output", {})
+    ]
     root = folder.resolve()
     problems = []
     for name in dict.fromkeys(named):

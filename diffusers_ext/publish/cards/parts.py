@@ -62,8 +62,8 @@ def training(run: Path) -> str:
     options, rows = noted["options"], [row for row in everything if "loss" in row]
     window = max(1, len(rows) // 50)
     means = [
-        sum(row["loss"] for row in rows[at : at + window]) / len(rows[at : at + window])
-        for at in range(0, len(rows), window)
+        sum(row["loss"] for row in rows[index : index + window]) / len(rows[index : index + window])
+        for index in range(0, len(rows), window)
     ]
     curves = {"training": ([row["step"] for row in rows[::window]], means)}
     for name, label in HELD_OUT.items():

@@ -137,7 +137,7 @@ pipe = DiffusionPipeline.from_pretrained(
 
 
 def _parts(pipe: Any) -> str:
-    rows = [(part, "none" if each is None else type(each).__name__) for part, each in pipe.components.items()]
+    rows = [(part, "none" if value is None else type(value).__name__) for part, value in pipe.components.items()]
     return table(("part", "class"), rows)
 
 
