@@ -86,18 +86,24 @@ def counted(variant: str, config: dict) -> dict[str, float]:
 
 
 def make(unet: UNet2DConditionModel, variant: str, factor: int) -> ControlObjective:
+    import torch
     from diffusers import DDPMScheduler
 
     from diffusers_ext.control.hint import new_controlnet
     from diffusers_ext.control.lora import add_lora
-    from diffusers_ext.control.objective import ControlObjective
+    from diffusers_ext.control.objective import ControlObjective, Variant
+    from diffusers_ext.diffusion.base import Base, family_of
+    from diffusers_ext.diffusion.bases.encoders import Encoders
     from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.paths import path_of
 
     switches = dict(VARIANTS[variant])
     rank, controlnet = switches.pop("rank", None), new_controlnet(unet, factor, blocks=switches.get("blocks"))
     if rank:
         add_lora(controlnet, unet, rank)
-    return ControlObjective(controlnet, unet, None, Diffusion(DDPMScheduler(), seed=0), **switches)
+    with torch.device("cpu"):  # of the networks only shapes are counted, but a path is made of numbers
+        diffusion = Diffusion(path_of(DDPMScheduler()), seed=0)
+    return ControlObjective(controlnet, Base(family_of(unet), unet, Encoders(None)), diffusion, Variant(**switches))
 
 
 def size(objective: ControlObjective) -> int:
@@ -109,11 +115,13 @@ def step(objective: ControlObjective, batch: int, side: int, factor: int) -> Non
     """Forward and backward pass; the values do not matter."""
     import torch
 
-    config = objective.unet.config
+    from diffusers_ext.diffusion.conditioning import Conditioning
+
+    config = objective.base.network.config
     text, times = torch.zeros(batch, 77, config.cross_attention_dim), torch.zeros(batch, dtype=torch.long)
     pixels = torch.zeros(batch, 3, side * factor, side * factor)
-    noisy, text = torch.ones(batch, config.in_channels, side, side), {"encoder_hidden_states": text}
-    objective.predict(noisy, times, text, pixels).square().mean().backward()
+    noisy = torch.ones(batch, config.in_channels, side, side)
+    objective.predict(noisy, times, Conditioning(text), pixels).square().mean().backward()
 
 
 def steps(options: Options) -> dict[str, Callable[[], None]]:

@@ -149,7 +149,7 @@ def prepare(model: str, setting: Setting, scratch: Path) -> tuple[Path, Path, Pa
     from diffusers import UNet2DConditionModel
 
     from diffusers_ext.control.hint import new_controlnet
-    from diffusers_ext.diffusion.encoders import vae_config, vae_scale_factor
+    from diffusers_ext.diffusion.bases.encoders import vae_config, vae_scale_factor
     from diffusers_ext.toy import circles
     from diffusers_ext.toy.embedded import embedded_model
 

@@ -195,11 +195,10 @@ class Bench:
         settings, (splits, text) = replace(self.settings, **changes), (case.splits, case.text)
         if settings.image_directions:
             text = text_by_images(splits.train, text, [few[name] for name in case.names] if few else [])
-        bank, _ = train_bank(splits.train, splits.val, text, settings, self.seeds)
+        bank = train_bank(splits.train, splits.val, text, settings, self.seeds).bank
         rows = augmented_set(splits.train, bank, text, settings, self.seeds)
         start = text.adaptive if settings.zero_shot_init else None
-        size, official = settings.train_batch_size, settings.compat == "official"
-        return Fits(bank, train_probe(*rows, splits.val, settings, size, self.seeds, start, official)[0], [])
+        return Fits(bank, train_probe(rows, splits.val, settings, self.seeds, start).probe, [])
 
     def tables(self, title: str, case: Case, variants: dict[str, dict]) -> dict[str, list[dict]]:
         """Return all tables of a case: every baseline, LADS with each of some options, and what each made of the images."""

@@ -54,23 +54,23 @@ def train(this: Run, folder: Path, base_steps: int) -> list[list[float]]:
     from diffusers_ext.control.gap import ConditionGap
     from diffusers_ext.control.hint import init_hint, new_controlnet
     from diffusers_ext.control.objective import ControlObjective
-    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+    from diffusers_ext.diffusion.base import base_of
     from diffusers_ext.diffusion.noising import Diffusion
-    from diffusers_ext.randomness import MicroBatches
+    from diffusers_ext.diffusion.paths import path_of
+    from diffusers_ext.randomness import MicroBatches, Share
 
     pipe, side = base_model(this.base, folder, base_steps), BASES[this.base].side
     data, held_out = samples("train", SCENES, this.kind, side), samples("test", HELD_OUT, this.kind, side)
     torch.manual_seed(this.seed)
     controlnet = new_controlnet(pipe.unet, side // 16)  # latents are 16 x 16
     init_hint(controlnet, this.init, data["conditioning_pixel_values"][:64], this.seed)
-    encoders = StableDiffusionEncoders(None, None, None, pipe.vae.config)
-    objective = ControlObjective(controlnet, pipe.unet, encoders, Diffusion(noising(pipe), this.seed))
+    objective = ControlObjective(controlnet, base_of(pipe), Diffusion(path_of(pipe.scheduler), this.seed))
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=this.rate, fused=True)
     gap = ConditionGap(objective, batch_of(held_out, [(0, index) for index in range(HELD_OUT)]))
     with torch.no_grad():
         untrained = score(objective, pipe, held_out)
     curve = [[0, round(untrained, 4), 0.0]]
-    for step, keys in enumerate(MicroBatches(SCENES, this.seed, this.batch, 1, 1, 0, 0, this.limit), start=1):
+    for step, keys in enumerate(MicroBatches(SCENES, this.seed, Share(this.batch, this.limit)), start=1):
         objective(batch_of(data, keys))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.0)
         optimizer.step()
@@ -94,6 +94,7 @@ def score(objective, pipe, held_out: dict, steps: int = 10, guidance: float = 2.
     import torch
 
     from diffusers_ext import randomness
+    from diffusers_ext.diffusion.conditioning import Conditioning
     from diffusers_ext.toy.measures import condition_following
 
     condition = held_out["conditioning_pixel_values"].repeat(2, 1, 1, 1)
@@ -102,19 +103,12 @@ def score(objective, pipe, held_out: dict, steps: int = 10, guidance: float = 2.
     pipe.scheduler.set_timesteps(steps)
     for timestep in pipe.scheduler.timesteps:
         both = objective.predict(
-            latents.repeat(2, 1, 1, 1), timestep.expand(2 * HELD_OUT), {"encoder_hidden_states": text}, condition
+            latents.repeat(2, 1, 1, 1), timestep.expand(2 * HELD_OUT), Conditioning(text), condition
         )
         with_text, without = both.chunk(2)
         latents = pipe.scheduler.step(without + guidance * (with_text - without), timestep, latents).prev_sample
     pictures = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5
     return float(condition_following(pictures.clamp(0, 1), held_out["outline"]).iou.mean())
-
-
-def noising(pipe):
-    """Return the forward process that a pipeline's sampler inverts."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
 def batch_of(data: dict, keys: list) -> dict:
@@ -159,18 +153,18 @@ def encoded(split: str, count: int) -> dict:
     import torch
 
     from diffusers_ext import embedded_model
+    from diffusers_ext.diffusion.base import base_of, load_base
     from diffusers_ext.diffusion.encoded import encode_in_memory
-    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion
     from diffusers_ext.toy.circles import Fill50k
 
-    pipe = load_stable_diffusion(embedded_model())
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    pipe = load_base(embedded_model())
+    encoders = base_of(pipe).encoders
     scenes = Fill50k(count, 64, split=split)
     prompts = [scenes.scene(index).prompt for index in range(count)]
     with torch.no_grad():
-        texts = torch.cat([encoders.embed(prompts[first : first + 50]) for first in range(0, count, 50)])
-        empty = encoders.embed([""])
-    return {"moments": encode_in_memory(scenes, encoders), "text_embeddings": texts, "no_text": empty}
+        texts = [encoders.embed(prompts[first : first + 50])["text_embeddings"] for first in range(0, count, 50)]
+        empty = encoders.embed([""])["text_embeddings"]
+    return {"moments": encode_in_memory(scenes, encoders), "text_embeddings": torch.cat(texts), "no_text": empty}
 
 
 # The bases
@@ -182,10 +176,10 @@ def base_model(name: str, folder: Path, steps: int):
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     from diffusers_ext import embedded_model
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_base
 
     wanted, path = BASES[name], folder / name.replace(", ", "-").replace(" ", "-")
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_base(embedded_model())
     if wanted.prediction == "epsilon":
         usual = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
         pipe.register_modules(scheduler=DDIMScheduler.from_config(pipe.scheduler.config, **usual))
@@ -204,16 +198,17 @@ def train_base(pipe, channels: tuple[int, ...], steps: int, batch: int = 32, rat
     from tqdm.auto import tqdm
 
     from diffusers_ext.diffusion.noising import Diffusion
-    from diffusers_ext.randomness import MicroBatches
+    from diffusers_ext.diffusion.paths import path_of
+    from diffusers_ext.randomness import MicroBatches, Share
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config({**pipe.unet.config, "block_out_channels": channels})
     data, count = encoded("train", 4000), 4000
     latents = data["moments"][:, 0] * pipe.vae.config.scaling_factor
-    diffusion = Diffusion(noising(pipe), seed=0)
+    diffusion = Diffusion(path_of(pipe.scheduler), seed=0)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
-    for keys in tqdm(MicroBatches(count, 0, batch, 1, 1, 0, 0, steps), desc="small base", unit="step", mininterval=30):
+    for keys in tqdm(MicroBatches(count, 0, Share(batch, steps)), desc="small base", unit="step", mininterval=30):
         index = [key[1] for key in keys]
         text = data["text_embeddings"][index]
         text[::10] = data["no_text"]  # a tenth without prompt, for guidance

@@ -38,11 +38,11 @@ class Options(BenchmarkOptions):
 
 def main(options: Options, report: Report) -> None:
     from diffusers_ext import embedded_model
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_base
 
     folder = Path(options.output_dir)
     data = make_data(folder, options.shuffle)
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_base(embedded_model())
     rows = [{"run": "no control", "step": None, "gap": None, **measure(pipe, options.pictures)}]
     for seed in options.seeds:
         name = "-".join(["shuffled"] * options.shuffle + [options.hint_init, f"seed-{seed}"])

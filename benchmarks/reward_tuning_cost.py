@@ -80,13 +80,13 @@ def measure(options: Options) -> dict[str, float]:
     import torch
 
     from diffusers_ext import embedded_model, load_reward
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_base
     from diffusers_ext.tuning import build as tuning_start  # noqa: F401 - all sides count without imports
 
     setting = SETTINGS[options.model]
     torch.manual_seed(0)
     imported = peak_memory()
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_base(embedded_model())
     if options.model == "sd15":
         pipe = narrow_stable_diffusion(pipe.tokenizer)
     reward = load_reward("fill50k:soft")
@@ -136,21 +136,23 @@ def samples(setting: Setting) -> tuple[list[str], Any]:
 def our_step(pipe, reward, setting: Setting, options: Options):
     """ReFL with the pre-training term and adapters, as train_reward_tuning.py makes it; captions and pictures were encoded once."""
     import torch
-    from diffusers import DDPMScheduler
 
-    from diffusers_ext.diffusion.encoders import encoders_of
+    from diffusers_ext.diffusion.base import base_of
+    from diffusers_ext.diffusion.encoded import embed
     from diffusers_ext.diffusion.lora import add_lora
     from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.paths import path_of
     from diffusers_ext.diffusion.sampler import Sampler
     from diffusers_ext.tuning.policy import Policy
     from diffusers_ext.tuning.reward_path import RewardPath
     from diffusers_ext.tuning.reward_tuning import ReFL, Weights
 
     prompts, pictures = samples(setting)
-    encoders = encoders_of(pipe)
+    base = base_of(pipe)
+    encoders = base.encoders
     with torch.no_grad():
-        texts, moments = torch.cat([encoders.embed([prompt]) for prompt in prompts]), encoders.moments(pictures)
-        empty = encoders.embed([""])[0]
+        known, moments = embed(prompts, encoders, torch.float32), encoders.moments(pictures)
+        texts = torch.stack([known[prompt]["text_embeddings"] for prompt in prompts])
     pipe.text_encoder = encoders.text_encoder = None  # gone while learning
     for part in (pipe.unet, pipe.vae):
         part.to(memory_format=torch.channels_last)
@@ -160,11 +162,11 @@ def our_step(pipe, reward, setting: Setting, options: Options):
     steps, eta, window = (40, 1.0, (30, 39)) if options.side == "same steps" else (20, 0.0, (15, 18))
     if setting.batch_size == 1:  # a single draw from the window would be luck
         window = (steps * 17 // 20, steps * 17 // 20)
-    policy = Policy(pipe.unet, encoders, empty)
-    path = RewardPath(reward, encoders, pipe.vae, options.decode_batch_size)
+    policy = Policy(base, known[""])
+    path = RewardPath(reward, encoders, batch_size=options.decode_batch_size)
     common = (policy, Sampler.of(pipe.scheduler, steps, 0, eta), path)
-    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), 0)
-    objective = ReFL(*common, diffusion, tuple(moments.shape[2:]), Weights(pretraining=1.0), window=window)
+    diffusion = Diffusion(path_of(pipe.scheduler), 0)
+    objective = ReFL(*common, diffusion, setting.resolution, Weights(pretraining=1.0), window=window)
     optimizer = torch.optim.AdamW(
         [weight for weight in pipe.unet.parameters() if weight.requires_grad], 1e-4, fused=True
     )

@@ -9,6 +9,7 @@ torch's CPU generator keeps only 32 bits of its seed, too few to keep streams ap
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -74,29 +75,50 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(generator(seed, "torch", step, rank).integers(2**63))
 
 
+@dataclass(frozen=True)
+class Share:
+    """The micro-batches of one rank, from optimiser step `start` to step `stop`, each of `batch_size` samples."""
+
+    batch_size: int
+    stop: int
+    start: int = 0
+    accumulation: int = 1
+    ranks: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.ranks
+
+    @property
+    def micro(self) -> range:
+        """The numbers of the micro-batches, counted from the run's first."""
+        return range(self.start * self.accumulation, self.stop * self.accumulation)
+
+
 class MicroBatches:
-    """Yield the keys of one rank's micro-batches, from optimiser step `start` to step `stop`.
+    """Yield the keys of one rank's micro-batches.
 
     The data are one endless stream: position p holds sample perm_e[p mod N] of epoch e = p div N, where perm_e is drawn
     under (seed, e). Step s takes positions [s·G, (s+1)·G) with G = batch size × accumulation × ranks, so a step's
     samples do not depend on how G is split, no batch is ever partial, and resuming needs the step alone.
+
+    >>> [[index for epoch, index in keys] for keys in MicroBatches(4, seed=0, share=Share(batch_size=2, stop=2))]
+    [[2, 0], [1, 3]]
     """
 
-    def __init__(
-        self, samples: int, seed: int, batch_size: int, accumulation: int, ranks: int, rank: int, start: int, stop: int
-    ):
-        assert 0 <= rank < ranks and samples > 0
-        self.samples, self.seed, self.batch_size = samples, seed, batch_size
-        self.accumulation, self.ranks, self.rank, self.start, self.stop = accumulation, ranks, rank, start, stop
+    def __init__(self, samples: int, seed: int, share: Share):
+        assert samples > 0
+        self.samples, self.seed, self.share = samples, seed, share
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulation
+        return len(self.share.micro)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for micro in range(self.start * self.accumulation, self.stop * self.accumulation):
-            first = (micro * self.ranks + self.rank) * self.batch_size
-            yield [self._key(position) for position in range(first, first + self.batch_size)]
+        size = self.share.batch_size
+        for micro in self.share.micro:
+            first = (micro * self.share.ranks + self.share.rank) * size
+            yield [self._key(position) for position in range(first, first + size)]
 
     def _key(self, position: int) -> Key:
         epoch, offset = divmod(position, self.samples)

@@ -132,27 +132,26 @@ def pairs(circles):
 @pytest.fixture(scope="module")
 def pipe(untrained):
     """The untrained Stable Diffusion, frozen."""
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_base
 
-    return load_stable_diffusion(str(untrained))
+    return load_base(str(untrained))
 
 
 @pytest.fixture
 def objective(pipe):
     """The ControlNet objective on the untrained base, with a fresh ControlNet."""
-    from diffusers import DDPMScheduler
-
     from diffusers_ext.control.hint import new_controlnet
     from diffusers_ext.control.objective import ControlObjective
-    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+    from diffusers_ext.diffusion.base import base_of
     from diffusers_ext.diffusion.noising import Diffusion
+    from diffusers_ext.diffusion.paths import path_of
 
     controlnet = new_controlnet(pipe.unet, 8)
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
-    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
-    # A U-Net as it comes, with gradients: freezing it is the objective's own task.
-    unet = copy.deepcopy(pipe.unet).requires_grad_(True)
-    return ControlObjective(controlnet, unet, encoders, diffusion)
+    diffusion = Diffusion(path_of(pipe.scheduler), seed=0)
+    # A network as it comes, with gradients: freezing it is the objective's own task.
+    base = base_of(pipe)
+    base.network = copy.deepcopy(pipe.unet).requires_grad_(True)
+    return ControlObjective(controlnet, base, diffusion)
 
 
 def accelerate_command(script: str | Path, *arguments: str, processes: int = 1) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from control_script import SCRIPT, arguments, call, losses
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -23,15 +23,19 @@ from diffusers_ext.cache import Digests, Store, digest_of, fingerprint
 from diffusers_ext.control.hint import init_hint, new_controlnet
 from diffusers_ext.control.objective import ControlObjective
 from diffusers_ext.control.previews import ControlPreview
+from diffusers_ext.data.batches import collate
 from diffusers_ext.data.files import Row
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
+from diffusers_ext.diffusion.base import Base, family_of, load_base
+from diffusers_ext.diffusion.bases.encoders import vae_config
+from diffusers_ext.diffusion.bases.stable_diffusion_1 import StableDiffusionEncoders
 from diffusers_ext.diffusion.encoded import CachedMoments, Encoded, EncoderCache, check_fixed, encode_in_memory
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion, vae_config
+from diffusers_ext.diffusion.files import BaseFiles
 from diffusers_ext.diffusion.noising import Diffusion
-from diffusers_ext.engine.loop import collate
+from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.errors import InputError
-from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.randomness import MicroBatches, Share
 from diffusers_ext.toy import circles as fill50k
 
 SPEC = {"value": "squares", "dtype": "torch.float32"}
@@ -258,6 +262,10 @@ def test_digests_follow_every_change(tmp_path, monkeypatch):
 # Pictures and captions.
 
 
+def files_of(model, dtype=torch.float32) -> BaseFiles:
+    return BaseFiles(str(model), Path(model) / "vae", dtype, full_precision_vae=False)
+
+
 class Counting(StableDiffusionEncoders):
     """Encoders that count what they are asked for."""
 
@@ -274,7 +282,7 @@ class Counting(StableDiffusionEncoders):
 
 @pytest.fixture(scope="module")
 def pipe(untrained):
-    return load_stable_diffusion(str(untrained))
+    return load_base(str(untrained))
 
 
 @pytest.fixture
@@ -292,7 +300,7 @@ def make_cached(data, model, folder, load, seed=0, drop=0.5, dtype=torch.float32
     """Return the cached data set and how many (pictures, captions) were encoded for it."""
     rows = read_image_folder(str(data), limit=limit)
     dataset = Pairs(rows, side, seed, drop)
-    cache = EncoderCache(folder, model, dtype, load)
+    cache = EncoderCache(folder, files_of(model, dtype), load)
     moments = cache.moments([row.image for row in rows], dataset.picture, {"fit": "cover", "resolution": side})
     texts = cache.texts(row.text for row in rows)
     return Encoded(dataset, moments, texts, conditions=True), tuple(cache.computed.values())
@@ -346,7 +354,7 @@ def change_weights(path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cached_values_are_those_of_the_encoders(circles, untrained, tmp_path, dtype):
-    pipe = load_stable_diffusion(str(untrained), dtype)
+    pipe = load_base(str(untrained), dtype)
     encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
     cached, _ = make_cached(circles, untrained, tmp_path, lambda: encoders, dtype=dtype)
     assert len(cached) == 48
@@ -354,7 +362,7 @@ def test_cached_values_are_those_of_the_encoders(circles, untrained, tmp_path, d
         plain, sample = cached.dataset[epoch, index], cached[epoch, index]
         assert sample["moments"].dtype == torch.float32 and sample["text_embeddings"].dtype == dtype
         assert torch.equal(sample["moments"], encoders.moments(plain["pixel_values"][None])[0])
-        assert torch.equal(sample["text_embeddings"], encoders.embed([plain["text"]])[0])
+        assert torch.equal(sample["text_embeddings"], encoders.embed([plain["text"]])["text_embeddings"][0])
         assert torch.equal(sample["conditioning_pixel_values"], plain["conditioning_pixel_values"])
         assert sample["text"] == plain["text"] and sample["key"] == (epoch, index)
 
@@ -363,17 +371,19 @@ def test_values_are_made_under_the_trainings_autocast(circles, untrained, encode
     def autocast():
         return torch.autocast("cpu", torch.bfloat16)
 
-    cache = EncoderCache(tmp_path, untrained, torch.float32, lambda: encoders, autocast=autocast)
+    cache = EncoderCache(tmp_path, files_of(untrained), lambda: encoders, autocast=autocast)
     with autocast():
-        inside = encoders.embed(["red circle"])[0]
-    cached = cache.texts(["red circle"])["red circle"]
-    assert torch.equal(cached, inside.float()) and not torch.equal(cached, encoders.embed(["red circle"])[0])
+        inside = encoders.embed(["red circle"])["text_embeddings"][0]
+    cached = cache.texts(["red circle"])["red circle"]["text_embeddings"]
+    assert torch.equal(cached, inside.float()) and not torch.equal(
+        cached, encoders.embed(["red circle"])["text_embeddings"][0]
+    )
 
 
 def test_dropping_stays_live(circles, untrained, encoders, tmp_path):
     """Every caption is seen and dropped, with the embedding that belongs to it, at the asked rate."""
     cached, _ = make_cached(circles, untrained, tmp_path, lambda: encoders, drop=0.5)
-    empty = encoders.embed([""])[0]
+    empty = encoders.embed([""])["text_embeddings"][0]
     dropped = torch.zeros(20, 48)
     for epoch in range(20):
         for index in range(48):
@@ -387,7 +397,9 @@ def test_dropping_stays_live(circles, untrained, encoders, tmp_path):
 def test_dropping_stays_live_over_200_pairs():
     """Each caption seen and dropped within 20 epochs, where one draw for all of them leaves half unseen."""
     rows = [Row(Path(f"{index}.png"), (f"caption {index}",), None, "") for index in range(200)]
-    texts = {"": torch.zeros(1), **{row.text: torch.ones(1) for row in rows}}
+    texts = {
+        text: {"text_embeddings": torch.full((1,), float(text != ""))} for text in ("", *(row.text for row in rows))
+    }
     cached = Encoded(Pairs(rows, 64, 0, 0.5), [torch.zeros(2, 1, 1, 1)] * 200, texts)
     seen = torch.cat(
         [torch.stack([cached[epoch, at]["text_embeddings"] for at in range(200)]).T for epoch in range(20)]
@@ -401,7 +413,7 @@ def test_what_values_were_computed_under_is_part_of_their_key(circles, untrained
     caption = ["red circle"]
     for about, computed in (({"autocast": "no"}, 2), ({"autocast": "bf16"}, 2), ({"autocast": "no"}, 0)):
         for variant in (None, "fp16"):
-            cache = EncoderCache(tmp_path, untrained, torch.float32, lambda: encoders, {**about, "variant": variant})
+            cache = EncoderCache(tmp_path, files_of(untrained), lambda: encoders, {**about, "variant": variant})
             cache.texts(caption)
             assert cache.computed["texts"] == computed, (about, variant)
 
@@ -451,11 +463,11 @@ def train(pipe, encoders, dataset, steps=60, batch=2, autocast=None) -> list[flo
     """Train a fresh ControlNet and return its losses."""
     controlnet = new_controlnet(pipe.unet, 8)
     init_hint(controlnet, "data", getattr(dataset, "dataset", dataset).sample_conditions(8), seed=0)
-    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
-    objective = ControlObjective(controlnet.float(), pipe.unet, encoders, diffusion)
+    diffusion = Diffusion(path_of(pipe.scheduler), seed=0)
+    objective = ControlObjective(controlnet.float(), Base(family_of(pipe.unet), pipe.unet, encoders), diffusion)
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-4)
     found = []
-    for keys in MicroBatches(len(dataset), 0, batch, 1, 1, 0, 0, steps):
+    for keys in MicroBatches(len(dataset), 0, Share(batch, steps)):
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = objective(collate([dataset[key] for key in keys]))["loss"]
         loss.backward()
@@ -478,12 +490,12 @@ def test_cached_training_equals_uncached(circles, untrained, pipe, tmp_path):
 
 def test_cached_training_equals_uncached_in_bfloat16(circles, untrained, tmp_path):
     """Weights in bfloat16 under autocast, as --mixed_precision bf16 has them."""
-    pipe = load_stable_diffusion(str(untrained), torch.bfloat16)
+    pipe = load_base(str(untrained), torch.bfloat16)
     parts = (pipe.vae, pipe.text_encoder, pipe.tokenizer)
     rows = read_image_folder(str(circles), limit=6)
     dataset, half = Pairs(rows, 32, 0, 0.5), torch.bfloat16
     load, autocast = lambda: StableDiffusionEncoders(*parts), lambda: torch.autocast("cpu", half)
-    cache = EncoderCache(tmp_path, untrained, half, load, autocast=autocast)
+    cache = EncoderCache(tmp_path, files_of(untrained, half), load, autocast=autocast)
     moments = cache.moments([row.image for row in rows], dataset.picture, TRANSFORM)
     cached = Encoded(dataset, moments, cache.texts(dataset.captions()), conditions=True)
     absent = StableDiffusionEncoders(None, None, None, pipe.vae.config)

@@ -6,11 +6,11 @@ import torch
 from scipy import stats
 
 from diffusers_ext import randomness
-from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.randomness import MicroBatches, Share
 
 
 def keys_of(ranks: int, rank: int, *, samples=50, batch=2, accumulation=3, start=0, stop=12, seed=0):
-    return list(MicroBatches(samples, seed, batch, accumulation, ranks, rank, start, stop))
+    return list(MicroBatches(samples, seed, Share(batch, stop, start, accumulation, ranks, rank)))
 
 
 def test_a_draw_does_not_depend_on_its_company():
@@ -77,4 +77,4 @@ def test_ranks_never_share_a_draw():
 def test_resuming_goes_on_where_it_stopped():
     whole = keys_of(2, 1, stop=12)
     assert whole[5 * 3 :] == keys_of(2, 1, start=5, stop=12)
-    assert len(MicroBatches(50, 0, 2, 3, 2, 1, 5, 12)) == 21
+    assert len(MicroBatches(50, 0, Share(2, 12, 5, 3, 2, 1))) == 21

@@ -8,28 +8,16 @@ By preferring each picture's own condition to another, without decoding, as CPO:
     accelerate launch training/train_control_reward.py --controlnet_model_name_or_path runs/controlnet \\
         --train_data_dir data/pairs --method cpo --output_dir runs/closer --learning_rate 1e-6 --max_train_steps 2000
 
-Data, base and everything else are train_controlnet.py's. Run the same command with --resume_from_checkpoint latest to go
-on after an interruption. The run folder is itself the model: ControlNetModel.from_pretrained("runs/closer").
+Data, base and everything else are train_controlnet.py's. Run the same command with --resume_from_checkpoint latest to
+resume after an interruption. The run folder is itself the model: ControlNetModel.from_pretrained("runs/closer").
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.control.options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
+from diffusers_ext.control.options import ControlOptions
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import (
-    COUNT,
-    NATURAL,
-    POSITIVE,
-    WEIGHT,
-    DiffusionOptions,
-    OptimizerOptions,
-    RunOptions,
-    depends,
-    group,
-    option,
-    run,
-)
+from diffusers_ext.options import COUNT, NATURAL, POSITIVE, WEIGHT, depends, group, option, run
 
 _REWARDED, _PREFERRED = {"method": ("consistency",)}, {"method": ("cpo",)}
 
@@ -66,17 +54,7 @@ class MethodOptions:
 # The denoising loss, in whose place cpo has its own.
 @depends(("snr_gamma", "loss_type", "huber_delta"), method=("consistency",))
 @dataclass
-class Options(
-    ValidationOptions,
-    OptimizerOptions,
-    RunOptions,
-    DiffusionOptions,
-    DataOptions,
-    VariantOptions,
-    AttentionOptions,
-    MethodOptions,
-    ModelOptions,
-):
+class Options(ControlOptions, MethodOptions):
     output_dir: str = option(
         "runs/control-reward", "the run folder: model, card, options, metrics, samples, checkpoints"
     )
@@ -89,13 +67,12 @@ def main(options: Options) -> None:
     from diffusers_ext.control.data import FROM_CONTROLNET, encode, read_data, sources_of
     from diffusers_ext.control.gap import ConditionGap
     from diffusers_ext.control.objective import save
-    from diffusers_ext.control.options import base_of, check_options
+    from diffusers_ext.control.options import base_name, check_options
     from diffusers_ext.control.previews import ControlPreview, preview_notes
     from diffusers_ext.control.start import start_controlnet
-    from diffusers_ext.diffusion.base import BaseModel
-    from diffusers_ext.diffusion.encoders import is_sdxl
+    from diffusers_ext.diffusion.files import BaseFiles
     from diffusers_ext.diffusion.noising import Diffusion
-    from diffusers_ext.diffusion.paths import noising
+    from diffusers_ext.diffusion.paths import path_of
     from diffusers_ext.engine import loop
     from diffusers_ext.engine.hub import publish
     from diffusers_ext.tuning.card import tell_control_reward
@@ -110,17 +87,24 @@ def main(options: Options) -> None:
     accelerator = loop.start(options)
     accelerator.print(data.report.summary(shown=10))
     forward = loop.frozen_dtype(accelerator)
-    dtype = torch.float32 if options.unlock_decoder else forward
-    hub = {"revision": options.revision, "variant": options.variant, "tokenizer_name": options.tokenizer_name}
-    base = BaseModel.find(base_of(options), options.pretrained_vae_model_name_or_path, forward, dtype, **hub)
-    if cut := base.cut_captions(data.shown.captions()):
+    files = BaseFiles.find(
+        base_name(options),
+        options.pretrained_vae_model_name_or_path,
+        forward=forward,
+        dtype=torch.float32 if options.unlock_decoder else forward,
+        revision=options.revision,
+        variant=options.variant,
+        tokenizer_name=options.tokenizer_name,
+    )
+    if cut := files.cut_captions(data.shown.captions()):
         accelerator.print(f"warning: {cut}")
     for note in preview_notes(options, data.pairs, len(data.held_out)):
         accelerator.print(note)
-    pipe = base.load()
-    controlnet = start_controlnet(options, base, pipe.unet, data.shown)
-    diffusion = Diffusion.from_options(noising(pipe.scheduler), options)
-    objective = make_objective(options, controlnet, pipe.unet, base.encoders(pipe), diffusion, pipe.vae)
+    pipe = files.load()
+    base = files.base(pipe)
+    controlnet = start_controlnet(options, files, base, data.shown)
+    diffusion = Diffusion.from_options(path_of(pipe.scheduler), options)
+    objective = make_objective(options, controlnet, base, diffusion)
     if options.dry_run:
         accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **pipe.components}))
         return
@@ -128,9 +112,9 @@ def main(options: Options) -> None:
     objective.to(accelerator.device)
     if options.method == "consistency":
         check_agreement(objective, data.shown, accelerator)
-    loop.claim(accelerator, options, lambda: sources_of(options, data, base), FROM_CONTROLNET)
+    loop.claim(accelerator, options, lambda: sources_of(options, data, files), FROM_CONTROLNET)
     if options.encoder_cache_dir is not None:
-        data = encode(data, base, options, accelerator)
+        data = encode(data, files, options, accelerator)
     gap = ConditionGap.on(data.held_out, objective, options.train_batch_size)
     preview = ControlPreview(lambda: pipe, objective, data.pairs, gap, options)
     loop.train(accelerator, objective, data.dataset, options, preview)
@@ -138,31 +122,46 @@ def main(options: Options) -> None:
     if accelerator.is_main_process:
         run_folder = Path(options.output_dir)
         save(objective, run_folder)
-        counts = (len(data.dataset), len(data.held_out), data.report.digest)
-        card = write_controlnet_card(run_folder, base_of(options), *counts, is_sdxl(base.folder))
+        card = write_controlnet_card(
+            run_folder,
+            base_name(options),
+            base.family,
+            samples=len(data.dataset),
+            held_out=len(data.held_out),
+            digest=data.report.digest,
+        )
         tell_control_reward(card, options)
         publish(run_folder, options)
     accelerator.end_training()
 
 
-def make_objective(options: Options, controlnet, unet, encoders, diffusion, vae):
+def make_objective(options: Options, controlnet, base, diffusion):
     """Return the objective of --method."""
+    from diffusers_ext.control.options import variant_of
     from diffusers_ext.rewards.agreement import resolve
     from diffusers_ext.tuning.control import ConditionPath, ConditionPreferenceObjective, ConsistencyObjective
 
-    common = (controlnet, unet, encoders, diffusion)
-    common += (options.only_mid_control, options.unlock_decoder, options.controlnet_blocks)
-    highest = options.reward_timestep_max
+    highest, variant = options.reward_timestep_max, variant_of(options)
     if options.method == "cpo":
-        weights = {
-            "beta": options.cpo_beta,
-            "margin": options.cpo_margin,
-            "diffusion_weight": options.cpo_diffusion_weight,
-        }
-        return ConditionPreferenceObjective(*common, **weights, threshold=600 if highest is None else highest)
-    path = ConditionPath(resolve(options.consistency), encoders, vae, options.decode_batch_size)
-    weight, threshold = options.consistency_weight, 200 if highest is None else highest
-    return ConsistencyObjective(*common, path=path, weight=weight, threshold=threshold)
+        return ConditionPreferenceObjective(
+            controlnet,
+            base,
+            diffusion,
+            variant,
+            beta=options.cpo_beta,
+            margin=options.cpo_margin,
+            diffusion_weight=options.cpo_diffusion_weight,
+            threshold=600 if highest is None else highest,
+        )
+    return ConsistencyObjective(
+        controlnet,
+        base,
+        diffusion,
+        variant,
+        path=ConditionPath(resolve(options.consistency), base.encoders, batch_size=options.decode_batch_size),
+        weight=options.consistency_weight,
+        threshold=200 if highest is None else highest,
+    )
 
 
 def check_agreement(objective, pairs, accelerator) -> None:
@@ -171,11 +170,11 @@ def check_agreement(objective, pairs, accelerator) -> None:
 
     from diffusers_ext.tuning.reward_path import check_gradient
 
-    number = range(min(4, len(pairs)))
-    pictures = torch.stack([pairs.picture(at) for at in number]).to(accelerator.device)
-    conditions = torch.stack([pairs.condition(at) for at in number]).to(accelerator.device)
-    moments = objective.encoders.moments(pictures)
-    latents = objective.encoders.normalise(moments[:, 0])
+    rows = range(min(4, len(pairs)))
+    pictures = torch.stack([pairs.picture(row) for row in rows]).to(accelerator.device)
+    conditions = torch.stack([pairs.condition(row) for row in rows]).to(accelerator.device)
+    encoders = objective.base.encoders
+    latents = encoders.normalise(encoders.moments(pictures)[:, 0])
     warning = check_gradient(objective.path, latents, conditions, None)
     with torch.no_grad():
         truth = float(objective.path(latents, conditions).mean())

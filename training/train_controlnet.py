@@ -16,28 +16,19 @@ On a laptop, with the small model that ships with this package and no download:
     accelerate launch training/train_controlnet.py --train_data_dir data/fill50k --resolution 64 \\
         --output_dir runs/circles --learning_rate 1e-3 --train_batch_size 8 --max_train_steps 1000
 
-Run the same command with --resume_from_checkpoint latest to go on after an interruption; on a CPU, bit for bit.
+Run the same command with --resume_from_checkpoint latest to resume after an interruption; on a CPU, bit for bit.
 The run folder is itself the model: ControlNetModel.from_pretrained("runs/circles").
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.control.options import AttentionOptions, DataOptions, ModelOptions, ValidationOptions, VariantOptions
-from diffusers_ext.options import DiffusionOptions, OptimizerOptions, RunOptions, check_alone, option, run
+from diffusers_ext.control.options import ControlOptions
+from diffusers_ext.options import check_alone, option, run
 
 
 @dataclass
-class Options(
-    ValidationOptions,
-    OptimizerOptions,
-    RunOptions,
-    DiffusionOptions,
-    DataOptions,
-    VariantOptions,
-    AttentionOptions,
-    ModelOptions,
-):
+class Options(ControlOptions):
     output_dir: str = option("runs/controlnet", "the run folder: model, card, options, metrics, samples, checkpoints")
     self_test: bool = option(False, "check that training works on this machine: a minute of CPU time; goes alone")
 
@@ -55,14 +46,13 @@ def main(options: Options) -> None:
     from diffusers_ext.control.data import FROM_CONTROLNET, encode, read_data, sources_of
     from diffusers_ext.control.gap import ConditionGap
     from diffusers_ext.control.objective import ControlObjective, save
-    from diffusers_ext.control.options import base_of, check_options
+    from diffusers_ext.control.options import base_name, check_options, variant_of
     from diffusers_ext.control.previews import ControlPreview, preview_notes
     from diffusers_ext.control.start import start_controlnet
     from diffusers_ext.data.preflight import contact_sheet
-    from diffusers_ext.diffusion.base import BaseModel
-    from diffusers_ext.diffusion.encoders import is_sdxl
+    from diffusers_ext.diffusion.files import BaseFiles
     from diffusers_ext.diffusion.noising import Diffusion
-    from diffusers_ext.diffusion.paths import noising
+    from diffusers_ext.diffusion.paths import path_of
     from diffusers_ext.engine import loop
     from diffusers_ext.engine.hub import publish
 
@@ -75,31 +65,39 @@ def main(options: Options) -> None:
     accelerator = loop.start(options)
     accelerator.print(data.report.summary(shown=10))
     forward = loop.frozen_dtype(accelerator)
-    dtype = torch.float32 if options.unlock_decoder else forward
-    other_vae = options.pretrained_vae_model_name_or_path
-    hub = {"revision": options.revision, "variant": options.variant, "tokenizer_name": options.tokenizer_name}
-    base = BaseModel.find(base_of(options), other_vae, forward, dtype, **hub)
-    if cut := base.cut_captions(data.shown.captions()):
+    files = BaseFiles.find(
+        base_name(options),
+        options.pretrained_vae_model_name_or_path,
+        forward=forward,
+        dtype=torch.float32 if options.unlock_decoder else forward,
+        revision=options.revision,
+        variant=options.variant,
+        tokenizer_name=options.tokenizer_name,
+    )
+    if cut := files.cut_captions(data.shown.captions()):
         accelerator.print(f"warning: {cut}")
     for note in preview_notes(options, data.pairs, len(data.held_out)):
         accelerator.print(note)
     cached = options.encoder_cache_dir is not None and not options.dry_run
-    pipe = base.load_without_encoders() if cached else base.load()
-    controlnet = start_controlnet(options, base, pipe.unet, data.shown)
-    diffusion = Diffusion.from_options(noising(pipe.scheduler), options)
-    switches = (options.only_mid_control, options.unlock_decoder, options.controlnet_blocks)
-    objective = ControlObjective(controlnet, pipe.unet, base.encoders(pipe), diffusion, *switches)
+    pipe = files.load_without_encoders() if cached else files.load()
+    base = files.base(pipe)
+    controlnet = start_controlnet(options, files, base, data.shown)
+    diffusion = Diffusion.from_options(path_of(pipe.scheduler), options)
+    objective = ControlObjective(controlnet, base, diffusion, variant_of(options))
     if options.dry_run:
         accelerator.print(loop.plan(options, len(data.dataset), {"controlnet": controlnet, **pipe.components}))
         return
 
-    loop.claim(accelerator, options, lambda: sources_of(options, data, base), FROM_CONTROLNET)
+    loop.claim(accelerator, options, lambda: sources_of(options, data, files), FROM_CONTROLNET)
     if accelerator.is_main_process:
         contact_sheet(data.shown, Path(options.output_dir) / "data.png")
     if cached:
-        data = encode(data, base, options, accelerator)
+        data = encode(data, files, options, accelerator)
     gap = ConditionGap.on(data.held_out, objective, options.train_batch_size)
-    load_drawer = (lambda: base.load(unet=pipe.unet).to(accelerator.device)) if cached else (lambda: pipe)
+
+    def load_drawer():
+        return files.load(**{base.family.network: base.network}).to(accelerator.device) if cached else pipe
+
     preview = ControlPreview(load_drawer, objective, data.pairs, gap, options)
     loop.train(accelerator, objective, data.dataset, options, preview)
 
@@ -108,11 +106,11 @@ def main(options: Options) -> None:
         save(objective, run_folder)
         write_controlnet_card(
             run_folder,
-            base_of(options),
-            len(data.dataset),
-            len(data.held_out),
-            data.report.digest,
-            is_sdxl(base.folder),
+            base_name(options),
+            base.family,
+            samples=len(data.dataset),
+            held_out=len(data.held_out),
+            digest=data.report.digest,
         )
         publish(run_folder, options)
     accelerator.end_training()

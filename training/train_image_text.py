@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import COUNT, OptimizerOptions, Range, RunOptions, group, option, run
+from diffusers_ext.options import COUNT, Range, TrainingOptions, group, option, run
 
 
 @group("model")
@@ -62,7 +62,7 @@ class DataOptions:
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions, DataOptions, ModelOptions):
+class Options(TrainingOptions, DataOptions, ModelOptions):
     output_dir: str = option("runs/image-text", "the run folder: open_clip model, card, options, metrics, checkpoints")
     learning_rate: float = option(1e-3, "after warm-up, before decay")
     lr_scheduler: str = option(

@@ -32,7 +32,7 @@ from diffusers_ext.options import (
     WEIGHT,
     OptimizerOptions,
     Range,
-    RunOptions,
+    TrainingOptions,
     check_used,
     depends,
     group,
@@ -157,7 +157,7 @@ class TrainableOptions:
 )
 @depends(_OF_STEPS, regime=_TRAINABLE)
 @dataclass
-class Options(DataOptions, ClassifierOptions, TrainableOptions, RunOptions, OptimizerOptions):
+class Options(DataOptions, ClassifierOptions, TrainableOptions, TrainingOptions):
     output_dir: str = option("runs/incremental", "the run folder: classifier, card, metrics, protocol, plots, sessions")
     seed: int = option(0, "of the order of classes, domains and blocks, and of all that is drawn")
     baselines: bool = option(True, "run every baseline on the same stream's frozen features, for the table")

@@ -11,7 +11,7 @@ In the bias setting, where class and background go together (Waterbirds, Colored
         --backbone ViT-L-14/openai --output_dir runs/waterbirds --alpha 0.75 --hidden_dim 512 --neighbour_weight 0.1
 
 Prints one table: LADS, the linear probe, zero-shot, WiSE and the other baselines, in and out of domain, over --runs seeds.
-Images are embedded once. Run the same command with --resume_from_checkpoint latest to go on after an interruption.
+Images are embedded once. Run the same command with --resume_from_checkpoint latest to resume after an interruption.
 The run folder is itself the classifier: LADSClassifier.from_pretrained("runs/lads").predict(["a.png"]).
 """
 
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.lads.options import USED_BY, LADSDataOptions, LADSOptions, LADSRunOptions
+from diffusers_ext.lads.options import USED_BY, LADSOptions, LADSTraining
 from diffusers_ext.options import check_declared, check_used, run
 
 
 @dataclass
-class Options(LADSOptions, LADSDataOptions, LADSRunOptions):
+class Options(LADSTraining):
     pass
 
 
@@ -39,6 +39,7 @@ def main(options: Options) -> None:
     from diffusers_ext.lads import run as lads_run
     from diffusers_ext.lads.classifier import LADSClassifier
     from diffusers_ext.lads.domains import Domains, embed_domains
+    from diffusers_ext.lads.training import Trained
     from diffusers_ext.options import as_dict, command_line
 
     # What the user can get wrong, before anything heavy.
@@ -90,9 +91,8 @@ def main(options: Options) -> None:
             "measured_on": "; ".join(f"{name}: {len(test):,} images" for name, test in splits.tests.items())
             + f". Mean ± standard deviation over {options.runs} seed(s); p of a paired t-test.",
         }
-        classifier = LADSClassifier.assemble(
-            fits.probe, fits.bank, text, domains, splits.train, backbone, training, splits.val
-        )
+        trained = Trained(fits.probe, fits.bank)
+        classifier = LADSClassifier.assemble(trained, text, domains, splits, backbone, training)
         classifier.save_pretrained(run_folder)
         publish(run_folder, options)
     accelerator.wait_for_everyone()

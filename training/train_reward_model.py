@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import COUNT, NATURAL, SHARE, OptimizerOptions, Range, RunOptions, group, option, run
+from diffusers_ext.options import COUNT, NATURAL, SHARE, Range, TrainingOptions, group, option, run
 
 
 @group("model")
@@ -94,7 +94,7 @@ class DataOptions:
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions, DataOptions, ModelOptions):
+class Options(TrainingOptions, DataOptions, ModelOptions):
     output_dir: str = option("runs/reward", "the run folder: reward, card, options, metrics, samples, checkpoints")
     learning_rate: float = option(1e-5, "after warm-up, before decay; 1e-5 is the paper's, a head alone takes 1e-3")
     lr_scheduler: str = option(

@@ -15,19 +15,19 @@ On a laptop, with the small model that ships with this package and no download:
     accelerate launch training/train_reward_tuning.py --prompts data/fill50k/metadata.jsonl --prompt_field text \\
         --reward fill50k:soft --held_out_reward fill50k --guidance_scale 2 --resolution 64 --max_train_steps 100
 
-Run the same command with --resume_from_checkpoint latest to go on after an interruption; on a CPU, bit for bit.
+Run the same command with --resume_from_checkpoint latest to resume after an interruption; on a CPU, bit for bit.
 The run folder holds the LoRA: pipe.load_lora_weights("runs/tuned"), or with --full_unet the whole pipeline.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import OptimizerOptions, RunOptions, option, run
-from diffusers_ext.tuning.options import DataOptions, MethodOptions, ModelOptions, RewardOptions, ValidationOptions
+from diffusers_ext.options import option, run
+from diffusers_ext.tuning.options import TuningOptions
 
 
 @dataclass
-class Options(ValidationOptions, OptimizerOptions, RunOptions, DataOptions, RewardOptions, MethodOptions, ModelOptions):
+class Options(TuningOptions):
     output_dir: str = option(
         "runs/tuned", "the run folder: LoRA or model, card, options, metrics, samples, checkpoints"
     )
@@ -40,16 +40,14 @@ def main(options: Options) -> None:
     import torch
 
     from diffusers_ext import load_reward
-    from diffusers_ext.diffusion.base import BaseModel
-    from diffusers_ext.diffusion.encoders import check_resolution, far_above_native, is_sdxl
+    from diffusers_ext.control.options import base_name
+    from diffusers_ext.diffusion.files import BaseFiles
     from diffusers_ext.engine import loop
     from diffusers_ext.engine.hub import publish
     from diffusers_ext.tuning.build import (
         FROM_UNET,
         check_reward,
-        compile_unet,
-        drawn_ids,
-        latent_size,
+        compile_network,
         make_decoder,
         make_objective,
         make_policy,
@@ -58,7 +56,7 @@ def main(options: Options) -> None:
         sources_of,
     )
     from diffusers_ext.tuning.card import write_tuning_card
-    from diffusers_ext.tuning.options import base_of, check_options
+    from diffusers_ext.tuning.options import check_options
     from diffusers_ext.tuning.previews import TuningPreview
     from diffusers_ext.tuning.reward_path import RewardPath
 
@@ -73,35 +71,36 @@ def main(options: Options) -> None:
     if source.seen:
         accelerator.print(f"warning: measures on {source.measured_on}; give others as --validation_prompts")
     forward = loop.frozen_dtype(accelerator)
-    dtype = torch.float32 if options.full_unet else forward
-    hub = {"revision": options.revision, "variant": options.variant}
-    base = BaseModel.find(base_of(options), options.pretrained_vae_model_name_or_path, forward, dtype, **hub)
-    if cut := base.cut_captions(source.captions()):
+    files = BaseFiles.find(
+        base_name(options),
+        options.pretrained_vae_model_name_or_path,
+        forward=forward,
+        dtype=torch.float32 if options.full_unet else forward,
+        revision=options.revision,
+        variant=options.variant,
+    )
+    if cut := files.cut_captions(source.captions()):
         accelerator.print(f"warning: {cut}")
-    dataset, texts = prepare(source, base, options, accelerator)
-    policy, pipe = make_policy(options, base, texts)
-    check_resolution(options.resolution, pipe.vae.config, pipe.unet.config)
-    if warning := far_above_native(options.resolution, pipe.vae.config, pipe.unet.config):
+    dataset, texts = prepare(source, files, options, accelerator)
+    policy, pipe = make_policy(options, files, texts)
+    if warning := files.check_resolution(options.resolution, policy.network.config):
         accelerator.print(warning)
-    path = RewardPath(reward, policy.encoders, make_decoder(options, pipe), options.decode_batch_size)
+    path = RewardPath(reward, policy.encoders, make_decoder(options, pipe.vae), options.decode_batch_size)
     objective, sampler = make_objective(options, policy, pipe, path)
     if options.dry_run:
-        accelerator.print(loop.plan(options, len(dataset), {"unet": pipe.unet, "vae": pipe.vae, "reward": path}))
+        parts = {files.family.network: policy.network, "vae": pipe.vae, "reward": path}
+        accelerator.print(loop.plan(options, len(dataset), parts))
         return
 
     for part in (objective, path, *([held_out] if held_out is not None else [])):
         part.to(accelerator.device)
-    compile_unet(pipe.unet, accelerator)
+    compile_network(policy.network, accelerator)
     if options.method != "dpo":
         with accelerator.autocast():
             warning = check_reward(objective, dataset)
         accelerator.print(f"warning: {warning}" if warning else "the reward's gradient reaches the latents")
-    loop.claim(accelerator, options, lambda: sources_of(options, source, base, reward, held_out), FROM_UNET)
-    xl = is_sdxl(base.folder)
-    size = latent_size(options, pipe)
-    preview = TuningPreview(
-        objective, sampler, path, held_out, source.validation, texts, size, options, drawn_ids(options, xl)
-    )
+    loop.claim(accelerator, options, lambda: sources_of(options, source, files, reward, held_out), FROM_UNET)
+    preview = TuningPreview(objective, sampler, path, held_out, source.validation, texts, options)
     if accelerator.is_main_process:
         with accelerator.autocast():
             print(f"the base: {preview.start()}")
@@ -109,23 +108,22 @@ def main(options: Options) -> None:
 
     if accelerator.is_main_process:
         run_folder = Path(options.output_dir)
-        save(objective, base, run_folder)
+        save(policy.network, files, run_folder)
         with accelerator.autocast():
             preview.sweep()
-        write_tuning_card(run_folder, base_of(options), len(dataset), xl, source.measured_on)
+        write_tuning_card(run_folder, base_name(options), len(dataset), source.measured_on)
         publish(run_folder, options)
     accelerator.end_training()
 
 
-def save(objective, base, folder: Path) -> None:
-    """Write the LoRA into the run folder itself, or the whole pipeline around a U-Net that learned whole."""
+def save(network, files, folder: Path) -> None:
+    """Write the LoRA into the run folder itself, or the whole pipeline around a network that learned whole."""
     from diffusers_ext.diffusion.lora import has_lora, save_lora
 
-    unet = objective.policy.unet
-    if has_lora(unet):
-        save_lora(unet, folder)
+    if has_lora(network):
+        save_lora(network, folder)
     else:
-        base.load(unet=unet).save_pretrained(folder)
+        files.load(**{files.family.network: network}).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from diffusers_ext.options import (
     SCHEDULES,
     SHARE,
     WEIGHT,
-    OptimizerOptions,
-    RunOptions,
+    TrainingOptions,
     group,
     option,
     run,
@@ -29,7 +28,7 @@ from diffusers_ext.options import (
 
 @group("model and data")
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     train_data_dir: str | None = option(
         None, "image folder with metadata.jsonl; without it, fill50k is drawn on the fly", path="read"
     )
@@ -67,11 +66,11 @@ def main(options: Options) -> None:
     from diffusers import StableDiffusionPipeline
 
     from diffusers_ext.control.previews import TextToImagePreview
+    from diffusers_ext.diffusion.base import base_of
     from diffusers_ext.diffusion.card import write_text_to_image_card
     from diffusers_ext.diffusion.encoded import Encoded, encode_in_memory
-    from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
     from diffusers_ext.diffusion.noising import Diffusion
-    from diffusers_ext.diffusion.paths import noising
+    from diffusers_ext.diffusion.paths import path_of
     from diffusers_ext.diffusion.text_to_image import AutoencoderObjective, TextToImageObjective
     from diffusers_ext.engine import loop
     from diffusers_ext.engine.hub import publish
@@ -107,14 +106,15 @@ def main(options: Options) -> None:
     loop.train(accelerator, AutoencoderObjective(vae, options.seed), small, first_stage)
 
     accelerator = loop.start(options)
-    encoders = StableDiffusionEncoders(vae.requires_grad_(False).eval(), text_encoder, tokenizer).to(accelerator.device)
-    encoders.scale_latents(torch.stack([dataset.picture(index) for index in range(min(256, len(dataset)))]))
+    vae.requires_grad_(False).eval()
     pipe = StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
-    objective = TextToImageObjective(unet, encoders, Diffusion(noising(scheduler), options.seed))
-    preview = TextToImagePreview(pipe, prompts, options)
-    loop.train(accelerator, objective, Encoded(dataset, encode_in_memory(dataset, encoders)), options, preview)
+    base = base_of(pipe).to(accelerator.device)
+    base.encoders.scale_latents(torch.stack([dataset.picture(index) for index in range(min(256, len(dataset)))]))
+    objective = TextToImageObjective(base, Diffusion(path_of(scheduler), options.seed))
+    preview = TextToImagePreview(pipe, prompts, options.guidance_scale, output_dir)
+    loop.train(accelerator, objective, Encoded(dataset, encode_in_memory(dataset, base.encoders)), options, preview)
 
     if accelerator.is_main_process:
         tiny.save_half(pipe, output_dir)

@@ -64,12 +64,13 @@ def _check_pipeline(folder: Path, variant: str | None, say: Callable[[str], None
 
 
 def _fit(folder: Path, index: dict, variant: str | None) -> list[str]:
-    """Return what keeps a Stable Diffusion folder from being a base; other pipelines are not looked at."""
-    if index.get("_class_name") not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        return []
-    from ..diffusion.check import check_stable_diffusion
+    """Return what keeps the folder of a known base from being one; other pipelines are not looked at."""
+    from ..diffusion.base import check_base
+    from ..diffusion.bases import FAMILIES
 
-    return _attempt(lambda: check_stable_diffusion(str(folder), variant))
+    if index.get("_class_name") not in {family.pipeline.__name__ for family in FAMILIES}:
+        return []
+    return _attempt(lambda: check_base(str(folder), variant))
 
 
 def _check_part(folder: Path, library: str, name: str, variant: str | None, say: Callable[[str], None]) -> list[str]:

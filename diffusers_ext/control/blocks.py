@@ -1,7 +1,7 @@
 """A ControlNet of the first N down blocks: smaller and cheaper, and still a plain `ControlNetModel` that pipelines load.
 
 A pipeline expects one residual per skip connection of the U-Net, so the blocks behind the N-th cannot be missing. They
-stand there without attention and with weights of zero, and their zero convolutions stay zero: residuals of exactly 0.
+have no attention there and weights of zero, and their zero convolutions stay zero: residuals of exactly 0.
 Training neither runs nor changes them. `benchmarks/control_variants.py` counts: for SD 1.5 and N = 2 the file holds 226M
 weights instead of 361M, of which 52M learn; for SDXL 162M instead of 1,246M, of which 70M learn.
 """
@@ -10,6 +10,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import nn
 
+from ..diffusion.bases.unet import Residuals, without_attention
 from ..errors import InputError
 
 
@@ -20,15 +21,11 @@ def cut(controlnet: ControlNetModel, blocks: int) -> ControlNetModel:
     Raises InputError unless 1 <= blocks <= the number of down blocks.
     """
     check_blocks(controlnet, blocks)
-    kinds = list(controlnet.config.down_block_types)
-    kinds[blocks:] = ["DownBlock2D"] * (len(kinds) - blocks)
-    short = ControlNetModel.from_config(
-        {**controlnet.config, "down_block_types": kinds, "mid_block_type": "UNetMidBlock2D"}
-    )
+    short = ControlNetModel.from_config(without_attention(controlnet.config, blocks))
     for parameter in behind(short, blocks).parameters():
         parameter.zero_()
-    own, theirs = front(short, blocks).state_dict(), controlnet.state_dict()
-    short.load_state_dict({name: theirs[name] for name in own}, strict=False)
+    weights = controlnet.state_dict()
+    short.load_state_dict({name: weights[name] for name in front(short, blocks).state_dict()}, strict=False)
     return short
 
 
@@ -62,6 +59,13 @@ def front(controlnet: ControlNetModel, blocks: int) -> ControlNetModel:
     view.controlnet_down_blocks = controlnet.controlnet_down_blocks[: _connected(controlnet, blocks)]
     view.mid_block, view.controlnet_mid_block = None, nn.Identity()
     return view
+
+
+def completed(residuals: Residuals, controlnet: ControlNetModel) -> Residuals:
+    """Return the residuals of a `front` with zeros for what its whole ControlNet would add behind it."""
+    nothing = residuals.middle.new_zeros(())
+    missing = len(controlnet.controlnet_down_blocks) - len(residuals.down)
+    return Residuals([*residuals.down, *[nothing] * missing], nothing)
 
 
 def behind(controlnet: ControlNetModel, blocks: int) -> nn.ModuleList:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from ..diffusion.base import Family
 from ..engine.run_folder import read_metrics
 from ..publish.cards.markdown import escape, fenced, literal
 from ..publish.cards.parts import (
@@ -34,8 +35,8 @@ MEASURES = {
 }
 
 
-def write_controlnet_card(run: Path, base: str, samples: int, held_out: int, digest: str, sdxl: bool = False) -> Path:
-    """Write README.md of a ControlNet's run folder; sdxl: whether its base is of that kind."""
+def write_controlnet_card(run: Path, base: str, family: Family, samples: int, held_out: int, digest: str) -> Path:
+    """Write README.md of a ControlNet's run folder; samples and held_out: rows learned from and measured on."""
     options = record(run)["options"]
     data = ModelCardData(
         library_name="diffusers",
@@ -53,11 +54,11 @@ Columns: the condition, the base model without control, this ControlNet without 
 
 ## Use
 
-{_use(run, base, options, sdxl)}
+{_use(run, base, options, family)}
 
-{_small_part(run, base)}## Training
+{_small_part(run, base, family)}## Training
 
-A trainable copy of {_copied(options)}, joined by zero convolutions (Zhang & Agrawala 2023). The base is frozen{" but for its decoder, which is in unet/" if _unlocked(options) else ""}; the hint network was
+A trainable copy of {_copied(options)}, joined by zero convolutions (Zhang & Agrawala 2023). The base is frozen{f" but for its decoder, which is in {family.network}/" if _unlocked(options) else ""}; the hint network was
 initialised by `{options["hint_init"]}`. {_data(options, samples)} at {options["resolution"]} px{_conditions(options)}; digest of {"its first rows" if options["streaming"] else "the data"}
 `{digest[:16]}…`.
 
@@ -77,13 +78,15 @@ faces or text. {NOT_TO_DRAW}
     return save(run, data, text)
 
 
-def _use(run: Path, base: str, options: dict, sdxl: bool) -> str:
+def _use(run: Path, base: str, options: dict, family: Family) -> str:
     """How to load it: with the parts that were trained, or taken from elsewhere, beside the base."""
-    pipeline = f"StableDiffusion{'XL' if sdxl else ''}ControlNetPipeline"
-    classes, parts = ["ControlNetModel", pipeline], ["controlnet=controlnet"]
+    pipeline, control = family.control_pipeline.__name__, family.control_network.__name__
+    classes, parts = [control, pipeline], ["controlnet=controlnet"]
     if _unlocked(options):
-        classes.append("UNet2DConditionModel")
-        parts.append(f'unet=UNet2DConditionModel.from_pretrained({literal(run.name)}, subfolder="unet")')
+        network = family.network_class.__name__
+        classes.append(network)
+        source = f'{network}.from_pretrained({literal(run.name)}, subfolder="{family.network}")'
+        parts.append(f"{family.network}={source}")
     vae = options.get("pretrained_vae_model_name_or_path")
     if vae:
         classes.append("AutoencoderKL")
@@ -91,22 +94,23 @@ def _use(run: Path, base: str, options: dict, sdxl: bool) -> str:
     return fenced(
         f"""from diffusers import {", ".join(sorted(classes))}{import_for(base)}
 
-controlnet = ControlNetModel.from_pretrained({literal(run.name)})
+controlnet = {control}.from_pretrained({literal(run.name)})
 pipe = {pipeline}.from_pretrained({load_argument(base)}, {", ".join(parts)})""",
         "python",
     )
 
 
-def _small_part(run: Path, base: str) -> str:
+def _small_part(run: Path, base: str, family: Family) -> str:
     """How to put a LoRA-ControlNet's small file on a base."""
     file = run / "lora" / "pytorch_lora_weights.safetensors"
     if not file.exists():
         return ""
-    example = f"""from diffusers import UNet2DConditionModel
+    network, part = family.network_class.__name__, family.network
+    example = f"""from diffusers import {network}
 from diffusers_ext import load_control_lora{import_for(base)}
 
-unet = UNet2DConditionModel.from_pretrained({load_argument(base)}, subfolder="unet")
-controlnet = load_control_lora({literal(f"{run.name}/lora")}, unet)"""
+{part} = {network}.from_pretrained({load_argument(base)}, subfolder="{part}")
+controlnet = load_control_lora({literal(f"{run.name}/lora")}, {part})"""
     size = file.stat().st_size / 2**20
     return f"""`lora/` holds what learned, {size:,.1f} MiB, for this base or another of its architecture:
 

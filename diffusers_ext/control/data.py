@@ -1,27 +1,24 @@
-"""The data of a ControlNet's training: rows to learn from, rows kept aside to measure on, pairs to draw.
-
-options: of `control.options`, with seed and max_train_steps.
-"""
+"""The data of a ControlNet's training: rows to learn from, rows kept aside to measure on, pairs to draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from accelerate import Accelerator
 
 from ..conditions.catalogue import resolve
-from ..data.files import Columns, Row
+from ..data.files import Columns, Row, Size
 from ..data.findings import Finding
 from ..data.geometry import assign_buckets
+from ..data.held_out import hold_out
 from ..data.pairs import Pairs
 from ..data.preflight import Report, check, scaling_notes
 from ..data.rows import read_rows
-from ..data.stream import Stream
-from ..diffusion.base import BaseModel
+from ..data.stream import Stream, StreamedPairs
 from ..diffusion.encoded import Encoded, EncoderCache
+from ..diffusion.files import BaseFiles
 from ..engine.provenance import Source, Sources, digest_of_model, digest_of_values
 from ..errors import InputError
-from ..randomness import generator
+from .options import ControlOptions
 from .previews import ValidationPair, validation_pairs
 
 FROM_CONTROLNET = (
@@ -35,14 +32,14 @@ class ControlData:
     """dataset: to learn from. held_out: to measure on. shown: what can be looked at before, the data set itself or a stream's
     first rows. pairs: to draw. report: of the check."""
 
-    dataset: Pairs | Stream | Encoded
+    dataset: Pairs | StreamedPairs | Encoded
     held_out: Pairs | Encoded
     shown: Pairs
     pairs: list[ValidationPair]
     report: Report
 
 
-def read_data(options: Any) -> ControlData:
+def read_data(options: ControlOptions) -> ControlData:
     """Read the data that options name and check them; InputError lists what is wrong."""
     source = options.train_data_dir or options.dataset_name
     if source is None:
@@ -52,7 +49,7 @@ def read_data(options: Any) -> ControlData:
     return _read_stream(source, options) if options.streaming else _read_rows(source, options)
 
 
-def _read_rows(source: str, options: Any) -> ControlData:
+def _read_rows(source: str, options: ControlOptions) -> ControlData:
     image, caption, condition, mask = _columns(options)
     hub = (options.dataset_config_name, options.cache_dir)
     found = read_rows(source, image, caption, condition, options.max_train_samples, *hub, mask)
@@ -62,60 +59,68 @@ def _read_rows(source: str, options: Any) -> ControlData:
     report.notes += _fewer_held_out(options, len(aside), len(report.rows))
     learnt = without_repeats(report.rows, learnt, aside)
     report.notes += _copies_learnt(report, learnt, aside)
-    dataset, held_out = _pairs(options, [report.rows[at] for at in learnt], [report.rows[at] for at in aside])
-    if options.aspect_buckets:
-        dataset.buckets = assign_buckets([report.sizes[at] for at in learnt], options.resolution)
+    sizes = [report.sizes[row] for row in learnt]
+    buckets = assign_buckets(sizes, options.resolution) if options.aspect_buckets else None
+    rows = [report.rows[row] for row in learnt]
+    dataset, held_out = _pairs(options, rows, [report.rows[row] for row in aside], buckets)
     return ControlData(dataset, held_out, dataset, _to_draw(options, held_out, report.rows), report)
 
 
-def _read_stream(source: str, options: Any) -> ControlData:
+def _read_stream(source: str, options: ControlOptions) -> ControlData:
     """Rows that are read while training: only the first ones are checked before."""
-    hub = {"config": options.dataset_config_name, "cache_dir": options.cache_dir}
-    drawing = (options.seed, options.shuffle_buffer, options.on_bad_sample)
-    stream = Stream(source, _columns(options), options.held_out_samples, *drawing, **hub)
+    stream = Stream(
+        source,
+        _columns(options),
+        options.held_out_samples,
+        options.seed,
+        options.shuffle_buffer,
+        options.on_bad_sample,
+        config=options.dataset_config_name,
+        cache_dir=options.cache_dir,
+    )
     report = replace(check(stream.head, options.on_bad_sample), streamed=True)
     report.notes += scaling_notes(report, options.resolution, cropped=True)
     aside = check(stream.held_out, options.on_bad_sample).rows if stream.held_out else []
-    stream.pairs, held_out = _pairs(options, report.rows, aside)
-    return ControlData(stream, held_out, stream.pairs, _to_draw(options, held_out, report.rows), report)
+    pairs, held_out = _pairs(options, report.rows, aside)
+    return ControlData(StreamedPairs(stream, pairs), held_out, pairs, _to_draw(options, held_out, report.rows), report)
 
 
-def _columns(options: Any) -> Columns:
+def _columns(options: ControlOptions) -> Columns:
     """A computed condition comes from the picture; only label maps are read, to be coloured."""
     condition = None if options.condition and not options.label_maps else options.conditioning_image_column
     return Columns(options.image_column, options.caption_column, condition, options.mask_column)
 
 
-def _pairs(options: Any, rows: Sequence[Row], aside: Sequence[Row]) -> tuple[Pairs, Pairs]:
-    """Rows to learn from, with what varies from epoch to epoch, and rows kept aside, without."""
-    corner = (options.crops_coords_top_left_h, options.crops_coords_top_left_w)
-    geometry = {
-        "condition": resolve(options.condition) if options.condition else None,
-        "label_maps": options.label_maps,
-        "interpolation": options.image_interpolation_mode,
-        "told_corner": None if corner == (None, None) else tuple(side or 0 for side in corner),
-    }
-    varied = {"random_crop": options.random_crop, "flip": 0.5 if options.random_flip else 0.0}
-    dropped = options.proportion_empty_prompts
-    return (
-        Pairs(rows, options.resolution, options.seed, dropped, **geometry, **varied),
-        Pairs(aside, options.resolution, options.seed, **geometry),
+def _pairs(
+    options: ControlOptions, rows: Sequence[Row], aside: Sequence[Row], buckets: Sequence[Size] | None = None
+) -> tuple[Pairs, Pairs]:
+    """Rows to learn from, with what varies from epoch to epoch, and rows kept aside, without; buckets: of the former."""
+    top, left = options.crops_coords_top_left_h, options.crops_coords_top_left_w
+    fixed = Pairs(
+        aside,
+        options.resolution,
+        options.seed,
+        condition=resolve(options.condition) if options.condition else None,
+        label_maps=options.label_maps,
+        interpolation=options.image_interpolation_mode,
+        told_corner=None if top is None and left is None else (top or 0, left or 0),
     )
+    varied = fixed.varied(
+        rows,
+        proportion_empty_prompts=options.proportion_empty_prompts,
+        random_crop=options.random_crop,
+        flip=0.5 if options.random_flip else 0.0,
+        buckets=buckets,
+    )
+    return varied, fixed
 
 
-def _to_draw(options: Any, held_out: Pairs, rows: Sequence[Row]) -> list[ValidationPair]:
+def _to_draw(options: ControlOptions, held_out: Pairs, rows: Sequence[Row]) -> list[ValidationPair]:
     """The first held-out pairs, unless others are given."""
-    return validation_pairs(options, held_out if len(held_out) else _pairs(options, [], rows)[1])
+    return validation_pairs(options, held_out if len(held_out) else held_out.with_rows(rows))
 
 
-def hold_out(count: int, wanted: int, seed: int) -> tuple[list[int], list[int]]:
-    """Split row numbers into those to learn from, in order, and at most a tenth kept aside, drawn: files are often sorted."""
-    order = generator(seed, "held_out").permutation(count)
-    aside = min(wanted, count // 10)
-    return sorted(map(int, order[aside:])), list(map(int, order[:aside]))
-
-
-def _fewer_held_out(options: Any, aside: int, count: int) -> list[Finding]:
+def _fewer_held_out(options: ControlOptions, aside: int, count: int) -> list[Finding]:
     """The note that fewer rows are kept aside than were asked for; none of the default, which asks for what there is."""
     wanted = options.held_out_samples
     if aside >= wanted or wanted == type(options).held_out_samples:
@@ -126,8 +131,8 @@ def _fewer_held_out(options: Any, aside: int, count: int) -> list[Finding]:
 
 def _copies_learnt(report: Report, learnt: Sequence[int], aside: Sequence[int]) -> list[Finding]:
     """The note that pictures kept aside are learnt all the same, under another name or with another caption."""
-    known = {report.pictures[at]: report.rows[at] for at in learnt}
-    copies = [(report.rows[at], known[report.pictures[at]]) for at in aside if report.pictures[at] in known]
+    known = {report.pictures[row]: report.rows[row] for row in learnt}
+    copies = [(report.rows[row], known[report.pictures[row]]) for row in aside if report.pictures[row] in known]
     if not copies:
         return []
     row, twin = copies[0]
@@ -138,17 +143,17 @@ def _copies_learnt(report: Report, learnt: Sequence[int], aside: Sequence[int]) 
     return [Finding("held out", text)]
 
 
-def sources_of(options: Any, data: ControlData, base: BaseModel) -> Sources:
+def sources_of(options: ControlOptions, data: ControlData, files: BaseFiles) -> Sources:
     """What the weights of a ControlNet's training come from."""
     columns = ("image_column", "conditioning_image_column", "mask_column", "caption_column", "max_train_samples")
     named_by = ("train_data_dir", "dataset_name", "dataset_config_name", *columns)
     counted = (
         f"the first {len(data.report.rows)} rows of a stream" if options.streaming else f"{len(data.report.rows)} rows"
     )
-    found = {"data": Source(named_by, data.report.digest, counted), "base": base.source(options)}
+    found = {"data": Source(named_by, data.report.digest, counted), "base": files.source(options.tokenizer_name)}
     if options.controlnet_model_name_or_path:
         named = (options.controlnet_model_name_or_path, options.transfer_from)
-        digests = [digest_of_model(named[0]), named[1] and digest_of_model(named[1], ["unet"])]
+        digests = [digest_of_model(named[0]), named[1] and digest_of_model(named[1], [files.family.network])]
         found["initial ControlNet"] = Source(
             ("controlnet_model_name_or_path", "transfer_from"), digest_of_values(*digests)
         )
@@ -162,27 +167,18 @@ def without_repeats(rows: Sequence[Row], learnt: Sequence[int], aside: Sequence[
     return [index for index in learnt if content[index] not in measured]
 
 
-def encode(data: ControlData, base: BaseModel, options: Any, accelerator: Accelerator) -> ControlData:
+def encode(data: ControlData, files: BaseFiles, options: ControlOptions, accelerator: Accelerator) -> ControlData:
     """Put what --encoder_cache_dir holds in place of pictures and captions; encoders are loaded for what is missing."""
-    cache = EncoderCache(
-        options.encoder_cache_dir,
-        base.folder,
-        base.dtype,
-        lambda: base.encoders(base.load(unet=None)).to(accelerator.device),
-        # What the values depend on beside weights and content.
-        {"autocast": accelerator.mixed_precision, "variant": options.variant, "tokenizer": options.tokenizer_name},
-        accelerator.autocast,
-        accelerator.is_main_process,
-        vae=base.vae_folder,
-        vae_dtype=base.vae_dtype,
-    )
+    assert options.encoder_cache_dir is not None
+    assert isinstance(data.dataset, Pairs) and isinstance(data.held_out, Pairs), "pictures are encoded once"
+    cache = EncoderCache.of(options.encoder_cache_dir, files, accelerator, tokenizer=options.tokenizer_name)
     texts = cache.texts([*data.dataset.captions(), *data.held_out.captions()])
     # All that a picture's tensor depends on beside its file and bucket: change this with the geometry, or stale values are served.
     transform = {"fit": "cover", "resolution": options.resolution, "interpolation": options.image_interpolation_mode}
 
     def encoded(pairs: Pairs) -> Encoded:
-        files = [row.image for row in pairs.rows]
-        moments = cache.moments(files, pairs.picture, transform, pairs.buckets) if files else []
+        images = pairs.images()
+        moments = cache.moments(images, pairs.picture, transform, pairs.buckets) if images else None
         return Encoded(pairs, moments, texts, conditions=True)
 
     return replace(data, dataset=encoded(data.dataset), held_out=encoded(data.held_out))

@@ -8,7 +8,7 @@ condition anew each time. Both are avoided here from the outside: for the length
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ControlNetModel, MultiControlNetModel
@@ -16,6 +16,8 @@ from diffusers.hooks import ModelHook
 from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 
+from ..diffusion.base import family_of
+from ..diffusion.bases import network_of
 from ..diffusion.hooks import hooked
 from ..diffusion.signatures import CallMixin, call_behind
 from ..errors import InputError
@@ -61,7 +63,8 @@ class FastControlMixin(CallMixin):
     def _check_weighting(self, arguments: dict[str, Any]) -> None:
         if arguments["guess_mode"]:
             raise InputError("guess_mode and guidance_resolution_weighting both weight the connections; choose one")
-        if arguments["guidance_scale"] <= 1 or self.unet.config.time_cond_proj_dim is not None:
+        network = network_of(self)
+        if not family_of(network).guided(network.config, arguments["guidance_scale"]):
             raise InputError("guidance_resolution_weighting needs classifier-free guidance: a guidance_scale above 1")
         if any(net.config.global_pool_conditions for net in _nets(self.controlnet)):
             raise InputError("guidance_resolution_weighting needs a resolution; this ControlNet pools its residuals")
@@ -179,7 +182,10 @@ class _EntryHook(ModelHook):
         **kwargs: Any,
     ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
         several = isinstance(unwrap_module(module), MultiControlNetModel)
-        scales = list(enumerate(conditioning_scale)) if several else (0, conditioning_scale)
+        scales: Any = (0, conditioning_scale)
+        if several:
+            assert isinstance(conditioning_scale, list)
+            scales = list(enumerate(conditioning_scale))
         down, middle = self.fn_ref.original_forward(
             sample, timestep, conditioning_scale=scales, guess_mode=guess_mode, **kwargs
         )
@@ -200,13 +206,13 @@ def _nets(controlnet: nn.Module) -> list[nn.Module]:
 def _factors(connection_scales: ConnectionScales | None, nets: list[nn.Module]) -> list[list[float] | None]:
     if connection_scales is None:
         return [None] * len(nets)
-    rows = connection_scales
+    rows: Sequence[Any] = connection_scales
     if not any(isinstance(row, Sequence) for row in rows):
         rows = [connection_scales] * len(nets)
     if len(rows) != len(nets):
         raise InputError(f"connection_scales has lists for {len(rows)} controls, but there are {len(nets)}")
     for row, net in zip(rows, nets):
-        skips = len(net.controlnet_down_blocks)
+        skips = len(cast("Any", net).controlnet_down_blocks)
         if len(row) != skips + 1:
             raise InputError(
                 f"connection_scales has {len(row)} numbers, but this ControlNet has {skips + 1} connections:"

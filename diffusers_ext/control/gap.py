@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ..data.batches import collate
 from ..diffusion.draw import BAR_DELAY
-from ..engine.loop import collate
 from .objective import ControlObjective
 
 TIMESTEP = 600  # of 1000: the picture's layout is still open, and the prompt alone does not settle it
@@ -53,12 +53,12 @@ class ConditionGap:
         objective, device = self.objective, self.objective.device
         batch = {name: values[chunk] for name, values in self.batch.items()}
         batch = {name: values.to(device) if torch.is_tensor(values) else values for name, values in batch.items()}
-        latents, text = objective.encode(batch)
+        latents, conditioning = objective.encode(batch)
         timesteps = torch.full((len(latents),), TIMESTEP, device=latents.device)
         noisy, timesteps, target = objective.diffusion.diffuse(latents, batch["key"], timesteps)
         right = batch["conditioning_pixel_values"]
         losses = [
-            F.mse_loss(objective.predict(noisy, timesteps, text, condition).float(), target)
+            F.mse_loss(objective.predict(noisy, timesteps, conditioning, condition).float(), target)
             for condition in (right, torch.zeros_like(right), self.wrong[chunk].to(device))
         ]
         return torch.stack(losses).cpu().double() * len(latents)

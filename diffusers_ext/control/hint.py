@@ -9,58 +9,48 @@ measures how much.
 from collections.abc import Mapping
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, ModelMixin
 from torch import nn
 from torch.nn import functional as F
 
+from ..diffusion.base import family_of
 from ..errors import InputError
 from ..randomness import step_seed
 from .blocks import cut
 
-HINT_CHANNELS = (
-    16,
-    32,
-    96,
-    256,
-)  # Zhang & Agrawala 2023, released code: three halvings, for an autoencoder of factor 8
 KAIMING_GAIN = 1.68  # keeps the variance through SiLU at unit scale
 
 
 def new_controlnet(
-    unet: UNet2DConditionModel, vae_factor: int, conditioning_channels: int = 3, blocks: int | None = None
-) -> ControlNetModel:
-    """Copy the encoder of `unet`, with a hint network that halves the condition as often as the autoencoder does.
+    network: ModelMixin, vae_factor: int, conditioning_channels: int = 3, blocks: int | None = None
+) -> ModelMixin:
+    """Return a new ControlNet of a base's network, at step 0.
 
-    vae_factor: pixels per latent position and side, a power of two. blocks: copy only the first so many down blocks, see
-    `control.blocks`.
+    vae_factor: pixels per latent position and side. blocks: copy only the first so many down blocks, see `control.blocks`.
     """
-    halvings = vae_factor.bit_length() - 1
-    channels = (*HINT_CHANNELS, *(HINT_CHANNELS[-1],) * halvings)[: halvings + 1]
-    controlnet = ControlNetModel.from_unet(
-        unet, conditioning_embedding_out_channels=channels, conditioning_channels=conditioning_channels
-    )
+    controlnet = family_of(network).new_control(network, vae_factor, conditioning_channels)
     return cut(controlnet, blocks) if blocks else controlnet
 
 
-def check_architecture(theirs: Mapping, base: Mapping) -> None:
+def check_architecture(control: Mapping, base: Mapping) -> None:
     """Raise InputError unless a ControlNet's configuration is that of a copy of the base's."""
     for name in ("block_out_channels", "cross_attention_dim", "in_channels"):
-        own, wanted = (tuple(each) if isinstance(each, list) else each for each in (theirs[name], base[name]))
+        own, wanted = (tuple(value) if isinstance(value, list) else value for value in (control[name], base[name]))
         if own != wanted:
             raise InputError(f"the ControlNet's {name} is {own}, the base's {wanted}; they do not belong together")
 
 
-def check_fit(controlnet: ControlNetModel, unet: UNet2DConditionModel, vae_factor: int, channels: int) -> None:
+def check_fit(controlnet: ControlNetModel, network: ModelMixin, vae_factor: int, channels: int) -> None:
     """Raise InputError unless a ControlNet that is given is of the base's architecture and takes these conditions."""
-    theirs = controlnet.config
-    check_architecture(theirs, unet.config)
-    if 2 ** (len(theirs.conditioning_embedding_out_channels) - 1) != vae_factor:
+    config = controlnet.config
+    check_architecture(config, network.config)
+    if 2 ** (len(config.conditioning_embedding_out_channels) - 1) != vae_factor:
         raise InputError(
-            f"the ControlNet's hint network has {theirs.conditioning_embedding_out_channels}; this base needs a factor of {vae_factor}"
+            f"the ControlNet's hint network has {config.conditioning_embedding_out_channels}; this base needs a factor of {vae_factor}"
         )
-    if theirs.conditioning_channels != channels:
+    if config.conditioning_channels != channels:
         raise InputError(
-            f"the ControlNet takes {theirs.conditioning_channels} condition channels, the data have {channels}"
+            f"the ControlNet takes {config.conditioning_channels} condition channels, the data have {channels}"
         )
 
 
@@ -100,7 +90,7 @@ def init_hint(controlnet: ControlNetModel, method: str, conditions: torch.Tensor
 
 
 @torch.no_grad()
-def transfer(controlnet: ControlNetModel, old: UNet2DConditionModel, new: UNet2DConditionModel) -> None:
+def transfer(controlnet: ControlNetModel, old: ModelMixin, new: ModelMixin) -> None:
     """Move a trained ControlNet to another base, in place: W ← W + (W_new − W_old) for each copied tensor.
 
     The offset of Zhang's released `tool_transfer_control.py`. Raises InputError if the two bases differ in shape.

@@ -3,8 +3,8 @@
 The hint network and the zero convolutions, which no base has, learn fully. What learned is one small file,
 `pytorch_lora_weights.safetensors`, in the format that diffusers reads, so that either of these rebuilds the ControlNet:
 
-    controlnet = load_control_lora("runs/mine/lora", unet)                         # merged, with any base of that family
-    controlnet = ControlNetModel.from_unet(unet)                                   # or diffusers alone, unmerged
+    controlnet = load_control_lora("runs/mine/lora", network)                      # merged, with any base of that family
+    controlnet = ControlNetModel.from_unet(network)                                # or diffusers alone, unmerged
     controlnet.load_lora_adapter("runs/mine/lora", prefix=None, use_safetensors=True)
 """
 
@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, ModelMixin
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
@@ -21,6 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from ..diffusion.base import family_of
 from ..errors import InputError
 from .hint import check_architecture
 
@@ -35,7 +36,7 @@ OWN = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_bl
 
 def add_lora(
     controlnet: ControlNetModel,
-    unet: UNet2DConditionModel,
+    network: ModelMixin,
     rank: int,
     alpha: float | None = None,
     targets: list[str] | None = None,
@@ -43,7 +44,7 @@ def add_lora(
     """Freeze a new ControlNet's copied weights, in place, and put W + (alpha / rank) · B A over them (Hu et al. 2021, 4.1).
 
     B starts at zero, A as peft draws it from torch's global generator; adapters are kept in float32. The copies become
-    the U-Net's own tensors, in its type: they take no memory of their own.
+    the network's own tensors, in its type: they take no memory of their own.
 
     Args:
         alpha: default rank, a scale of 1.
@@ -52,7 +53,7 @@ def add_lora(
     Raises InputError if targets name no layer of the copied encoder, or one of the control's own.
     """
     own = dict(controlnet.named_parameters())
-    for name, parameter in unet.named_parameters():
+    for name, parameter in network.named_parameters():
         if name in own:
             owner, _, leaf = name.rpartition(".")
             setattr(controlnet.get_submodule(owner), leaf, parameter)
@@ -110,7 +111,7 @@ def merged(controlnet: ControlNetModel) -> ControlNetModel:
 
 def load_control_lora(
     model: str | Path,
-    unet: UNet2DConditionModel,
+    network: ModelMixin,
     *,
     subfolder: str | None = None,
     revision: str | None = None,
@@ -122,24 +123,19 @@ def load_control_lora(
 
     Args:
         model: a run's lora/ folder, or a name on the Hub.
-        unet: the base's U-Net; it is not changed.
+        network: the base's network, such as its U-Net; it is not changed.
         subfolder, revision, token, cache_dir, local_files_only: of a name on the Hub, as diffusers has them.
 
-    Returns the merged ControlNet in the U-Net's type, on its device. Raises InputError if the two do not fit.
+    Returns the merged ControlNet in the network's type, on its device. Raises InputError if the two do not fit.
     """
     chosen = {"subfolder": subfolder, "revision": revision, "token": token, "cache_dir": cache_dir}
     chosen["local_files_only"] = local_files_only
     hub = {name: value for name, value in chosen.items() if value is not None}
     config = ControlNetModel.load_config(model, **hub)
-    check_architecture(config, unet.config)
-    controlnet = ControlNetModel.from_unet(
-        unet,
-        controlnet_conditioning_channel_order=config["controlnet_conditioning_channel_order"],
-        conditioning_embedding_out_channels=tuple(config["conditioning_embedding_out_channels"]),
-        conditioning_channels=config["conditioning_channels"],
-    )
+    check_architecture(config, network.config)
+    controlnet = family_of(network).control_like(network, config)
     controlnet.load_lora_adapter(model, prefix=None, use_safetensors=True, adapter_name=ADAPTER, **hub)
-    return merged(controlnet).to(unet.device, unet.dtype).eval()
+    return merged(controlnet).to(network.device, network.dtype).eval()
 
 
 def _learned(controlnet: ControlNetModel) -> dict[str, torch.Tensor]:

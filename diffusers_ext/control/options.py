@@ -3,10 +3,24 @@
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InputError
-from ..options import COUNT, NATURAL, POSITIVE, SHARE, WEIGHT, check_used, group, option
+from ..options import (
+    COUNT,
+    NATURAL,
+    POSITIVE,
+    SHARE,
+    WEIGHT,
+    DiffusionOptions,
+    TrainingOptions,
+    check_used,
+    group,
+    option,
+)
+
+if TYPE_CHECKING:
+    from .objective import Variant
 
 INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -185,22 +199,43 @@ class AttentionOptions:
     enable_npu_flash_attention: bool = option(False, "attention by Ascend's kernels; needs torch_npu")
 
 
-def base_of(options: Any) -> str:
+@dataclass
+class ControlOptions(
+    ValidationOptions,
+    TrainingOptions,
+    DiffusionOptions,
+    DataOptions,
+    VariantOptions,
+    AttentionOptions,
+    ModelOptions,
+):
+    """Everything that a ControlNet's training asks for."""
+
+
+class NamesBase(Protocol):
+    """Options that name a base."""
+
+    pretrained_model_name_or_path: str | None
+
+
+def base_name(options: NamesBase) -> str:
+    """Return the folder or Hub name of the base, by default the embedded model."""
     from ..toy.embedded import embedded_model
 
     return options.pretrained_model_name_or_path or embedded_model()
 
 
-def check_options(options: Any) -> None:
+def check_options(options: ControlOptions) -> None:
     """Refuse model folders of another kind, and options that exclude each other, before any data are read."""
-    from ..diffusion.check import check_controlnet, check_stable_diffusion, check_vae
+    from ..diffusion.base import check_base, check_controlnet
+    from ..diffusion.check import check_vae
     from ..diffusion.encoded import check_fixed
     from .previews import extractor_of
 
     check_variants(options)
     check_attention(options)
-    check_stable_diffusion(base_of(options), options.variant)
-    check_revision(options.revision, base_of(options))
+    check_base(base_name(options), options.variant)
+    check_revision(options.revision, base_name(options))
     extractor_of(options)
     if options.condition and not options.label_maps:
         check_used(options, {"conditioning_image_column": {"condition": False}})
@@ -209,7 +244,7 @@ def check_options(options: Any) -> None:
     if options.controlnet_model_name_or_path:
         check_controlnet(options.controlnet_model_name_or_path)
     if options.transfer_from:
-        check_stable_diffusion(options.transfer_from)
+        check_base(options.transfer_from)
     if options.encoder_cache_dir:
         check_fixed(
             random_crop=options.random_crop,
@@ -231,11 +266,17 @@ def check_revision(revision: str | None, base: str) -> None:
         raise InputError(f"--revision {revision}: {base} is a folder, not a Hub repository; leave it out")
 
 
-def check_variants(options: Any) -> None:
-    """Raise InputError for combinations that cannot be, before anything is loaded.
+class NamesVariant(Protocol):
+    """Options that name what of a ControlNet learns, and where it starts."""
 
-    options: `VariantOptions`, and controlnet_model_name_or_path.
-    """
+    controlnet_model_name_or_path: str | None
+    lora_rank: int | None
+    controlnet_blocks: int | None
+    only_mid_control: bool
+
+
+def check_variants(options: NamesVariant) -> None:
+    """Raise InputError for combinations that cannot be, before anything is loaded."""
     if options.lora_rank is not None:
         if options.controlnet_model_name_or_path:
             raise InputError(
@@ -250,8 +291,15 @@ def check_variants(options: Any) -> None:
         raise InputError("--only_mid_control trains the middle, --controlnet_blocks leaves it out; choose one")
 
 
-def check_attention(options: Any) -> None:
-    """Raise InputError if the attention kernels that options ask for are not installed. options: `AttentionOptions`."""
+def variant_of(options: VariantOptions) -> "Variant":
+    """Return what of the ControlNet learns."""
+    from .objective import Variant
+
+    return Variant(options.only_mid_control, options.unlock_decoder, options.controlnet_blocks)
+
+
+def check_attention(options: AttentionOptions) -> None:
+    """Raise InputError if the attention kernels that options ask for are not installed."""
     instead = "leave it out: PyTorch's own attention is memory-efficient too"
     if options.enable_xformers_memory_efficient_attention and importlib.util.find_spec("xformers") is None:
         raise InputError(f"--enable_xformers_memory_efficient_attention: pip install xformers, or {instead}")
@@ -259,7 +307,7 @@ def check_attention(options: Any) -> None:
         raise InputError(f"--enable_npu_flash_attention: torch_npu is not installed, which Ascend NPUs need; {instead}")
 
 
-def set_attention(options: Any, *networks: Any) -> None:
+def set_attention(options: AttentionOptions, *networks: Any) -> None:
     """Make diffusers models use the attention kernels that options ask for."""
     for network in networks:
         if options.enable_xformers_memory_efficient_attention:

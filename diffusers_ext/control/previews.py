@@ -4,12 +4,13 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
@@ -28,6 +29,7 @@ from ..toy.circles import is_prompt
 from ..toy.measures import colour_error, condition_following
 from .gap import ConditionGap
 from .objective import ControlObjective, save
+from .options import ControlOptions
 
 SCORES = ("iou", "consistency", "gap")  # what says which step was best, the first that is measured
 STEPS = 20  # of the sampler
@@ -49,7 +51,7 @@ class ValidationPair:
     key: randomness.Key = (0, 0)
 
 
-def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
+def validation_pairs(options: ControlOptions, dataset: Pairs) -> list[ValidationPair]:
     """Read --validation_image with --validation_prompt, or take the first of `dataset`.
 
     Raises InputError, naming the file, if an image cannot be read, the numbers of images and prompts do not match, or
@@ -78,7 +80,7 @@ def validation_pairs(options: Any, dataset: Pairs) -> list[ValidationPair]:
     return pairs
 
 
-def preview_notes(options: Any, pairs: Sequence[ValidationPair], held_out: int) -> list[str]:
+def preview_notes(options: ControlOptions, pairs: Sequence[ValidationPair], held_out: int) -> list[str]:
     """Return notes of what a preview draws and measures where that is much."""
     count, notes = options.num_validation_images, []
     always, first = len(pairs) * (count + 1), len(pairs) * count
@@ -95,7 +97,7 @@ def preview_notes(options: Any, pairs: Sequence[ValidationPair], held_out: int) 
     return notes
 
 
-def given_condition(file: Path, options: Any, dataset: Pairs) -> torch.Tensor:
+def given_condition(file: Path, options: ControlOptions, dataset: Pairs) -> torch.Tensor:
     """Read a --validation_image of any size as the data's conditions are read: every channel, every level, marks.
 
     Raises InputError, naming the file, if it cannot be read or has other channels than the data's.
@@ -117,7 +119,7 @@ def given_condition(file: Path, options: Any, dataset: Pairs) -> torch.Tensor:
     return condition
 
 
-def extractor_of(options: Any) -> Condition | None:
+def extractor_of(options: ControlOptions) -> Condition | None:
     """Return what extracts a condition from a drawn picture, None where that is not known.
 
     Without --validation_extractor it is what --condition computes, unless that only colours label maps. Raises
@@ -127,7 +129,7 @@ def extractor_of(options: Any) -> Condition | None:
     return resolve(name) if name else None
 
 
-def check_extractor(options: Any, pairs: list[ValidationPair], dataset: Pairs) -> None:
+def check_extractor(options: ControlOptions, pairs: list[ValidationPair], dataset: Pairs) -> None:
     """Raise InputError unless what is extracted from a picture can be compared with the conditions."""
     extractor = extractor_of(options)
     if not extractor:
@@ -142,17 +144,25 @@ def check_extractor(options: Any, pairs: list[ValidationPair], dataset: Pairs) -
 class TextToImagePreview:
     """A `loop.Preview`: a grid of prompts and, where they are fill50k's, the median colour errors."""
 
-    def __init__(self, pipe: StableDiffusionPipeline, prompts: list[str], options: Any):
-        self.pipe, self.prompts, self.options = pipe, prompts, options
+    def __init__(self, pipe: DiffusionPipeline, prompts: list[str], guidance_scale: float, folder: Path):
+        self.pipe, self.prompts, self.guidance_scale, self.folder = pipe, prompts, guidance_scale, folder
 
     def __call__(self, step: int) -> dict[str, float]:
-        images = draw(self.pipe, self.prompts, num_inference_steps=STEPS, guidance_scale=self.options.guidance_scale)
+        images = draw(self.pipe, self.prompts, num_inference_steps=STEPS, guidance_scale=self.guidance_scale)
         grid = captioned_grid(images[:SHOWN], self.prompts[:SHOWN], title=f"step {step}, one seed each")
-        save_sample(Path(self.options.output_dir), step, grid)
+        save_sample(self.folder, step, grid)
         if not all(map(is_prompt, self.prompts)):
             return {}
         circle, background = colour_error(images, self.prompts)
         return {"circle_error": float(np.median(circle)), "background_error": float(np.median(background))}
+
+
+class Drawn(NamedTuple):
+    """The pictures of a preview: with control and prompt, without control, and without prompt."""
+
+    controlled: list[Image.Image]
+    uncontrolled: list[Image.Image]
+    promptless: list[Image.Image]
 
 
 class ControlPreview:
@@ -174,7 +184,7 @@ class ControlPreview:
         objective: ControlObjective,
         pairs: list[ValidationPair],
         gap: ConditionGap | None,
-        options: Any,
+        options: ControlOptions,
     ):
         self.load, self.objective, self.pairs, self.gap, self.options = load, objective, pairs, gap, options
         self.uncontrolled: list[Image.Image] | None = None
@@ -205,60 +215,71 @@ class ControlPreview:
         measures |= self._measure(drawn)
         self._keep_best(measures)
         # Numbered, since prompts may be alike.
-        return {**measures, **{f"samples/{at}: {prompts[at]}": row for at, row in enumerate(rows)}}
+        return {**measures, **{f"samples/{number}: {prompts[number]}": row for number, row in enumerate(rows)}}
 
-    def _draw(self) -> dict[str, list[Image.Image]]:
+    def _draw(self) -> Drawn:
         """Draw all pictures: num_validation_images of each pair, and one without prompt from the first one's noise."""
         options, count = self.options, self.options.num_validation_images
-        arguments = {
-            "batch_size": options.train_batch_size,  # a size whose training fits fits here too
-            "num_inference_steps": STEPS,
-            "guidance_scale": options.validation_guidance_scale,
-            "height": options.resolution,
-            "width": options.resolution,
-        }
+        drawing = partial(
+            draw,
+            batch_size=options.train_batch_size,  # a size whose training fits fits here too
+            num_inference_steps=STEPS,
+            guidance_scale=options.validation_guidance_scale,
+            height=options.resolution,
+            width=options.resolution,
+        )
         several = [pair for pair in self.pairs for _ in range(count)]
         prompts, conditions = [pair.prompt for pair in several], [pair.condition for pair in several]
         seeds = [options.seed + number for number in range(len(several))]
         if self.uncontrolled is None or options.unlock_decoder:  # a frozen base's pictures do not change
-            self.uncontrolled = draw(self.pipe, prompts, seeds, **arguments)
-        ours = draw(self.controlled, prompts, seeds, image=conditions, **arguments)
+            self.uncontrolled = drawing(self.pipe, prompts, seeds)
+        controlled = drawing(self.controlled, prompts, seeds, image=conditions)
         silent = [""] * len(self.pairs)
-        promptless = draw(self.controlled, silent, seeds[::count], image=conditions[::count], **arguments)
-        return {"": ours, "_no_control": self.uncontrolled, "_no_prompt": promptless}
+        promptless = drawing(self.controlled, silent, seeds[::count], image=conditions[::count])
+        return Drawn(controlled, self.uncontrolled, promptless)
 
-    def _rows(self, drawn: dict[str, list[Image.Image]]) -> list[list[Image.Image]]:
+    def _rows(self, drawn: Drawn) -> list[list[Image.Image]]:
         """Return the grid's rows: condition, no control, no prompt, ours."""
         count = self.options.num_validation_images
         return [
             [
                 as_picture(pair.condition),
-                drawn["_no_control"][at * count],
-                drawn["_no_prompt"][at],
-                *drawn[""][at * count : (at + 1) * count],
+                drawn.uncontrolled[number * count],
+                drawn.promptless[number],
+                *drawn.controlled[number * count : (number + 1) * count],
             ]
-            for at, pair in enumerate(self.pairs)
+            for number, pair in enumerate(self.pairs)
         ]
 
-    def _measure(self, drawn: dict[str, list[Image.Image]]) -> dict[str, float]:
-        measures: dict[str, float] = {}
-        for kind, images in drawn.items():
-            pairs = [pair for pair in self.pairs for _ in range(len(images) // len(self.pairs))]
-            if self.outlines:
-                prompts = [pair.prompt for pair in pairs] if kind == "" else None
-                found = condition_following(images, torch.stack([pair.condition for pair in pairs]), prompts).summary()
-                measures |= {f"{name}{kind}": value for name, value in found.items()}
-            if self.extractor:
-                measures[f"consistency{kind}"] = self._consistency(images, pairs)
+    def _measure(self, drawn: Drawn) -> dict[str, float]:
+        """Return the measures of each kind of picture; those of the controlled ones have the plain names."""
+        measures = self._measure_kind(drawn.controlled, "")
+        measures |= self._measure_kind(drawn.uncontrolled, "_no_control")
+        measures |= self._measure_kind(drawn.promptless, "_no_prompt")
         known = [pair for pair in self.pairs if pair.picture is not None]
         if self.extractor and known:  # the oracle: 1 where conditions were computed, less where they were given
-            pictures = torch.stack([pair.picture for pair in known]) / 2 + 0.5
-            measures["consistency_true"] = self._consistency(pictures, known)
+            pictures = torch.stack([pair.picture for pair in known if pair.picture is not None]) / 2 + 0.5
+            measures["consistency_true"] = self._consistency(self.extractor, pictures, known)
         return measures
 
-    def _consistency(self, images: Sequence[Image.Image] | torch.Tensor, pairs: list[ValidationPair]) -> float:
+    def _measure_kind(self, images: list[Image.Image], suffix: str) -> dict[str, float]:
+        """Measure pictures of one kind; suffix: of the measures' names."""
+        measures: dict[str, float] = {}
+        pairs = [pair for pair in self.pairs for _ in range(len(images) // len(self.pairs))]
+        if self.outlines:
+            conditions = torch.stack([pair.condition for pair in pairs])
+            prompts = None if suffix else [pair.prompt for pair in pairs]
+            followed = condition_following(images, conditions, prompts).summary()
+            measures |= {f"{name}{suffix}": value for name, value in followed.items()}
+        if self.extractor:
+            measures[f"consistency{suffix}"] = self._consistency(self.extractor, images, pairs)
+        return measures
+
+    def _consistency(
+        self, extractor: Condition, images: Sequence[Image.Image] | torch.Tensor, pairs: list[ValidationPair]
+    ) -> float:
         conditions, keys = [pair.condition for pair in pairs], [pair.key for pair in pairs]
-        return float(condition_consistency(images, conditions, self.extractor, keys, self.options.seed).mean())
+        return float(condition_consistency(images, conditions, extractor, keys, self.options.seed).mean())
 
     def _keep_best(self, measures: dict[str, float]) -> None:
         score = next((name for name in SCORES if name in measures), None)

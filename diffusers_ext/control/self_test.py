@@ -16,17 +16,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline
 
+from ..data.batches import collate
 from ..data.pairs import Pairs
 from ..data.rows import read_image_folder
+from ..diffusion.base import base_of, load_base
 from ..diffusion.draw import draw
-from ..diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion, vae_scale_factor
+from ..diffusion.files import BaseFiles
 from ..diffusion.noising import Diffusion
-from ..diffusion.paths import noising
-from ..engine.loop import collate
+from ..diffusion.paths import path_of
 from ..engine.run_folder import read_metrics
 from ..errors import InputError
 from ..toy import circles as fill50k
@@ -56,13 +58,13 @@ class Bench:
         return Pairs(read_image_folder(str(self.data)).whole(), SIDE, SEED, proportion_empty_prompts=0.5)
 
     @functools.cached_property
-    def pipe(self) -> StableDiffusionPipeline:
-        return load_stable_diffusion(self.base)
+    def pipe(self) -> DiffusionPipeline:
+        return load_base(self.base)
 
     def controlnet(self) -> ControlNetModel:
         """A new ControlNet, as a run starts with."""
         torch.manual_seed(SEED)
-        controlnet = new_controlnet(self.pipe.unet, vae_scale_factor(self.pipe.vae.config))
+        controlnet = new_controlnet(base_of(self.pipe).network, BaseFiles.find(self.base).vae_factor)
         init_hint(controlnet, "data", self.dataset.sample_conditions(16), SEED)
         return controlnet
 
@@ -96,19 +98,20 @@ class Bench:
     @functools.cached_property
     def first_steps(self) -> tuple[list[set[str]], set[str], bool]:
         """Take three steps: which tensors got a gradient in each, all that learn, and whether what is frozen stayed."""
-        encoders = StableDiffusionEncoders(self.pipe.vae, self.pipe.text_encoder, self.pipe.tokenizer)
-        diffusion = Diffusion(noising(self.pipe.scheduler), SEED)
-        objective = ControlObjective(self.controlnet(), self.pipe.unet, encoders, diffusion)
+        base, diffusion = base_of(self.pipe), Diffusion(path_of(self.pipe.scheduler), SEED)
+        objective = ControlObjective(self.controlnet(), base, diffusion)
         parameters = dict(objective.controlnet.named_parameters())
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
-        frozen = [*objective.unet.parameters(), *encoders.parameters()]
+        frozen = list(base.parameters())
         before, reached = digest(frozen), []
         for _ in range(3):
             objective(collate([self.dataset[0, index] for index in range(2)]))["loss"].backward()
-            reached.append({name for name, each in parameters.items() if each.grad is not None and each.grad.any()})
+            reached.append(
+                {name for name, weight in parameters.items() if weight.grad is not None and weight.grad.any()}
+            )
             optimizer.step()
             optimizer.zero_grad()
-        untouched = digest(frozen) == before and all(each.grad is None for each in frozen)
+        untouched = digest(frozen) == before and all(weight.grad is None for weight in frozen)
         return reached, set(parameters), untouched
 
 
@@ -118,9 +121,8 @@ Check = Callable[[Bench], tuple[bool, str]]  # its docstring is what it says; re
 def zero_init(bench: Bench) -> tuple[bool, str]:
     """a new ControlNet draws the base's picture, bit for bit"""
     conditions = [bench.dataset.condition(index) for index in range(2)]
-    settings = {"num_inference_steps": 4, "height": SIDE, "width": SIDE, "output_type": "pt"}
-    plain = draw(bench.pipe, [PROMPT] * 2, **settings)
-    ours = draw(controlled(bench.pipe, bench.controlnet()), [PROMPT] * 2, image=conditions, **settings)
+    plain = draw_tensors(bench.pipe, 2, steps=4)
+    ours = draw_tensors(controlled(bench.pipe, bench.controlnet()), 2, steps=4, image=conditions)
     largest = max((a - b).abs().max().item() for a, b in zip(plain, ours))
     return all(map(torch.equal, plain, ours)), f"largest difference {largest:g}"
 
@@ -129,7 +131,7 @@ def gradient_reach(bench: Bench) -> tuple[bool, str]:
     """gradients reach the zero convolutions at step 1, everything at step 3"""
     reached, everything, _ = bench.first_steps
     zero = {name for name in everything if name.startswith(("controlnet_down_blocks", "controlnet_mid_block"))}
-    counts = ", ".join(str(len(each)) for each in reached)
+    counts = ", ".join(str(len(names)) for names in reached)
     right = reached[0] == zero and zero < reached[1] < everything and reached[2] == everything
     return right, f"{counts} of {len(everything)} tensors at steps 1, 2, 3"
 
@@ -161,8 +163,7 @@ def fresh_process(bench: Bench) -> tuple[bool, str]:
     if done.returncode:
         return False, (done.stderr.strip().splitlines() or ["no output"])[-1]
     pipe = controlled(bench.pipe, ControlNetModel.from_pretrained(bench.straight))
-    settings = {"num_inference_steps": 2, "height": SIDE, "width": SIDE, "output_type": "pt"}
-    here = digest(draw(pipe, [PROMPT], image=[torch.ones(3, SIDE, SIDE)], **settings))
+    here = digest(draw_tensors(pipe, 1, steps=2, image=[torch.ones(3, SIDE, SIDE)]))
     there = done.stdout.split()[-1]
     return here == there, f"SHA-256 {here[:8]} and {there[:8]}"
 
@@ -170,7 +171,7 @@ def fresh_process(bench: Bench) -> tuple[bool, str]:
 def live_dropping(bench: Bench) -> tuple[bool, str]:
     """prompts are dropped anew in each epoch: each is seen, each is dropped"""
     epochs = range(20)
-    dropped = torch.tensor([[bench.dataset.caption((epoch, at)) == "" for at in range(PAIRS)] for epoch in epochs])
+    dropped = torch.tensor([[bench.dataset.caption((epoch, row)) == "" for row in range(PAIRS)] for epoch in epochs])
     never = int((~dropped.any(0)).sum() + dropped.all(0).sum())
     rate = dropped.float().mean().item()
     return never == 0 and 0.45 < rate < 0.55, f"{rate:.1%} dropped at 50 % asked, {never} of {PAIRS} always or never"
@@ -188,10 +189,10 @@ CHECKS: tuple[Check, ...] = (
 
 ELSEWHERE = """
 import hashlib, sys, torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import AutoPipelineForText2Image, ControlNetModel
 base, run, prompt, side = sys.argv[1:]
 parts = {"safety_checker": None, "requires_safety_checker": False}
-pipe = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=ControlNetModel.from_pretrained(run), **parts)
+pipe = AutoPipelineForText2Image.from_pretrained(base, controlnet=ControlNetModel.from_pretrained(run), **parts)
 settings = {"num_inference_steps": 2, "height": int(side), "width": int(side), "output_type": "pt"}
 start = torch.Generator().manual_seed(0)
 picture = pipe([prompt], image=torch.ones(1, 3, int(side), int(side)), generator=[start], **settings).images[0]
@@ -232,8 +233,17 @@ def attempt(check: Check, bench: Bench) -> tuple[bool, str]:
         return False, f"{type(error).__name__}: {error}"
 
 
-def controlled(pipe: StableDiffusionPipeline, controlnet: ControlNetModel) -> StableDiffusionControlNetPipeline:
-    return StableDiffusionControlNetPipeline(**pipe.components, controlnet=controlnet, requires_safety_checker=False)
+def draw_tensors(pipe: Any, count: int, steps: int, image: Sequence | None = None) -> list[torch.Tensor]:
+    """Draw `count` pictures of PROMPT, (3, H, W) in [0, 1]; image: their conditions."""
+    drawn: list = draw(
+        pipe, [PROMPT] * count, image=image, num_inference_steps=steps, height=SIDE, width=SIDE, output_type="pt"
+    )
+    return drawn
+
+
+def controlled(pipe: DiffusionPipeline, controlnet: ControlNetModel) -> DiffusionPipeline:
+    """Return the ControlNet pipeline of the base's kind, around the same parts."""
+    return AutoPipelineForText2Image.from_pipe(pipe, controlnet=controlnet)
 
 
 def same_runs(first: Path, second: Path) -> tuple[bool, str]:
@@ -247,7 +257,7 @@ def same_runs(first: Path, second: Path) -> tuple[bool, str]:
 
 def digest(tensors: Sequence[torch.Tensor]) -> str:
     """Return the SHA-256 of tensors' values, in hexadecimal."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        hashed.update(tensor.detach().contiguous().numpy().tobytes())
+    return hashed.hexdigest()

@@ -5,11 +5,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..randomness import Key, generator
+from ..randomness import Key, Share, generator
 
 
 class BucketBatches:
-    """Yield the keys of one rank's micro-batches, from optimiser step `start` to step `stop`, as `MicroBatches` does.
+    """Yield the keys of one rank's micro-batches, as `MicroBatches` does.
 
     buckets: each sample's bucket. A bucket b of N_b samples is an endless stream of its own: position p holds sample
     perm_eb[p mod N_b] of epoch e = p div N_b, and its k-th batch takes positions [k·B, (k+1)·B). Epoch e of the whole
@@ -18,20 +18,9 @@ class BucketBatches:
     and the q-th batch is a function of (seed, B, q) alone: micro-batch m of rank r is q = m·ranks + r.
     """
 
-    def __init__(
-        self,
-        buckets: Sequence[Hashable],
-        seed: int,
-        batch_size: int,
-        accumulation: int,
-        ranks: int,
-        rank: int,
-        start: int,
-        stop: int,
-    ):
-        assert 0 <= rank < ranks and len(buckets) > 0
-        self.samples, self.seed, self.batch_size = len(buckets), seed, batch_size
-        self.accumulation, self.ranks, self.rank, self.start, self.stop = accumulation, ranks, rank, start, stop
+    def __init__(self, buckets: Sequence[Hashable], seed: int, share: Share):
+        assert len(buckets) > 0
+        self.samples, self.seed, self.share, self.batch_size = len(buckets), seed, share, share.batch_size
         names = {bucket: number for number, bucket in enumerate(dict.fromkeys(buckets))}
         of_sample = np.array([names[bucket] for bucket in buckets])
         self.members = [np.flatnonzero(of_sample == number) for number in range(len(names))]
@@ -39,11 +28,11 @@ class BucketBatches:
         self._plan = lru_cache(2)(self._draw_plan)
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulation
+        return len(self.share.micro)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for micro in range(self.start * self.accumulation, self.stop * self.accumulation):
-            bucket, batch = self._batch(micro * self.ranks + self.rank)
+        for micro in self.share.micro:
+            bucket, batch = self._batch(micro * self.share.ranks + self.share.rank)
             first = batch * self.batch_size
             yield [self._key(bucket, position) for position in range(first, first + self.batch_size)]
 

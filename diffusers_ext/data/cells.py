@@ -260,6 +260,7 @@ def _rows(data: Any, source: str, folder: Path, columns: Columns, limit: int | N
         origin = f"{source}[{index}]"
         try:
             image, condition, mask = (named and named(index, origin) for named in files)
+            assert image is not None, "the picture's column is named"
             texts = captions({name: value}, name, origin)
         except InputError as error:
             rows.faults.append(Finding("bad row", str(error)))

@@ -3,23 +3,24 @@
 Shapes: H, W the sample's size, resolution² or its bucket's; C the condition's channels.
 """
 
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from .. import randomness
 from ..errors import InputError
+from .batches import Samples
 from .files import MASKED, File, Row, Size, load, load_condition, size_of
 from .geometry import Frame, frame
 from .tensors import as_tensor, to_tensor
 
 
-class Pairs(Dataset):
-    """Picture, condition and caption of each row, and SDXL's numbers of their geometry.
+class Pairs(Samples):
+    """Picture, condition and caption of each row, and the numbers of their geometry that some bases read.
 
     proportion_empty_prompts of the captions are replaced by "", drawn anew for each (epoch, row): every caption is
     seen. Of several captions one is drawn likewise.
@@ -48,7 +49,8 @@ class Pairs(Dataset):
         told_corner: tuple[int, int] | None = None,
     ):
         assert buckets is None or len(buckets) == len(rows)
-        self.rows, self.resolution, self.seed, self.drop = list(rows), resolution, seed, proportion_empty_prompts
+        self.rows: Sequence[Row] | Mapping[int, Row] = list(rows)
+        self.resolution, self.seed, self.drop = resolution, seed, proportion_empty_prompts
         self.compute, self.label_maps = condition, label_maps
         self.random_crop, self.flip, self.buckets = random_crop, flip, buckets
         self.interpolation, self.told_corner = interpolation, told_corner
@@ -100,15 +102,50 @@ class Pairs(Dataset):
             texts[int(randomness.integers(self.seed, "caption", [key], 0, len(texts)))] if len(texts) > 1 else texts[0]
         )
 
+    def varied(
+        self,
+        rows: Sequence[Row],
+        *,
+        proportion_empty_prompts: float = 0.0,
+        random_crop: bool = False,
+        flip: float = 0.0,
+        buckets: Sequence[Size] | None = None,
+    ) -> "Pairs":
+        """Return pairs of other rows in the same geometry, with what varies from epoch to epoch."""
+        return Pairs(
+            rows,
+            self.resolution,
+            self.seed,
+            proportion_empty_prompts,
+            condition=self.compute,
+            label_maps=self.label_maps,
+            interpolation=self.interpolation,
+            told_corner=self.told_corner,
+            random_crop=random_crop,
+            flip=flip,
+            buckets=buckets,
+        )
+
+    def with_rows(self, rows: Sequence[Row] | Mapping[int, Row]) -> "Pairs":
+        """Return pairs of other rows, by their numbers, made as these are."""
+        other = copy.copy(self)
+        other.rows = rows
+        return other
+
     def sample_conditions(self, count: int) -> torch.Tensor:
         """The conditions of the first `count` rows of the first row's size, (count, C, H, W)."""
         buckets = self.buckets
         alike = [index for index in range(len(self)) if not buckets or buckets[index] == buckets[0]]
         return torch.stack([self.condition(index) for index in alike[:count]])
 
+    def images(self) -> list[File]:
+        """The picture files of all rows, in order."""
+        return [self.rows[number].image for number in range(len(self))]
+
     def captions(self) -> list[str]:
         """Every caption once."""
-        return sorted({text for row in self.rows for text in row.texts})
+        rows = self.rows.values() if isinstance(self.rows, Mapping) else self.rows
+        return sorted({text for row in rows for text in row.texts})
 
     def _without_picture(self, key: randomness.Key, drawn: Frame, cut: np.ndarray | None = None) -> dict:
         sample = {"key": key, "text": self.caption(key), "time_ids": drawn.time_ids()}
@@ -136,7 +173,7 @@ class Pairs(Dataset):
             return reader(file)
         except Exception as error:  # whatever a decoder raises, the file is the fault
             origin = self.rows[key[1]].origin
-            raise InputError(f"{file}: cannot be read ({error}) (named in {origin}); mend or remove it") from error
+            raise InputError(f"{file}: cannot be read ({error}) (named in {origin}); fix or remove it") from error
 
 
 def _symmetric(picture: np.ndarray) -> torch.Tensor:

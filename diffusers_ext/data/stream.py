@@ -6,16 +6,16 @@ the workers and interruptions, so runs resume exactly; to do so the rows before 
 start of the epoch where the set's size is known. Every rank reads every row and decodes its own.
 """
 
-import copy
 import sys
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..errors import InputError
-from ..randomness import Key, generator
+from ..randomness import Key, Share, generator
+from .batches import collate
 from .cells import Cell, check_whole, open_stream
 from .files import Columns, File, Row, Rows, captions
 from .findings import Finding
@@ -35,8 +35,6 @@ class Stream:
     Raises InputError where the source cannot be opened or read, a column is missing, or no row is left to learn from.
     """
 
-    buckets = None  # all of one size
-
     def __init__(
         self, source: str, columns: Columns, held_out: int, seed: int, buffer: int, on_bad_sample: str, **hub: Any
     ):
@@ -54,11 +52,6 @@ class Stream:
         self.data = data.skip(held_out)
         known = (data.info.splits or {}).get("train")
         self.size = known.num_examples - held_out if known and known.num_examples else None
-        self.pairs: Pairs | None = None  # how rows become samples
-
-    def __len__(self) -> int:
-        """Rows an epoch, 0 where the source does not say."""
-        return self.size or 0
 
     def _read(self, data: Any) -> Iterator[dict]:
         """Yield what `datasets` reads; InputError where that fails, as of a file cut short."""
@@ -79,11 +72,10 @@ class Stream:
 
     def row(self, record: dict, key: Key) -> Row:
         origin = f"{self.source}[epoch {key[0]}, row {key[1]}]"
-        files = [
-            self._file(record, name, origin) if name else None
-            for name in (self.names.image, self.names.condition, self.names.mask)
-        ]
-        return Row(files[0], captions(record, self.names.caption, origin), files[1], origin, files[2])
+        names = self.names
+        condition, mask = (self._file(record, name, origin) if name else None for name in (names.condition, names.mask))
+        image = self._file(record, names.image, origin)
+        return Row(image, captions(record, names.caption, origin), condition, origin, mask)
 
     def _file(self, record: dict, column: str, origin: str) -> File:
         value = record[column]
@@ -92,15 +84,6 @@ class Stream:
         if isinstance(value, str):
             return named_file(record, self.folder, column, "image", origin, False)
         return Cell([record], 0, column, origin, self.folder)
-
-    def sample(self, record: dict, key: Key) -> dict:
-        """What `Pairs` makes of this row."""
-        pairs = copy.copy(self.pairs)
-        row = self.row(record, key)
-        pairs.rows = {key[1]: row}
-        sample = pairs[key]
-        check_turns(row)  # after the decoders, which say what else is wrong
-        return sample
 
     def records(self, begin: int) -> Iterator[tuple[Key, dict]]:
         """Yield ((epoch, position in it), record) from position `begin` of the endless order on."""
@@ -117,38 +100,52 @@ class Stream:
                 else:
                     yield (epoch, offset), record
 
-    def batches(self, *span: int) -> "StreamBatches":
-        """This rank's micro-batches; span: batch_size, accumulation, ranks, rank, start, stop, as of `MicroBatches`."""
-        return StreamBatches(self, *span)
 
+class StreamedPairs:
+    """The samples that `pairs` makes of a stream's rows, as `engine.loop` asks for them (`batches.Trainable`).
 
-class StreamBatches(IterableDataset):
-    """Lists of samples, the micro-batches of one rank, from optimiser step `start` to step `stop`, whatever the number of workers."""
+    Under on_bad_sample "skip" the stream's first row stands in for one that cannot be used.
+    """
 
-    def __init__(
-        self, stream: Stream, batch_size: int, accumulation: int, ranks: int, rank: int, start: int, stop: int
-    ):
-        self.stream, self.batch_size, self.ranks, self.rank = stream, batch_size, ranks, rank
-        self.micro = range(start * accumulation, stop * accumulation)
+    def __init__(self, stream: Stream, pairs: Pairs):
+        self.stream, self.pairs = stream, pairs
 
-    def __iter__(self) -> Iterator[list[dict]]:
-        worker = get_worker_info()
-        turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)  # the loader asks each worker in turn
-        records = self.stream.records(self.micro.start * self.ranks * self.batch_size)
-        for micro in self.micro:
-            for rank in range(self.ranks):
-                chunk = list(islice(records, self.batch_size))
-                if rank == self.rank and (micro - self.micro.start) % turns == turn:
-                    yield [self._sample(record, key) for key, record in chunk]
+    def __len__(self) -> int:
+        """Rows an epoch, 0 where the source does not say."""
+        return self.stream.size or 0
 
-    def _sample(self, record: dict, key: Key) -> dict:
-        """The row's sample; under "skip" the stream's first row stands in for one that cannot be used."""
+    def loader(self, seed: int, share: Share, **settings: Any) -> DataLoader:
+        """Return the loader of a share's micro-batches, in the stream's own order; settings: of torch's DataLoader."""
+        return DataLoader(StreamBatches(self, share), batch_size=None, collate_fn=collate, **settings)
+
+    def sample(self, record: dict, key: Key) -> dict:
+        """Return the sample of a row, or of the stream's first where that cannot be used and such are to be skipped."""
         try:
-            return self.stream.sample(record, key)
+            row = self.stream.row(record, key)
+            sample = self.pairs.with_rows({key[1]: row})[key]
+            check_turns(row)  # after the decoders, which say what else is wrong
+            return sample
         except InputError as error:
             if self.stream.on_bad == "error":
                 raise
             print(f"left out: {error}", file=sys.stderr)
-            pairs = copy.copy(self.stream.pairs)
-            pairs.rows = {key[1]: next(iter([*pairs.rows, *self.stream.head]))}
-            return pairs[key]
+            first = next(iter([*self.pairs.rows, *self.stream.head]))
+            return self.pairs.with_rows({key[1]: first})[key]
+
+
+class StreamBatches(IterableDataset):
+    """Lists of samples, the micro-batches of one rank, whatever the number of workers."""
+
+    def __init__(self, samples: StreamedPairs, share: Share):
+        self.samples, self.share = samples, share
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        worker = get_worker_info()
+        turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)  # the loader asks each worker in turn
+        micros, size = self.share.micro, self.share.batch_size
+        records = self.samples.stream.records(micros.start * self.share.ranks * size)
+        for micro in micros:
+            for rank in range(self.share.ranks):
+                chunk = list(islice(records, size))
+                if rank == self.share.rank and (micro - micros.start) % turns == turn:
+                    yield [self.samples.sample(record, key) for key, record in chunk]

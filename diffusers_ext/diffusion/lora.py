@@ -1,9 +1,9 @@
-"""A U-Net that learns through low-rank adapters: put on, taken off, scaled, saved for `pipe.load_lora_weights`.
+"""A network that learns through low-rank adapters: put on, taken off, scaled, saved for `pipe.load_lora_weights`.
 
-add_lora(unet, rank=16)
-with adapters_off(unet):       # the base model, exactly, at no cost in memory
+add_lora(network, rank=16)
+with adapters_off(network):       # the base model, exactly, at no cost in memory
     ...
-with adapters_merged(unet):    # without a gradient: what the adapters make of it, at the base's cost
+with adapters_merged(network):    # without a gradient: what the adapters make of it, at the base's cost
     ...
 with LateLora(pipe, 0.5) as late:
     pipe(prompt, callback_on_step_end=late)   # the base composes, the adapters finish
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
@@ -24,62 +24,61 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from ..errors import InputError
+from .base import family_of
+from .bases import network_of
 
 ADAPTER = "default"  # peft's name for an adapter that has no other
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # the attention's maps, as in diffusers' own LoRA scripts
 
 
-def add_lora(
-    unet: UNet2DConditionModel, rank: int, alpha: float | None = None, targets: list[str] | None = None
-) -> None:
-    """Freeze a U-Net, in place, and put W + (alpha / rank) · B A over its attention (Hu et al. 2021, 4.1).
+def add_lora(network: ModelMixin, rank: int, alpha: float | None = None, targets: list[str] | None = None) -> None:
+    """Freeze a network, in place, and put W + (alpha / rank) · B A over its attention (Hu et al. 2021, 4.1).
 
     B starts at zero, A is Gaussian of torch's global generator; adapters are kept in float32. alpha: default rank, a
-    scale of 1. targets: ends of layers' names instead of TARGETS. Raises InputError if they name no layer.
+    scale of 1. targets: ends of layers' names; default: those of the network's family. Raises InputError if they name no layer.
     """
-    unet.requires_grad_(False)
-    names = list(targets or TARGETS)
+    network.requires_grad_(False)
+    names = list(targets or family_of(network).adapter_targets)
     config = LoraConfig(r=rank, lora_alpha=alpha or rank, init_lora_weights="gaussian", target_modules=names)
     try:
-        unet.add_adapter(config, ADAPTER)
+        network.add_adapter(config, ADAPTER)
     except ValueError as error:
         raise InputError(f"--lora_target_modules {' '.join(names)}: {error}") from error
-    cast_training_params(unet, torch.float32)
+    cast_training_params(network, torch.float32)
 
 
-def has_lora(unet: UNet2DConditionModel) -> bool:
-    return ADAPTER in getattr(unet, "peft_config", {})
+def has_lora(network: ModelMixin) -> bool:
+    return ADAPTER in getattr(network, "peft_config", {})
 
 
 @contextlib.contextmanager
-def adapters_off(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Within the block the U-Net is the base's."""
-    unet.disable_adapters()
+def adapters_off(network: ModelMixin) -> Iterator[None]:
+    """Within the block the network is the base's."""
+    network.disable_adapters()
     try:
         yield
     finally:
-        unet.enable_adapters()
+        network.enable_adapters()
 
 
 @contextlib.contextmanager
-def adapters_at(unet: UNet2DConditionModel, strength: float) -> Iterator[None]:
+def adapters_at(network: ModelMixin, strength: float) -> Iterator[None]:
     """Within the block the adapters count `strength` times; 0 is the base, 1 what was trained."""
-    unet.set_adapters(ADAPTER, strength)
+    network.set_adapters(ADAPTER, strength)
     try:
         yield
     finally:
-        unet.set_adapters(ADAPTER, 1.0)
+        network.set_adapters(ADAPTER, 1.0)
 
 
 @contextlib.contextmanager
-def adapters_merged(unet: UNet2DConditionModel) -> Iterator[None]:
+def adapters_merged(network: ModelMixin) -> Iterator[None]:
     """Within the block the adapters are part of the weights, which afterwards are the base's again, bit for bit.
 
     A forward pass then costs what the base's costs. No gradient may be wanted of it. Weights in half precision are left
     alone: a small update of a weight would be rounded away.
     """
-    layers = [each for each in unet.modules() if isinstance(each, LoraLayer)]
-    weights = [each.get_base_layer().weight for each in layers]
+    layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
     if not weights or any(weight.dtype != torch.float32 for weight in weights):
         yield
         return
@@ -94,27 +93,25 @@ def adapters_merged(unet: UNet2DConditionModel) -> Iterator[None]:
             weight.data.copy_(before)
 
 
-def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+def save_lora(network: ModelMixin, folder: Path) -> None:
     """Write the adapters as pytorch_lora_weights.safetensors, with rank and alpha, as `load_lora_weights` reads them."""
-    sdxl = unet.config.addition_embed_type == "text_time"
-    (StableDiffusionXLPipeline if sdxl else StableDiffusionPipeline).save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER)),
-        **_collate_lora_metadata({"unet": unet}),
-    )
+    family = family_of(network)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=ADAPTER))
+    metadata = _collate_lora_metadata({family.network: network})
+    family.pipeline.save_lora_weights(folder, **{f"{family.network}_lora_layers": layers}, **metadata)
 
 
 @torch.no_grad()
-def restore_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+def restore_lora(network: ModelMixin, folder: Path) -> None:
     """Read back what `save_lora` wrote, in place and strictly."""
-    saved = load_file(folder / LORA_WEIGHT_NAME_SAFE)
-    own = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER))
-    if saved.keys() != {f"unet.{name}" for name in own}:
+    saved, part = load_file(folder / LORA_WEIGHT_NAME_SAFE), family_of(network).network
+    own = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=ADAPTER))
+    if saved.keys() != {f"{part}.{name}" for name in own}:
         raise InputError(f"{folder}: made with other --lora_rank or --lora_target_modules")
     for name, tensor in own.items():
-        if saved[f"unet.{name}"].shape != tensor.shape:
+        if saved[f"{part}.{name}"].shape != tensor.shape:
             raise InputError(f"{folder}: made with another --lora_rank; {name} has another shape")
-        tensor.copy_(saved[f"unet.{name}"])
+        tensor.copy_(saved[f"{part}.{name}"])
 
 
 class LateLora:
@@ -129,7 +126,7 @@ class LateLora:
     def __init__(self, pipe: DiffusionPipeline, start: float = 0.5):
         if not 0 <= start <= 1:
             raise ValueError(f"start is a share of the steps, 0 to 1, got {start}")
-        self.unet, self.start = pipe.unet, start
+        self.network, self.start = network_of(pipe), start
 
     def __enter__(self) -> "LateLora":
         self._switch(self.start <= 0)
@@ -146,6 +143,6 @@ class LateLora:
 
     def _switch(self, on: bool) -> None:
         if on:
-            self.unet.enable_adapters()
+            self.network.enable_adapters()
         else:
-            self.unet.disable_adapters()
+            self.network.disable_adapters()

@@ -4,29 +4,56 @@ Shapes: B samples, latents (B, c, h, w).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import torch
 from accelerate import PartialState
-from diffusers import SchedulerMixin
-from diffusers.training_utils import compute_snr
 from torch.nn import functional as F
 
 from .. import randomness
 from ..errors import InputError
 from ..randomness import Key
+from .paths import VariancePreserving, mix, target
 
 NO_WEIGHT = 1e-3  # a weight below this teaches nothing beside the usual ones, which are near 1
 
 
+class NoiseOptions(Protocol):
+    """What `Diffusion.from_options` reads of a training's options; `options.DiffusionOptions` describes each."""
+
+    seed: int
+    snr_gamma: float | None
+    noise_offset: float
+    timestep_sampling: str
+    timestep_min: int
+    timestep_max: int | None
+    loss_type: str
+    huber_delta: float
+
+
+class Diffused(NamedTuple):
+    """Noised latents z_t (B, c, h, w), their timesteps (B,), and what a model should predict of them (B, c, h, w)."""
+
+    noisy: torch.Tensor
+    timesteps: torch.Tensor
+    target: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Diffusion:
-    """The forward process of a scheduler and the loss on what a model predicts; fields as in `options.DiffusionOptions`.
+    """The path of a base and the loss on what a model predicts; fields as in `options.DiffusionOptions`.
 
     Noise and timestep belong to a sample's key (epoch, index) and to nothing else.
+
+    >>> from diffusers import DDPMScheduler
+    >>> from diffusers_ext.diffusion.paths import path_of
+    >>> diffusion = Diffusion(path_of(DDPMScheduler()), seed=0)
+    >>> noisy, timesteps, target = diffusion.diffuse(torch.zeros(2, 4, 8, 8), [(0, 0), (0, 1)])
+    >>> noisy.shape, timesteps.shape, float(diffusion.loss(target, target, timesteps))
+    (torch.Size([2, 4, 8, 8]), torch.Size([2]), 0.0)
     """
 
-    scheduler: SchedulerMixin
+    path: VariancePreserving
     seed: int
     snr_gamma: float | None = None
     noise_offset: float = 0.0
@@ -37,9 +64,9 @@ class Diffusion:
     huber_delta: float = 0.1
 
     @classmethod
-    def from_options(cls, scheduler: SchedulerMixin, options: Any) -> "Diffusion":
+    def from_options(cls, path: VariancePreserving, options: NoiseOptions) -> "Diffusion":
         """Raises InputError if the timestep window is empty, a value is out of range, or snr_gamma gives no weights."""
-        end = scheduler.config.num_train_timesteps
+        end = path.steps
         high = end if options.timestep_max is None else options.timestep_max
         for name, value, most in (
             ("timestep_max", high, end),
@@ -56,7 +83,7 @@ class Diffusion:
         if options.huber_delta <= 0:
             raise InputError(f"--huber_delta must be positive, got {options.huber_delta}")
         diffusion = cls(
-            scheduler,
+            path,
             options.seed,
             options.snr_gamma,
             options.noise_offset,
@@ -70,25 +97,12 @@ class Diffusion:
             diffusion._check_weights()
         return diffusion
 
-    def diffuse(self, latents: torch.Tensor, keys: list[Key], timesteps: torch.Tensor | None = None):
-        """Return (z_t, t, target) of clean latents, z_t = √ᾱ_t z + √(1−ᾱ_t) ε (Ho et al. 2020, eq. 4).
-
-        timesteps: (B,) int64, or drawn where not given. The target is what the scheduler's model predicts: ε, the
-        velocity v = √ᾱ_t ε − √(1−ᾱ_t) z (Salimans & Ho 2022), or z itself.
-        """
+    def diffuse(self, latents: torch.Tensor, keys: list[Key], timesteps: torch.Tensor | None = None) -> Diffused:
+        """Noise clean latents (B, c, h, w): z_t = α_t z_0 + σ_t ε; timesteps: (B,) int64, or drawn where not given."""
         noise = self.noise(latents, keys)
         timesteps = (self.timesteps(keys) if timesteps is None else timesteps).to(latents.device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        match self.scheduler.config.prediction_type:
-            case "epsilon":
-                target = noise
-            case "v_prediction":
-                target = self.scheduler.get_velocity(latents, noise, timesteps)
-            case "sample":
-                target = latents
-            case other:
-                raise ValueError(f"the scheduler's prediction_type {other!r} is not epsilon, v_prediction or sample")
-        return noisy, timesteps, target
+        at = self.path.coefficients(timesteps, latents)
+        return Diffused(mix(latents, noise, at), timesteps, target(self.path.prediction, latents, noise, at))
 
     @torch.compiler.disable
     def noise(self, latents: torch.Tensor, keys: list[Key]) -> torch.Tensor:
@@ -105,7 +119,7 @@ class Diffusion:
         cubic: 1 − u³, towards high noise (T2I-Adapter, Mou et al. 2023, section 3.4); logit_normal: σ(n), towards the
         middle (Esser et al. 2024, section 3.1), both as a share of the window.
         """
-        end = self.scheduler.config.num_train_timesteps
+        end = self.path.steps
         low, high = self.timestep_min, end if self.timestep_max is None else self.timestep_max
         if self.timestep_sampling == "uniform":
             return randomness.integers(self.seed, "timestep", keys, low, high)
@@ -128,8 +142,10 @@ class Diffusion:
 
         The error in z is that in ε over SNR, and that in v over SNR + 1.
         """
-        snr = compute_snr(self.scheduler, timesteps)
-        divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.scheduler.config.prediction_type]
+        alphas_cumprod = self.path.alphas_cumprod.to(timesteps.device)
+        alpha, sigma = alphas_cumprod**0.5, (1 - alphas_cumprod) ** 0.5
+        snr = (alpha[timesteps] / sigma[timesteps]) ** 2
+        divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[self.path.prediction]
         return snr.clamp(max=self.snr_gamma) / divisor
 
     def _check_weights(self) -> None:
@@ -138,8 +154,8 @@ class Diffusion:
         Where the signal-to-noise ratio is 0, the weight in ε is min(SNR, γ) / SNR, so 0 / 0; in v and z it is 0.
         """
         window = torch.arange(self.timestep_min, self.timestep_max)
-        empty = [int(timestep) for timestep in window if self.scheduler.alphas_cumprod[timestep] == 0]
-        if empty and self.scheduler.config.prediction_type == "epsilon":
+        empty = [int(timestep) for timestep in window if self.path.alphas_cumprod[timestep] == 0]
+        if empty and self.path.prediction == "epsilon":
             raise InputError(
                 f"--snr_gamma: this base's betas are rescaled to zero terminal SNR and it predicts epsilon, for which the weight"
                 f" at timestep {empty[0]} is 0/0; leave out --snr_gamma, give --timestep_max {empty[0]}, or, if the base was"

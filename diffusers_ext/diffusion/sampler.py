@@ -1,6 +1,6 @@
-"""Denoising as a differentiable function: DDIM steps on the base's own noise schedule, each sample at a step of its own.
+"""Denoising as a differentiable function: DDIM steps on the base's own path, each sample at a step of its own.
 
-    z_t = α_t z_0 + σ_t ε,  α_t = √ᾱ_t,  σ_t = √(1 − ᾱ_t)
+    z_t = α_t z_0 + σ_t ε; `paths` has α and σ. On a straight path a DDIM step is Euler's.
 
 Shapes: B samples, N steps, latents (B, c, h, w).
 """
@@ -14,46 +14,35 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import randomness
 from ..randomness import Key
-from .paths import check_noising
+from .paths import Coefficients, Straight, check_scheduler, split
 
 # (latents, timesteps (B,), what each sample is conditioned on) -> what the network predicts, in the latents' shape
 Predict = Callable[[torch.Tensor, torch.Tensor, dict], torch.Tensor]
-
-
-def split(
-    kind: str, noisy: torch.Tensor, prediction: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (ẑ_0, ε̂), the clean latents and the noise that a prediction of any kind stands for, in one step.
-
-    kind: "epsilon" (Ho et al. 2020), "v_prediction", v = α ε − σ z_0 (Salimans & Ho 2022, appendix D), "sample", z_0 itself, or
-    "flow_prediction", ε − z_0 on the path with α = 1 − σ (Lipman et al. 2023). alpha, sigma broadcast against the latents.
-    """
-    match kind:
-        case "epsilon":
-            return (noisy - sigma * prediction) / alpha, prediction
-        case "v_prediction":
-            return alpha * noisy - sigma * prediction, alpha * prediction + sigma * noisy
-        case "sample":
-            return prediction, (noisy - alpha * prediction) / sigma
-        case "flow_prediction":
-            return noisy - sigma * prediction, noisy + alpha * prediction
-    raise ValueError(f"the prediction type {kind!r} is not epsilon, v_prediction, sample or flow_prediction")
 
 
 @dataclass(frozen=True)
 class Sampler:
     """N steps of DDIM (Song et al. 2021, equation 12); eta 0 adds no noise, eta 1 is ancestral sampling.
 
-    timesteps (N,), alpha_bar (N, 2): ᾱ before and after each step; all on the CPU. Noise belongs to a sample's key and step,
-    so a sample's path does not depend on the batch it is in. Latents are never clipped, whatever the scheduler's
-    configuration says or leaves out.
+    timesteps (N,); alpha2, sigma2 (N, 2): α² and σ² before and after each step; variance (N,): s² of the noise that each step
+    adds; all on the CPU. Noise belongs to a sample's key and step, so a sample's path does not depend on the batch it is in. Latents are never clipped, whatever the
+    scheduler's configuration says or leaves out.
+
+    >>> from diffusers import DDIMScheduler
+    >>> sampler = Sampler.of(DDIMScheduler(), steps=4, seed=0)
+    >>> sampler.timesteps.tolist()
+    [750, 500, 250, 0]
+    >>> noise = sampler.noise("start", [(0, 0), (0, 1)], torch.empty(2, 4, 8, 8))
+    >>> sampler.advance(lambda z, t, batch: z, noise, {"key": [(0, 0), (0, 1)]}, first=0, last=4).shape
+    torch.Size([2, 4, 8, 8])
     """
 
     prediction_type: str
     timesteps: torch.Tensor
-    alpha_bar: torch.Tensor
+    alpha2: torch.Tensor
+    sigma2: torch.Tensor
+    variance: torch.Tensor
     seed: int
-    eta: float = 0.0
 
     @classmethod
     def of(cls, scheduler: SchedulerMixin, steps: int, seed: int, eta: float = 0.0) -> "Sampler":
@@ -61,13 +50,24 @@ class Sampler:
 
         Raises InputError for schedulers of another process than DDPM's, such as flow matching.
         """
-        check_noising(scheduler)
+        check_scheduler(scheduler)
         ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
         ddim.set_timesteps(steps)
         after = ddim.timesteps - ddim.config.num_train_timesteps // steps
         clean = torch.where(after >= 0, ddim.alphas_cumprod[after.clamp(min=0)], ddim.final_alpha_cumprod)
         alpha_bar = torch.stack([ddim.alphas_cumprod[ddim.timesteps], clean], dim=1)
-        return cls(ddim.config.prediction_type, ddim.timesteps, alpha_bar, seed, eta)
+        before, after = alpha_bar.unbind(1)
+        variance = eta**2 * (1 - after) / (1 - before) * (1 - before / after)
+        return cls(ddim.config.prediction_type, ddim.timesteps, alpha_bar, 1 - alpha_bar, variance, seed)
+
+    @classmethod
+    def straight(cls, sigmas: torch.Tensor, path: Straight, seed: int, eta: float = 0.0) -> "Sampler":
+        """Take steps on a straight path; sigmas: (N + 1,) float32, σ before each step and after the last, falling to 0."""
+        sigma = torch.stack([sigmas[:-1], sigmas[1:]], dim=1)
+        alpha2, sigma2 = (1 - sigma) ** 2, sigma**2
+        lost = sigma2[:, 0] - alpha2[:, 0] / alpha2[:, 1] * sigma2[:, 1]
+        variance = eta**2 * sigma2[:, 1] / sigma2[:, 0] * lost
+        return cls(path.prediction, sigmas[:-1] * path.steps, alpha2, sigma2, variance, seed)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -76,23 +76,25 @@ class Sampler:
         """Draw ε ~ N(0, 1) of the samples' keys, in the shape and type and on the device of `like`."""
         return randomness.normal(self.seed, stream, keys, like.shape[1:]).to(like)
 
-    def coefficients(self, at: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return α and σ before steps `at` (B,), as (B, 1, 1, 1)."""
-        alpha_bar = self.alpha_bar[at, 0].to(latents)[:, None, None, None]
-        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    def coefficients(self, steps: torch.Tensor, latents: torch.Tensor) -> Coefficients:
+        """Return α and σ before steps (B,), as (B, 1, 1, 1)."""
+        alpha2, sigma2 = (square[steps, 0].to(latents)[:, None, None, None] for square in (self.alpha2, self.sigma2))
+        return Coefficients(alpha2.sqrt(), sigma2.sqrt())
 
-    def clean(self, latents: torch.Tensor, prediction: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Return ẑ_0, the one-step estimate of the clean latents from those before steps `at` (B,)."""
-        return split(self.prediction_type, latents, prediction, *self.coefficients(at, latents))[0]
+    def clean(self, latents: torch.Tensor, prediction: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Return ẑ_0, the one-step estimate of the clean latents from those before steps (B,)."""
+        return split(self.prediction_type, latents, prediction, self.coefficients(steps, latents)).clean
 
-    def step(self, latents: torch.Tensor, prediction: torch.Tensor, at: torch.Tensor, keys: list[Key]) -> torch.Tensor:
-        """Return the latents after steps `at` (B,): √ᾱ' ẑ_0 + √(1 − ᾱ' − s²) ε̂ + s n."""
-        clean, noise = split(self.prediction_type, latents, prediction, *self.coefficients(at, latents))
-        before, after = self.alpha_bar[at].to(latents)[..., None, None, None].unbind(1)
-        variance = self.eta**2 * (1 - after) / (1 - before) * (1 - before / after)
-        moved = after.sqrt() * clean + (1 - after - variance).sqrt() * noise
-        if self.eta:
-            fresh = [(*key, int(step)) for key, step in zip(keys, at)]
+    def step(
+        self, latents: torch.Tensor, prediction: torch.Tensor, steps: torch.Tensor, keys: list[Key]
+    ) -> torch.Tensor:
+        """Return the latents after steps (B,): α' ẑ_0 + √(σ'² − s²) ε̂ + s n, s² = η² σ'²/σ² (σ² − (α/α')² σ'²)."""
+        clean, noise = split(self.prediction_type, latents, prediction, self.coefficients(steps, latents))
+        squares = (self.alpha2[steps, 1], self.sigma2[steps, 1], self.variance[steps])
+        alpha2, sigma2, variance = (values.to(latents)[:, None, None, None] for values in squares)
+        moved = alpha2.sqrt() * clean + (sigma2 - variance).sqrt() * noise
+        if self.variance.any():
+            fresh = [(*key, int(step)) for key, step in zip(keys, steps)]
             moved = moved + variance.sqrt() * self.noise("ancestral", fresh, latents)
         return moved
 
@@ -117,20 +119,18 @@ class Sampler:
             if not len(under_way):
                 continue
 
-            def one_step(own: torch.Tensor, part: dict, at: torch.Tensor) -> torch.Tensor:
-                return self.step(own, predict(own, self.timesteps[at].to(own.device), part), at, part["key"])
+            def one_step(own: torch.Tensor, part: dict, steps: torch.Tensor) -> torch.Tensor:
+                return self.step(own, predict(own, self.timesteps[steps].to(own.device), part), steps, part["key"])
 
             part = batch if len(under_way) == len(latents) else take(batch, under_way)
-            arguments = (latents[under_way.to(latents.device)], part, torch.full_like(under_way, number))
-            moved = (
-                checkpoint(one_step, *arguments, use_reentrant=False, preserve_rng_state=False)
-                if recompute and torch.is_grad_enabled()
-                else one_step(*arguments)
-            )
+            rows = under_way.to(latents.device)
+            arguments = (latents[rows], part, torch.full_like(under_way, number))
+            if recompute and torch.is_grad_enabled():
+                moved = checkpoint(one_step, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                moved = one_step(*arguments)
             # Float32 latents, whatever the network's type: rounding would add up over the steps.
-            latents = (
-                moved if len(moved) == len(latents) else latents.index_copy(0, under_way.to(latents.device), moved)
-            )
+            latents = moved if len(moved) == len(latents) else latents.index_copy(0, rows, moved)
         return latents
 
 

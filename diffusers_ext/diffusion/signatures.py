@@ -9,10 +9,15 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Pipeline
+else:
+    Pipeline = object  # a mixin: the pipeline comes behind it in the bases of a class
 
 
-class CallMixin:
+class CallMixin(Pipeline):
     """A mixin that stands before a pipeline in the bases of a class and whose `__call__` takes more than the pipeline's.
 
     A mixin that defines `__call__` defines `added` too: functions whose keyword-only parameters it takes beside the

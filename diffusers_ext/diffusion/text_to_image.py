@@ -1,12 +1,12 @@
 """The two objectives that make a text-to-image model from nothing: the autoencoder's, then the denoiser's."""
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from .. import randomness
 from ..engine.objective import Objective
-from .encoders import StableDiffusionEncoders
+from .base import Base
 from .noising import Diffusion
 
 
@@ -31,15 +31,15 @@ class AutoencoderObjective(Objective):
 class TextToImageObjective(Objective):
     """‖target − f_θ(z_t, t, τ_θ(text))‖²: denoiser f and text encoder τ learn together (Rombach et al. 2022, eq. 3)."""
 
-    def __init__(self, unet: UNet2DConditionModel, encoders: StableDiffusionEncoders, diffusion: Diffusion):
+    def __init__(self, base: Base, diffusion: Diffusion):
         super().__init__()
-        self.unet, self.encoders, self.diffusion = unet, encoders, diffusion
-        self.trainable = {"unet": unet, "text_encoder": encoders.text_encoder}
+        self.base, self.diffusion = base, diffusion
+        self.trainable = {base.family.network: base.network, "text_encoder": base.encoders.text_encoder}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """batch: as `StableDiffusionEncoders.latents` takes it, and "text", B strings."""
-        latents = self.encoders.latents(batch, self.diffusion.seed)
-        text = self.encoders.embed(batch["text"])
+        """batch: as `Encoders.latents` takes it, and "text", B strings."""
+        encoders = self.base.encoders
+        latents = encoders.latents(batch, self.diffusion.seed)
         noisy, timesteps, target = self.diffusion.diffuse(latents, batch["key"])
-        prediction = self.unet(noisy, timesteps, text).sample
+        prediction = self.base.predict(noisy, timesteps, encoders.conditioning(batch))
         return {"loss": self.diffusion.loss(prediction, target, timesteps)}

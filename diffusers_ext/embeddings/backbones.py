@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def load_backbone(
     name: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    beside: str | Path | None = None,
+    beside: str | PathLike | None = None,
 ) -> Backbone:
     """Load a model with its trained weights; InputError, saying what a reference may be, where it cannot be had.
 

@@ -1,13 +1,19 @@
 """A classifier's backbone: named in its configuration with the digest of its weights, loaded when it is asked for."""
 
-from pathlib import Path
-from typing import Any, ClassVar
+from os import PathLike
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from typing_extensions import Self
 
 from ..errors import InputError
 from .backbones import Backbone, load_backbone
 from .references import overlay_of
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin as Model
+else:
+    Model = object  # a mixin: the model comes behind it in the bases of a class
 
 
 def _plain(value: Any) -> Any:
@@ -17,16 +23,29 @@ def _plain(value: Any) -> Any:
     return round(float(value), 6) if isinstance(value, (int, float)) else value
 
 
-class BackboneOwner:
+class BackboneOwner(Model):
     """For a model whose configuration names a backbone; `named_by` says under which names, the reference's and the digest's.
 
-    The backbone is neither saved nor trained with it.
+    It stands before diffusers' ModelMixin in the bases of a class. The backbone is neither saved nor trained with it.
     """
 
     named_by: ClassVar[tuple[str, str]]
     config: Any
     _backbone: Backbone | None = None
-    _folder: str | Path | None = None  # from which the model was loaded, beside which its backbone may lie
+    _folder: str | PathLike | None = None  # from which the model was loaded, beside which its backbone may lie
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs: Any) -> Self:
+        """Load from a folder or the Hub, as every diffusers model; the backbone may lie beside it."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info, as diffusers has it
+        model._folder = pretrained_model_name_or_path
+        return loaded
+
+    def _with_backbone(self, backbone: Backbone | None) -> Self:
+        """Take the backbone that this model's configuration was made from, and return this model."""
+        self._backbone = backbone
+        return self
 
     @property
     def backbone(self) -> Backbone:
@@ -56,10 +75,10 @@ class BackboneOwner:
         if name.startswith("timm:"):
             stated |= overlay_of(name)
         for setting, value in stated.items():
-            found = backbone.prepared.get(setting)
-            if _plain(found) != _plain(value):
+            actual = backbone.prepared.get(setting)
+            if _plain(actual) != _plain(value):
                 raise InputError(
-                    f"{backbone.name}: prepares pictures with {setting} {found}, this classifier was trained with {value}; "
+                    f"{backbone.name}: prepares pictures with {setting} {actual}, this classifier was trained with {value}; "
                     f"give the same settings, as in {name}"
                 )
 

@@ -1,13 +1,14 @@
 """What names a backbone: where its path leads, and what a reference of timm says beside it. The forms are in `backbones`."""
 
 import os
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 
 
-def located(name: str, beside: str | Path | None = None) -> str:
+def located(name: str, beside: str | PathLike | None = None) -> str:
     """Return a reference with its path where it lies, here or beside; InputError if it names a path that is not there."""
     kind, rest = ("timm:", name.removeprefix("timm:")) if name.startswith("timm:") else ("", name)
     source, *settings = rest.split(",") if kind else [rest]
@@ -26,7 +27,7 @@ def located(name: str, beside: str | Path | None = None) -> str:
     return ",".join([f"{kind}{architecture + at if at else ''}{there[0]}", *settings])
 
 
-def _places(path: str, beside: str | Path | None) -> list[Path]:
+def _places(path: str, beside: str | PathLike | None) -> list[Path]:
     """Where a path may lead: from here; from a folder and those above it; or to a folder's own entry of that name."""
     given = Path(path).expanduser()
     if beside is None:

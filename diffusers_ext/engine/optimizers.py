@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..options import TrainingOptions
 
 
-def check_optimizer(options: Any) -> None:
-    """Raise InputError if the optimiser that options ask for cannot run here. options: `options.OptimizerOptions`."""
+def check_optimizer(options: TrainingOptions) -> None:
+    """Raise InputError if the optimiser that options ask for cannot run here."""
     if options.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
             "--use_8bit_adam: bitsandbytes is not installed; pip install bitsandbytes, or leave it out: AdamW is fused"
         )
 
 
-def adamw(parameters: list[torch.nn.Parameter], options: Any, ranks: int) -> torch.optim.Optimizer:
+def adamw(parameters: list[torch.nn.Parameter], options: TrainingOptions, ranks: int) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused or in 8 bits (Dettmers et al. 2022); matrices decay, vectors do not."""
     rate = options.learning_rate
     if options.scale_lr:

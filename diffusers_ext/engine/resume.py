@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..errors import InputError
-from ..options import as_dict
+from ..options import OptimizerOptions, RunOptions, as_dict
 from . import checkpoints, hub
 from .provenance import Sources, compare, record_of
 from .run_folder import write_options
@@ -22,7 +22,7 @@ FROM_WEIGHTS = "start a new run in another --output_dir"
 
 def claim(
     accelerator: Accelerator,
-    options: Any,
+    options: RunOptions,
     sources: Callable[[], Sources] | None = None,
     way: str | None = None,
     checkpoint: Path | None = None,
@@ -45,7 +45,7 @@ def claim(
 
 
 def _claim(
-    options: Any,
+    options: RunOptions,
     sources: Callable[[], Sources] | None,
     way: str,
     checkpoint: Path | None,
@@ -62,14 +62,15 @@ def _claim(
 
 
 def check_resumed(
-    checkpoint: Path, options: Any, sources: dict[str, Any], way: str, fixed: Collection[str] | None = None
+    checkpoint: Path, options: RunOptions, sources: dict[str, Any], way: str, fixed: Collection[str] | None = None
 ) -> None:
     """Raise InputError if a run with these options and sources is not the one that wrote a checkpoint; say what may differ."""
     record = record_of(checkpoint)
     difference = compare(record, as_dict(options), sources, fixed)
     refused = difference.refused
-    if not record and options.use_ema != (checkpoint / AVERAGE).exists():
-        refused = [f"--use_ema was {not options.use_ema}, now {options.use_ema}"]
+    averages = isinstance(options, OptimizerOptions) and options.use_ema
+    if not record and averages != (checkpoint / AVERAGE).exists():
+        refused = [f"--use_ema was {not averages}, now {averages}"]
     if refused:
         raise InputError(refusal(checkpoint, refused, way))
     if sources and not record.get("sources"):

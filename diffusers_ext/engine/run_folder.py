@@ -24,13 +24,13 @@ from PIL import Image
 from ..disk import write_atomically
 from ..errors import InputError
 from ..lines import journal_lines
-from ..options import as_dict, check_writable, command_line
+from ..options import RunOptions, as_dict, check_writable, command_line
 from .lock import LOCK, check_free, claim
 
 OPTIONS, METRICS = "options.json", "metrics.jsonl"
 
 
-def check_run_folder(options: Any) -> None:
+def check_run_folder(options: RunOptions) -> None:
     """Raise InputError if output_dir holds anything that is not the run to be resumed, is in use or cannot be written."""
     folder = Path(options.output_dir)
     if options.dry_run:
@@ -52,7 +52,7 @@ def check_run_folder(options: Any) -> None:
     raise InputError(f"{folder} is not empty and holds no run; name another --output_dir")
 
 
-def write_options(output_dir: Path, options: Any, sources: dict[str, Any] | None = None) -> None:
+def write_options(output_dir: Path, options: RunOptions, sources: dict[str, Any] | None = None) -> None:
     """Write options.json: the command, the resolved options, the versions and what the weights come from (see provenance).
 
     It can be given back as --config.
@@ -99,7 +99,7 @@ class Metrics:
     that fails never does: what it raised is printed, once for each kind of call.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, options: Any, first: int):
+    def __init__(self, accelerator: Accelerator, output_dir: Path, options: RunOptions, first: int):
         self.accelerator, self.path = accelerator, output_dir / METRICS
         self.micro: list[dict[str, torch.Tensor]] = []
         self.rows: list[tuple[dict, torch.Tensor]] = []
@@ -171,7 +171,7 @@ class Metrics:
         except Exception as error:
             if name not in self.told:
                 self.accelerator.print(
-                    f"tracker: {name} failed ({type(error).__name__}: {error}); training goes on, {self.path} has every number"
+                    f"tracker: {name} failed ({type(error).__name__}: {error}); training continues, {self.path} has every number"
                 )
             self.told.add(name)
 

@@ -3,21 +3,19 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch.utils.data import Dataset
 
 from .. import randomness
+from ..data.batches import Samples
 from ..data.files import File, Row
 
 
-class ImageTexts(Dataset):
+class ImageTexts(Samples):
     """Samples {"key", "image", "text", "same_text", "same_image"}.
 
     images: each row's, (n, ...). texts: each distinct caption's, (m, ...), in the order of `distinct_captions`. The two
     names are whole numbers, equal where caption or picture are: neither may be another's negative. Captions are equal
     that differ in case, spaces and a full stop at most, pictures whose tensors are.
     """
-
-    buckets = None  # the loop takes samples in any order
 
     def __init__(self, rows: Sequence[Row], images: torch.Tensor, texts: torch.Tensor, seed: int = 0):
         assert len(rows) == len(images)

@@ -11,10 +11,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..cache import Batches, Digests, Store, digest_of, digest_of_tensors
 from ..data.files import File
@@ -28,8 +28,8 @@ TEXTS = 64  # texts encoded at once
 class Towers:
     """An `open_clip.CustomTextCLIP`, its tokenizer and configuration, and its vision tower as a backbone of its own."""
 
-    model: nn.Module
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     config: dict
     vision: Backbone
 

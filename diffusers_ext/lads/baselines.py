@@ -28,7 +28,7 @@ from .domains import DomainText
 from .measures import Difference, extension, paired
 from .objective import Probe
 from .options import LADSOptions
-from .training import domain_means, row_weights, starts_of, train_probe
+from .training import ProbeRows, domain_means, row_weights, starts_of, train_probe
 
 Classify = Callable[[torch.Tensor], torch.Tensor]
 TEMPERATURE = 100.0  # of zero-shot probabilities, CLIP's
@@ -176,17 +176,14 @@ def probe_with(
     start: torch.Tensor | None = None,
 ) -> Probe:
     """Train a probe on the images and on what each of K training-free moves makes of them, (K, N, D); K may be 0."""
-    x, rows = torch.cat([splits.train.x, *moved]), equal_rows(splits.train, len(moved) + 1)
-    official = options.compat == "official"
-    return train_probe(x, *rows, splits.val, options, options.train_batch_size, seeds, start, official)[0]
+    return train_probe(equal_rows(splits.train, moved), splits.val, options, seeds, start).probe
 
 
-def equal_rows(train: Embedded, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return labels (N·copies,) of rows that repeat the training images, and their weights (1, N·copies)."""
-    labels = train.labels.repeat(copies)
-    return labels, row_weights(
-        labels, torch.ones(1, len(labels), dtype=torch.bool, device=labels.device), len(train.classes)
-    )
+def equal_rows(train: Embedded, moved: torch.Tensor | Sequence[torch.Tensor] = ()) -> ProbeRows:
+    """Return the training images and what each move makes of them, (K, N, D), as rows whose classes weigh alike."""
+    labels = train.labels.repeat(len(moved) + 1)
+    kept = torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
+    return ProbeRows(torch.cat([train.x, *moved]), labels, row_weights(labels, kept, len(train.classes)))
 
 
 def probe_debiased(projection: torch.Tensor, splits: Splits, options: LADSOptions, seeds: Sequence[int]) -> Classify:

@@ -25,9 +25,10 @@ from ..publish.carded import CardedModel
 from .bank import AugmentationBank, augment
 from .baselines import TEMPERATURE, temperatures
 from .card import lads_card
-from .data import Embedded, unit_rows
+from .data import Embedded, Splits, unit_rows
 from .domains import Domains, DomainText
 from .objective import Probe, nearest_domains
+from .training import Trained
 
 HEADS = ("probe", "zero_shot", "ensemble", "calibrated", "wise")
 
@@ -79,22 +80,23 @@ class LADSClassifier(BackboneOwner, CardedModel):
     @classmethod
     def assemble(
         cls,
-        probe: Probe,
-        bank: AugmentationBank,
+        trained: Trained,
         text: DomainText,
         domains: Domains,
-        train: Embedded,
+        splits: Splits,
         backbone: Backbone | None = None,
         training: Mapping[str, Any] | None = None,
-        val: Embedded | None = None,
         run: int = 0,
     ) -> "LADSClassifier":
-        """Put one run's trained parts together; see `lads.training` for how they are made. val: what to calibrate on."""
-        runs = len(probe.bias)
-        per_run = len(bank.weight1) // runs
+        """Put one run's trained parts together, calibrated on the validation images; `lads.training` makes them.
+
+        training: options, counts and the table, for the card.
+        """
+        probe, bank = trained
+        per_run = len(bank.weight1) // len(probe.bias)
         made = cls(
-            train.x.shape[1],
-            list(train.classes),
+            splits.train.x.shape[1],
+            list(splits.train.classes),
             domains.as_dict(),
             backbone.name if backbone else None,
             dict(backbone.prepared) if backbone else None,
@@ -104,24 +106,16 @@ class LADSClassifier(BackboneOwner, CardedModel):
             bank.residual,
             domains.names,
             dict(training or {}),
-            calibration(probe, text, val, run) if val else (TEMPERATURE, 1.0),
+            calibration(probe, text, splits.val, run),
         )
         with torch.no_grad():
             made.probe.weight.copy_(probe.weight[run])
             made.probe.bias.copy_(probe.bias[run])
-            for ours, theirs in zip(made.bank.parameters(), bank.parameters()):
-                ours.copy_(theirs[run * per_run : (run + 1) * per_run])
+            for parameter, values in zip(made.bank.parameters(), bank.parameters()):
+                parameter.copy_(values[run * per_run : (run + 1) * per_run])
             made.zero_shot_text.copy_(text.adaptive)
             made.domain_text.copy_(text.domains)
-        made._backbone = backbone
-        return made.eval()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "LADSClassifier":
-        """Load from a folder or the Hub, as any diffusers model."""
-        model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        model._folder = Path(pretrained_model_name_or_path)
-        return model
+        return made._with_backbone(backbone).eval()
 
     def card(self, name: str) -> ModelCard:
         """Return the card, written from the configuration alone."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,13 @@ class Fitted:
     best_epoch: list[int] = field(default_factory=list)
 
 
+class Watch(NamedTuple):
+    """How a fit is looked after: the checkpoint that it is resumed from and saved to, and the name of its progress bar."""
+
+    checkpoint: "Checkpoint | None" = None
+    show: str | None = None
+
+
 def fit(
     objective: torch.nn.Module,
     rows: Rows,
@@ -41,15 +48,15 @@ def fit(
     optimizer: torch.optim.Optimizer,
     epochs: int,
     measure: Callable[[int], torch.Tensor],
-    checkpoint: "Checkpoint | None" = None,
-    show: str | None = None,
+    watch: Watch = Watch(),  # noqa: B008, it is immutable
 ) -> Fitted:
     """Train independent problems at once, and leave each with the weights of the epoch where it measured lowest.
 
     objective: gives "loss" (G,), and G is the first dimension of all its parameters, so that one step on the sum is a
-    step on each. measure: epoch -> (G,), of the current weights; the earliest of equal epochs counts. show: the progress
-    bar's name. Raises FloatingPointError where a loss is not finite.
+    step on each. measure: epoch -> (G,), of the current weights; the earliest of equal epochs counts. Raises
+    FloatingPointError where a loss is not finite.
     """
+    checkpoint, show = watch
     parameters = list(objective.parameters())
     best = [parameter.detach().clone() for parameter in parameters]
     lowest = torch.full((len(parameters[0]),), math.inf, device=parameters[0].device)
@@ -87,7 +94,7 @@ def fit(
 class Checkpoint:
     """A file with all of a fit's state, written whole or not at all every so many epochs.
 
-    made_of: what the fit depends on; a file of another fit is refused. read: whether to go on from it.
+    made_of: what the fit depends on; a file of another fit is refused. read: whether to resume from it.
     """
 
     path: Path

@@ -135,3 +135,8 @@ class LADSRunOptions:
         None, "token for the push; default: the one you logged in with", requires={"push_to_hub": True}
     )
     dry_run: bool = option(False, "print the resolved options, data, domains and parameters, then stop")
+
+
+@dataclass
+class LADSTraining(LADSOptions, LADSDataOptions, LADSRunOptions):
+    """Everything that a LADS training asks for."""

@@ -1,10 +1,10 @@
 """A whole LADS training from pictures: data, shared-out networks, probe, table, and what a run leaves behind."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -24,10 +24,10 @@ from .bank import AugmentationBank, augment, new_bank
 from .baselines import Row, baselines, markdown, measure, of_lads, take_few
 from .data import Embedded, Splits, split_by_domain, split_by_rule
 from .domains import Domains, DomainText
-from .fit import Checkpoint
+from .fit import Checkpoint, Watch
 from .measures import diagnostics, nearest
 from .objective import Probe
-from .options import LADSOptions
+from .options import LADSOptions, LADSTraining
 from .training import augmented_set, predicted_domains, text_by_images, train_bank, train_probe
 
 FITS = "checkpoint-fits"  # folder of the state of each fit
@@ -37,25 +37,29 @@ FIXED = {  # what a resumed run may not change
 }
 
 
-def read_table(options: Any) -> LabelledImages:
-    """Read the pictures. options: `lads.options.LADSDataOptions`."""
+def read_table(options: LADSTraining) -> LabelledImages:
+    """Read the pictures that options name."""
+    assert options.train_data_dir is not None
     if options.dataset_format == "waterbirds":
         return waterbirds(options.train_data_dir)
     if options.dataset_format == "colored_mnist":
         cut = options.mnist_cut
-        if cut is not None and len(cut) != 3:
+        if not cut:
+            return colored_mnist(options.train_data_dir)
+        if len(cut) != 3:
             raise InputError(f"--mnist_cut takes three numbers, of train, validation and test, got {len(cut)}")
-        return colored_mnist(options.train_data_dir, tuple(cut) if cut else None)
+        train, val, test = cut
+        return colored_mnist(options.train_data_dir, (train, val, test))
     columns = columns_of(options)
     table = read_labelled(options.train_data_dir, **columns)
     check_learnable(table)
     return on_one_side(table)
 
 
-def check_domains(table: LabelledImages, domains: Domains, options: Any) -> None:
+def check_domains(table: LabelledImages, domains: Domains, options: LADSTraining) -> None:
     """Raise InputError where data and declaration do not fit, before anything is embedded."""
-    others = {name: sum(each.domain == name for each in table.samples) for name in table.domains}
-    others.pop(options.source_domain, None)
+    others = {name: sum(sample.domain == name for sample in table.samples) for name in table.domains}
+    others = {name: count for name, count in others.items() if name != options.source_domain}
     if domains.swap:
         if options.true_domains and set(others) != set(domains.targets):
             raise InputError(
@@ -80,7 +84,7 @@ def check_domains(table: LabelledImages, domains: Domains, options: Any) -> None
             )
 
 
-def sources_of(options: Any, table: LabelledImages, domains: Domains) -> Sources:
+def sources_of(options: LADSTraining, table: LabelledImages, domains: Domains) -> Sources:
     """What a classifier comes from: the pictures by content, class, domain and split, the words, and the backbone."""
     rows = [[sample.label, sample.domain, sample.split] for sample in table.samples]
     digest = digest_of_values(digest_of_files(table.files), rows)
@@ -93,7 +97,7 @@ def sources_of(options: Any, table: LabelledImages, domains: Domains) -> Sources
 
 
 def embed_splits(
-    table: LabelledImages, domains: Domains, text: DomainText, backbone: Backbone, options: Any, show: bool
+    table: LabelledImages, domains: Domains, text: DomainText, backbone: Backbone, options: LADSTraining, show: bool
 ) -> Splits:
     """Embed and split the pictures; ranks that call this together share the work through the cache."""
     folder = options.encoder_cache_dir or Path(options.output_dir) / "cache"
@@ -102,6 +106,7 @@ def embed_splits(
         return torch.from_numpy(features(backbone, part.files, folder, show=show)).to(backbone.device)
 
     if not domains.swap:
+        assert options.source_domain is not None
         others = [name for name in table.domains if name != options.source_domain]
         splits = split_by_domain(table, options.source_domain, others, embed)
     else:
@@ -110,8 +115,10 @@ def embed_splits(
     if not domains.swap:
         return splits
     if options.true_domains:
-        return replace(splits, **{name: declared_domains(getattr(splits, name), domains) for name in ("train", "val")})
-    return replace(splits, **{name: predicted_domains(getattr(splits, name), text) for name in ("train", "val")})
+        train, val = (declared_domains(part, domains) for part in (splits.train, splits.val))
+    else:
+        train, val = (predicted_domains(part, text) for part in (splits.train, splits.val))
+    return replace(splits, train=train, val=val)
 
 
 def declared_domains(data: Embedded, domains: Domains) -> Embedded:
@@ -130,46 +137,70 @@ class Fits:
     rows: list[dict[str, Any]]
 
 
-def train(splits: Splits, text: DomainText, options: Any, seeds: Sequence[int], accelerator: Accelerator) -> Fits:
+def train(
+    splits: Splits, text: DomainText, options: LADSTraining, seeds: Sequence[int], accelerator: Accelerator
+) -> Fits:
     """Train networks and probe. Ranks share out the domains, whose networks are independent; each trains the probe."""
-    main, official = accelerator.is_main_process, options.compat == "official"
     made_of = fingerprint(splits, text, options)
 
     def checkpoint(name: str) -> Checkpoint:
         path = Path(options.output_dir) / FITS / f"{name}.safetensors"
         return Checkpoint(path, made_of, options.checkpointing_epochs, options.resume_from_checkpoint is not None)
 
+    networks, rows = _train_share(splits, text, options, seeds, accelerator, checkpoint)
+    bank = joined(gather_object(networks), splits.train.x.shape[1], options, splits.train.x.device)
+    training = augmented_set(splits.train, bank, text, options, seeds)
+    start = text.adaptive if options.zero_shot_init else None
+    watch = Watch(checkpoint("probe"), "probe") if accelerator.is_main_process else Watch()
+    probe, fitted = train_probe(training, splits.val, options, seeds, start, watch)
+    return Fits(bank, probe, gather_object(rows) + [{"stage": "probe", **row} for row in fitted.history])
+
+
+class Network(NamedTuple):
+    """One trained network: its run and domain, by number, and its parameters."""
+
+    run: int
+    domain: int
+    parameters: list[torch.Tensor]
+
+
+def _train_share(
+    splits: Splits,
+    text: DomainText,
+    options: LADSTraining,
+    seeds: Sequence[int],
+    accelerator: Accelerator,
+    checkpoint: Callable[[str], Checkpoint],
+) -> tuple[list[Network], list[dict[str, Any]]]:
+    """Train the networks of this rank's domains; return them, and their rows of metrics.jsonl."""
     count = 1 if text.swap else len(text.targets)
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine, found, rows = list(range(count))[rank::ranks], [], []
-    if mine:
-        fit = (splits.train, splits.val, text, options, seeds, mine, checkpoint(f"networks-{rank}-of-{ranks}"))
-        bank, fitted = train_bank(*fit, "networks" if main else None)
-        each = [[parameter[at].cpu() for parameter in bank.parameters()] for at in range(len(bank.weight1))]
-        found = [((run, k), each[run * len(mine) + at]) for run in range(len(seeds)) for at, k in enumerate(mine)]
-        rows = [{"stage": "networks", "rank": rank, **row} for row in fitted.history]
-    bank = joined(gather_object(found), splits.train.x.shape[1], options, splits.train.x.device)
-    rows = gather_object(rows)
-    x, labels, weights = augmented_set(splits.train, bank, text, options, seeds)
-    start = text.adaptive if options.zero_shot_init else None
-    state = checkpoint("probe") if main else None
-    fit = (x, labels, weights, splits.val, options, options.train_batch_size, seeds, start, official, state)
-    probe, fitted = train_probe(*fit, "probe" if main else None)
-    return Fits(bank, probe, rows + [{"stage": "probe", **row} for row in fitted.history])
+    mine = list(range(count))[rank::ranks]
+    if not mine:
+        return [], []
+    watch = Watch(checkpoint(f"networks-{rank}-of-{ranks}"), "networks" if accelerator.is_main_process else None)
+    bank, fitted = train_bank(splits.train, splits.val, text, options, seeds, mine, watch)
+    parameters = [[values[place].cpu() for values in bank.parameters()] for place in range(len(bank.weight1))]
+    networks = [
+        Network(run, domain, parameters[run * len(mine) + place])
+        for run in range(len(seeds))
+        for place, domain in enumerate(mine)
+    ]
+    return networks, [{"stage": "networks", "rank": rank, **row} for row in fitted.history]
 
 
-def joined(parts: list, dim: int, options: Any, device: torch.device) -> AugmentationBank:
-    """Put the networks of all ranks into one bank, by run and domain: parts are ((run, domain), its parameters)."""
-    parts = sorted(parts, key=lambda part: part[0])
-    bank = new_bank([(0, 0)] * len(parts), dim, options.hidden_dim, options.residual)
+def joined(networks: list[Network], dim: int, options: LADSTraining, device: torch.device) -> AugmentationBank:
+    """Put the networks of all ranks into one bank, by run and domain."""
+    networks = sorted(networks, key=lambda network: (network.run, network.domain))
+    bank = new_bank([(0, 0)] * len(networks), dim, options.hidden_dim, options.residual)
     with torch.no_grad():
-        for at, (_, values) in enumerate(parts):
-            for parameter, value in zip(bank.parameters(), values):
-                parameter[at] = value
+        for place, network in enumerate(networks):
+            for parameter, value in zip(bank.parameters(), network.parameters):
+                parameter[place] = value
     return bank.to(device).requires_grad_(False)
 
 
-def fingerprint(splits: Splits, text: DomainText, options: Any) -> str:
+def fingerprint(splits: Splits, text: DomainText, options: LADSTraining) -> str:
     """Return a digest of what a fit depends on: the options of training, the words, the embeddings, their classes and domains."""
     names = [*LADSOptions.__dataclass_fields__, "seed", "runs", "few_images"]
     found: list[Any] = [{name: getattr(options, name) for name in names}]
@@ -180,7 +211,7 @@ def fingerprint(splits: Splits, text: DomainText, options: Any) -> str:
     return digest_of(json.dumps(found, sort_keys=True))[:16]
 
 
-def set_aside(splits: Splits, text: DomainText, targets: Sequence[str], options: Any) -> tuple:
+def set_aside(splits: Splits, text: DomainText, targets: Sequence[str], options: LADSTraining) -> tuple:
     """Return --few_images of each domain by name, the splits without them, and text, by images where that is wanted."""
     few: dict[str, Embedded] = {}
     if options.few_images and not text.swap:
@@ -191,7 +222,7 @@ def set_aside(splits: Splits, text: DomainText, targets: Sequence[str], options:
 
 
 def table_of(
-    splits: Splits, fits: Fits, text: DomainText, options: Any, seeds: Sequence[int], few: dict[str, Embedded]
+    splits: Splits, fits: Fits, text: DomainText, options: LADSTraining, seeds: Sequence[int], few: dict[str, Embedded]
 ) -> list[Row]:
     """Train the baselines, where they are wanted, and measure all."""
     others = baselines(splits, text, options, seeds, few) if options.baselines else {}
@@ -212,7 +243,7 @@ def diagnostics_table(found: dict[str, dict[str, float]]) -> str:
     """The diagnostics as a markdown table, a column per domain."""
     lines = [["of the moved training images", *found], ["---"] * (len(found) + 1)]
     for name in next(iter(found.values())):
-        lines.append([name.replace("_", " "), *(f"{each[name]:.3g}" for each in found.values())])
+        lines.append([name.replace("_", " "), *(f"{values[name]:.3g}" for values in found.values())])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -1,14 +1,15 @@
 """Training of augmentation networks and of the linear probe: one loop for both, on embeddings held in memory.
 
-    bank = train_bank(train, val, text, settings, seeds=[0])         # moves images to the unseen domains
-    x, labels, weights = augmented_set(train, bank, text, settings, seeds=[0])
-    probe = train_probe(x, labels, weights, val, settings, seeds=[0])
+    bank = train_bank(train, val, text, options, seeds=[0]).bank       # moves images to the unseen domains
+    rows = augmented_set(train, bank, text, options, seeds=[0])
+    probe = train_probe(rows, val, options, seeds=[0]).probe
 
 All seeds and domains are trained at once, see `lads.fit`. Nothing here sees target images.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from ..errors import InputError
 from .bank import AugmentationBank, augment, keeps_meaning, new_bank, part_way
 from .data import Embedded
 from .domains import DomainText
-from .fit import Checkpoint, Fitted, Orders, Rows, adamw, fit, shuffled
+from .fit import Fitted, Orders, Rows, Watch, adamw, fit, shuffled
 from .objective import (
     LatentAugmentation,
     Probe,
@@ -32,7 +33,7 @@ from .objective import (
     swap_table,
     without,
 )
-from .options import AugmentationOptions, ProbeOptions
+from .options import AugmentationOptions, LADSOptions
 
 
 def measure_bank(objective: LatentAugmentation, rows: Rows, orders: Orders, by_batch: bool) -> Callable:
@@ -55,6 +56,35 @@ def balanced_accuracy(predictions: torch.Tensor, labels: torch.Tensor, classes: 
     return (right / counts.clamp_min(1)).sum(1) / (counts > 0).sum()
 
 
+class FittedBank(NamedTuple):
+    """The trained networks, and what was seen on the way."""
+
+    bank: AugmentationBank
+    fitted: Fitted
+
+
+class FittedProbe(NamedTuple):
+    """The trained probes, one for each seed, and what was seen on the way."""
+
+    probe: Probe
+    fitted: Fitted
+
+
+class Trained(NamedTuple):
+    """The parts of a classifier, of all runs."""
+
+    probe: Probe
+    bank: AugmentationBank
+
+
+class ProbeRows(NamedTuple):
+    """What a probe learns from: x (R, N, D), or (N, D) for all runs; labels (N,); weights (R, N)."""
+
+    x: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+
 def train_bank(
     train: Embedded,
     val: Embedded,
@@ -62,9 +92,8 @@ def train_bank(
     options: AugmentationOptions,
     seeds: Sequence[int] = (0,),
     targets: Sequence[int] | None = None,
-    checkpoint: Checkpoint | None = None,
-    show: str | None = None,
-) -> tuple[AugmentationBank, Fitted]:
+    watch: Watch = Watch(),  # noqa: B008, it is immutable
+) -> FittedBank:
     """Train a network for each seed and target domain, seed by seed: G = seeds x targets; in the bias setting one a seed.
 
     targets: positions of the domains to train for, by default all. In the bias setting each
@@ -89,10 +118,9 @@ def train_bank(
             shuffled(len(val), options.train_batch_size, seeds, "lads-val-order"),
             official,
         ),
-        checkpoint,
-        show,
+        watch,
     )
-    return bank.requires_grad_(False), fitted
+    return FittedBank(bank.requires_grad_(False), fitted)
 
 
 def bank_objective(
@@ -170,8 +198,8 @@ def predicted_domains(data: Embedded, text: DomainText) -> Embedded:
 
 def augmented_set(
     train: Embedded, bank: AugmentationBank, text: DomainText, options: AugmentationOptions, seeds: Sequence[int] = (0,)
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the probe's training set of each run: rows (R, N(K+1), D), labels (N(K+1),), weights (R, N(K+1)).
+) -> ProbeRows:
+    """Return the probe's training set of each run: x (R, N(K+1), D), labels (N(K+1),), weights (R, N(K+1)).
 
     Image by image: the original, then what each network makes of it, unit vectors. Weights balance the classes; rows that
     the filter drops have weight 0. With original_share s moved rows weigh (1 − s)/(K s) of an original.
@@ -179,45 +207,40 @@ def augmented_set(
     runs, (n, dim) = len(seeds), train.x.shape
     moved = augment(bank, train.x).view(runs, -1, n, dim)
     if options.random_strength:
-        moved = torch.stack([part_way(train.x, each, seed) for each, seed in zip(moved, seeds)])
+        moved = torch.stack([part_way(train.x, rows, seed) for rows, seed in zip(moved, seeds)])
     kept = torch.ones(runs, moved.shape[1] + 1, n, dtype=torch.bool, device=moved.device)
     if options.latent_filter:
         table = moves_of(train, text, options, range(len(text.targets)))
         moves = directions(table, starts_of(train, text), train.labels)
-        for run, each in enumerate(moved):
-            kept[run, 1:] = keeps_meaning(train.x, each, train.labels, text.classes, moves)
+        for run, rows in enumerate(moved):
+            kept[run, 1:] = keeps_meaning(train.x, rows, train.labels, text.classes, moves)
     x = torch.cat([train.x.expand(runs, 1, n, dim), moved], dim=1).transpose(1, 2).reshape(runs, -1, dim)
     labels = train.labels.repeat_interleave(moved.shape[1] + 1)
     weights = row_weights(labels, kept.transpose(1, 2).reshape(runs, -1), len(train.classes))
     if (share := options.original_share) is not None:
         weights.view(runs, n, -1)[..., 1:] *= (1 - share) / (share * moved.shape[1])
-    return x, labels, weights
+    return ProbeRows(x, labels, weights)
 
 
 def row_weights(labels: torch.Tensor, kept: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the weight of each row by its class, 0 where it is not kept: labels (N,), kept (R, N) -> (R, N)."""
-    each = [class_weights(labels[mask], classes)[labels] * mask for mask in kept]
-    return torch.stack(each)
+    return torch.stack([class_weights(labels[mask], classes)[labels] * mask for mask in kept])
 
 
 def train_probe(
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    weights: torch.Tensor,
+    training: ProbeRows,
     val: Embedded,
-    options: ProbeOptions,
-    batch_size: int = 256,
+    options: LADSOptions,
     seeds: Sequence[int] = (0,),
     start: torch.Tensor | None = None,
-    official: bool = False,
-    checkpoint: Checkpoint | None = None,
-    show: str | None = None,
-) -> tuple[Probe, Fitted]:
-    """Train a probe for each seed on rows (R, N, D), or (N, D) for all; each keeps its best epoch on `val`.
+    watch: Watch = Watch(),  # noqa: B008, it is immutable
+) -> FittedProbe:
+    """Train a probe for each seed; each keeps its best epoch on `val`.
 
-    labels (N,), weights (R, N). start (C, D): weights to start from, else drawn as torch draws a Linear layer. The best
-    epoch has the highest class-balanced accuracy on the validation images, the earliest of equals.
+    start (C, D): weights to start from, else drawn as torch draws a Linear layer. The best epoch has the highest
+    class-balanced accuracy on the validation images, the earliest of equals.
     """
+    x, labels, weights = training
     probe = new_probe(seeds, len(val.classes), x.shape[-1], start).to(x.device)
     runs = torch.arange(len(seeds), device=x.device)[:, None]
 
@@ -230,10 +253,11 @@ def train_probe(
         predictions = probe.logits(val.x.expand(len(seeds), -1, -1)).argmax(-1)
         return -balanced_accuracy(predictions, val.labels, len(val.classes))
 
+    official = options.compat == "official"
     optimizer = adamw(list(probe.parameters()), options.probe_learning_rate, options.probe_weight_decay, official)
-    orders = shuffled(len(labels), batch_size, seeds, "lads-probe-order")
-    fitted = fit(probe, rows, orders, optimizer, options.probe_epochs, measure, checkpoint, show)
-    return probe.requires_grad_(False), fitted
+    orders = shuffled(len(labels), options.train_batch_size, seeds, "lads-probe-order")
+    fitted = fit(probe, rows, orders, optimizer, options.probe_epochs, measure, watch)
+    return FittedProbe(probe.requires_grad_(False), fitted)
 
 
 def new_probe(seeds: Sequence[int], classes: int, dim: int, start: torch.Tensor | None = None) -> Probe:

@@ -123,16 +123,13 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
     ) -> "VMFMixtureClassifier":
         """Load from a folder or the Hub, as every diffusers model; a `torch_dtype` is ignored, statistics stay exact."""
         kwargs.pop("torch_dtype", None)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        loaded._folder = pretrained_model_name_or_path
-        return loaded
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def of(cls, backbone: Backbone, **settings: Any) -> "VMFMixtureClassifier":
         """Return a classifier of a backbone's embeddings, which notes whose they are and checks it when loaded again."""
         made = cls(backbone.width, **settings, encoder=backbone.name, encoder_digest=backbone.weights)
-        made._backbone = backbone
-        return made
+        return made._with_backbone(backbone)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_ready": None, "_scores": None}  # copies lay out their own

@@ -44,7 +44,8 @@ class Statistics:
         kept = target >= 0
         size = int(target.max()) + 1 if len(target) else 0
         classes = torch.zeros(size, dtype=torch.int64).index_copy(0, target[kept], self.classes[kept])
-        return Statistics(*(_sum(value, kept, target, size) for value in (self.counts, self.resultants)), classes)
+        counts, resultants = (_sum(value, kept, target, size) for value in (self.counts, self.resultants))
+        return Statistics(counts, resultants, classes)
 
 
 def _sum(values: torch.Tensor, kept: torch.Tensor, target: torch.Tensor, size: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ from .jury import Choice, Jury, verdict
 from .spaces import TiedCovariance
 
 LINEAR = ("lda", "ridge", "ranpac")
-HEADS = {each: (each,) for each in ("mixture", *LINEAR, "pooled")}
+HEADS: dict[str, tuple[str, ...]] = {name: (name,) for name in ("mixture", *LINEAR, "pooled")}
 HEADS["auto"] = tuple(HEADS)  # of equals the first
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 SHARES = (0.5, 0.25, 0.75)  # q, of the mixture in "pooled"
@@ -42,11 +42,11 @@ Scores = Callable[[torch.Tensor], torch.Tensor]  # of unit features (N, d): (N, 
 class Heads(nn.Module):
     """The heads that a classifier's settings ask for, their own sums, and the choice among them."""
 
-    def __init__(self, settings: Mapping[str, Any], covariance: TiedCovariance):
+    def __init__(self, settings: Mapping[str, Any], covariance: TiedCovariance | None):
         super().__init__()
         self.names, self.covariance = HEADS[settings["head"]], [covariance]  # in a list: it is the sums', not ours
         self.dim, self.seed, wide = settings["dim"], settings["seed"], settings["projections"]
-        linear = [each for each in LINEAR if each in self.names or (each == "ranpac" and "pooled" in self.names)]
+        linear = [name for name in LINEAR if name in self.names or (name == "ranpac" and "pooled" in self.names)]
         self.linear = nn.ModuleDict({name: Choice(RIDGES[0]) for name in linear})
         self.projected = TiedCovariance(wide, len(settings["labels"] or [])) if "ranpac" in linear else None
         self.choice = Choice(SHARES[0] if self.names == ("pooled",) else 0.0)
@@ -69,7 +69,7 @@ class Heads(nn.Module):
 
     def absorb(self, other: "Heads", places: torch.Tensor) -> None:
         """Add what another holds, whose class i is class places[i] here."""
-        if self.projected is not None:
+        if self.projected is not None and other.projected is not None:
             self.projected.merge(other.projected, places)
 
     def hear(self, jury: Jury, mixture: torch.Tensor, temperature: float) -> dict[str, float]:
@@ -78,10 +78,10 @@ class Heads(nn.Module):
         scaled, found = {"mixture": temperature * mixture}, {"mixture": verdict([mixture], *told)}
         for name, choice in self.linear.items():
             ridges = RIDGES[:1] if name == "lda" else RIDGES
-            views = [self.predictor(name, each)(jury.features) for each in ridges]
-            found[name] = best = verdict(views, *told)
-            choice.take(0, ridges[best.view], best.temperature)
-            scaled[name] = best.temperature * views[best.view]
+            views = [self.predictor(name, ridge)(jury.features) for ridge in ridges]
+            found[name] = chosen = verdict(views, *told)
+            choice.take(0, ridges[chosen.view], chosen.temperature)
+            scaled[name] = chosen.temperature * views[chosen.view]
         if "pooled" in self.names:
             pools = [share * scaled["mixture"] + (1 - share) * scaled["ranpac"] for share in SHARES]
             found["pooled"] = verdict(pools, *told)
@@ -104,12 +104,12 @@ class Heads(nn.Module):
         if not judged:
             return lambda features: evened(mixture(features), linear(features))
         share = float(self.choice.setting)
-        one, other = share * temperature, (1 - share) * float(self.linear[name].temperature)
-        return lambda features: one * mixture(features) + other * linear(features)
+        of_mixture, of_linear = share * temperature, (1 - share) * float(self.linear[name].temperature)
+        return lambda features: of_mixture * mixture(features) + of_linear * linear(features)
 
     def predictor(self, name: str, ridge: float) -> Scores:
         """Return what a linear head scores with."""
-        sums = self.projected if name == "ranpac" else self.covariance[0]
+        sums = self._sums(name)
         weights, bias = discriminants(sums) if name == "lda" else least_squares(sums, ridge)
         return lambda features: torch.cat([self.inputs(name, part) @ weights + bias for part in features.split(CHUNK)])
 
@@ -117,15 +117,21 @@ class Heads(nn.Module):
         """Return the ridge of a head that no jury has judged."""
         if name == "lda":
             return RIDGES[0]  # it has none
-        sums = self.projected if name == "ranpac" else self.covariance[0]
+        sums = self._sums(name)
         return min(reversed(RIDGES), key=lambda ridge: cross_validation(sums, ridge))
+
+    def _sums(self, name: str) -> TiedCovariance:
+        """The sums that a linear head is solved from."""
+        sums = self.projected if name == "ranpac" else self.covariance[0]
+        assert sums is not None, f"{name} has no sums"
+        return sums
 
     def inputs(self, name: str, features: torch.Tensor) -> torch.Tensor:
         """What a head sees of unit features; the random matrix is drawn anew after loading, never stored."""
         if name != "ranpac":
             return features
         if self._drawn is None:
-            shape = (self.dim, len(self.projected.moment))
+            shape = (self.dim, len(self._sums(name).moment))
             self._drawn = normal(self.seed, "projection", [(0, 0)], shape)[0]
         return (features @ self._drawn).relu()
 

@@ -18,6 +18,10 @@ TABLE = 2048  # samples of a component whose inner products are computed at once
 class Exemplars(nn.Module):
     """What is remembered: features (M, d) float32, their classes and sessions (M,) int64."""
 
+    features: torch.Tensor
+    classes: torch.Tensor
+    sessions: torch.Tensor
+
     def __init__(self, dim: int, stored: int):
         super().__init__()
         self.register_buffer("features", torch.zeros(stored, dim))

@@ -24,6 +24,10 @@ class TiedCovariance(nn.Module):
     They are exact sums, so the covariance is the same whatever the order of sessions.
     """
 
+    counts: torch.Tensor
+    sums: torch.Tensor
+    moment: torch.Tensor
+
     def __init__(self, dim: int, classes: int = 0):
         super().__init__()
         self.register_buffer("counts", torch.zeros(classes, dtype=torch.float64))
@@ -96,6 +100,14 @@ class MixtureSpace(nn.Module):
     classes (K,) and ids (K,) int64. With `whiten`, functions take the covariance's whitener, else None.
     """
 
+    counts: torch.Tensor
+    sums: torch.Tensor
+    lengths: torch.Tensor
+    classes: torch.Tensor
+    ids: torch.Tensor
+    kappa: torch.Tensor
+    next_id: torch.Tensor
+
     def __init__(self, dim: int, components: int, whiten: bool):
         super().__init__()
         self.whiten = whiten
@@ -114,7 +126,8 @@ class MixtureSpace(nn.Module):
         """Return unit features (N, d) in this space, of unit length, in their type."""
         if not self.whiten:
             return features
-        mean, matrix = (each.to(features) for each in whitener)
+        assert whitener is not None, "a whitened space has a whitener"
+        mean, matrix = (value.to(features) for value in whitener)
         return F.normalize(torch.addmm(-mean @ matrix, features, matrix), dim=1)
 
     def statistics(self, whitener: Whitener | None) -> Statistics:

@@ -53,14 +53,14 @@ class Sums(nn.Module):
 
     def absorb(self, other: "Sums", places: torch.Tensor, recipe: Recipe) -> None:
         """Add what others hold, whose class i is class places[i] here."""
-        if self.covariance is not None:
+        if self.covariance is not None and other.covariance is not None:
             self.covariance.merge(other.covariance, places)
-        if self.heads is not None:
+        if self.heads is not None and other.heads is not None:
             self.heads.absorb(other.heads, places)
         for name, space in self.spaces.items():
-            theirs = other.spaces[name]
-            share = float(theirs.counts.sum() / (space.counts.sum() + theirs.counts.sum()).clamp_min(1))
-            space.absorb(theirs, places, share, self.whitener(), recipe)
+            added = other.spaces[name]
+            share = float(added.counts.sum() / (space.counts.sum() + added.counts.sum()).clamp_min(1))
+            space.absorb(added, places, share, self.whitener(), recipe)
 
     def scores(self, space: MixtureSpace, count: int, score: str, shrinkage: float) -> ComponentScores:
         """Lay out a space's mixture for the scores of `count` classes."""

@@ -47,6 +47,7 @@ __all__ = [
     "OptimizerOptions",
     "Range",
     "RunOptions",
+    "TrainingOptions",
     "as_dict",
     "check_alone",
     "check_declared",
@@ -176,6 +177,11 @@ class OptimizerOptions:
     )
     use_ema: bool = option(False, "keep an exponential moving average of the weights and save that")
     ema_decay: float = option(0.9999, "its decay; it warms up from 0", DECAY, requires={"use_ema": True})
+
+
+@dataclass
+class TrainingOptions(OptimizerOptions, RunOptions):
+    """What every training with an optimiser asks for."""
 
 
 @group("objective")

@@ -14,9 +14,9 @@ from scipy.sparse.csgraph import connected_components
 
 from ..cache import digest_of_file
 from ..data.files import File
+from ..data.held_out import drawn_order
 from ..data.pictures import Examined, examine_all
 from ..errors import InputError
-from ..randomness import generator
 from .rankings import RankedPrompt
 
 SHOWN = 20  # faults listed before the rest is only counted
@@ -107,7 +107,7 @@ def hold_out(prompts: Sequence[RankedPrompt], count: int, seed: int) -> tuple[li
 def _draw(groups: list[list[int]], wanted: int, seed: int, at_least_one: bool) -> set[int]:
     """Draw whole groups up to `wanted` members; the smallest, where none fits and one must be had of several."""
     drawn: set[int] = set()
-    order = generator(seed, "held_out").permutation(len(groups))
+    order = drawn_order(len(groups), seed)
     for group in order:
         if len(drawn) + len(groups[group]) <= wanted:
             drawn |= set(groups[group])

@@ -13,24 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from .. import randomness
+from ..data.batches import Samples
 from ..data.files import File
 from .rankings import RankedPrompt
 
 WEIGHTINGS = ("pair", "prompt")
 
 
-class RankedImages(Dataset):
+class RankedImages(Samples):
     """Samples {"key", "prompt", "images": K tensors, "pairs": (P, 2) array of (winner, loser), "pair_weight": ()}.
 
     image(file) is an image as the reward reads it: pixels, or what a cache holds. text(prompt) likewise.
     weighting: "pair", each pair counts alike, as in the official training; "prompt", each prompt (Ouyang et al. 2022,
     equation 1). flip mirrors half of the images, drawn anew each epoch. `split` tells how a step's samples are divided: (batch size, accumulation, ranks).
     """
-
-    buckets = None  # the loop takes samples in any order
 
     def __init__(
         self,

@@ -10,9 +10,9 @@ from accelerate.utils import send_to_device
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.batches import collate
 from ..data.files import load
 from ..disk import follow_umask
-from ..engine.loop import collate
 from ..engine.run_folder import read_metrics, save_sample
 from ..figures import labelled_grid
 from .agreement import summary

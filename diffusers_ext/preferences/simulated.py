@@ -130,12 +130,12 @@ def spoilt(circle: np.ndarray, background: np.ndarray, cover: np.ndarray, draw: 
 
 def embedded_pictures(prompts: Sequence[str], seed: int, split: str) -> list[Image.Image]:
     """Let the embedded model draw one picture per prompt, 64 x 64, each from a seed of its own."""
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
     from ..diffusion.draw import draw
     from ..toy.embedded import embedded_model
 
-    pipe = StableDiffusionPipeline.from_pretrained(embedded_model())
+    pipe = DiffusionPipeline.from_pretrained(embedded_model())
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     seeds = [int(randomness.generator(seed, f"picture-{split}", at).integers(2**63)) for at in range(len(prompts))]
     pictures: list[Image.Image] = []

@@ -11,25 +11,44 @@ the installed classes and run no file of the repository.
 
 import inspect
 import json
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.torch_utils import unwrap_module
 from huggingface_hub import create_repo, file_exists, upload_folder
+from typing_extensions import Self
 
 from ..disk import follow_umask
 from ..errors import InputError
 from .cards.pipeline import Gallery, write_code_card, write_pipeline_card
 from .loading import PIPELINES, REWARDS, download_without_code, holds, index_of, load_own_parts
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Pipeline
+else:
+    Pipeline = object  # a mixin: the pipeline comes behind it in the bases of a class
+
 REMOTE = ("diffusers_modules", "transformers_modules")  # where code that came with weights is imported to
 CARD = "README.md"
 
 
-class HubLoadable:
+@dataclass(frozen=True)
+class Upload:
+    """Where a pipeline is uploaded to, and how; the fields are arguments of diffusers' `push_to_hub`."""
+
+    repo_id: str
+    commit_message: str | None = None
+    private: bool | None = None
+    token: str | bool | None = None
+    create_pr: bool = False
+    subfolder: str | None = None
+
+
+class HubLoadable(Pipeline):
     """Put it first in the bases of a pipeline: it then saves, publishes and loads with its class and its components.
 
     A pipeline of your own works too: its file, which must hold one pipeline class and no relative imports, is copied.
@@ -84,7 +103,8 @@ class HubLoadable:
         for path in [folder / self.config_name, *parts]:
             _forget_origin(path)
         if push_to_hub:
-            _upload(self, folder, kwargs.pop("repo_id", None) or folder.resolve().name, **kwargs)
+            name = kwargs.pop("repo_id", None) or folder.resolve().name
+            _upload(self, folder, Upload(name, **kwargs))
 
     def save_pretrained(
         self,
@@ -117,8 +137,7 @@ class HubLoadable:
         self._save_parts(folder, safe_serialization, variant, max_shard_size)
         name = repo_id or folder.resolve().name
         if push_to_hub:
-            upload = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
-            _upload(self, folder, name, gallery=gallery, **upload)
+            _upload(self, folder, Upload(name, commit_message, private, token, create_pr), gallery)
         elif gallery or not (folder / CARD).exists():
             write_pipeline_card(folder, self, name, gallery, _home(type(self))[1])
 
@@ -146,8 +165,8 @@ class HubLoadable:
         """
         with TemporaryDirectory() as folder:
             self._save_parts(Path(folder), safe_serialization, variant, None)
-            upload = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
-            return _upload(self, Path(folder), repo_id, subfolder=subfolder, gallery=gallery, **upload)
+            upload = Upload(repo_id, commit_message, private, token, create_pr, subfolder)
+            return _upload(self, Path(folder), upload, gallery)
 
     def _save_parts(
         self, folder: Path, safe_serialization: bool, variant: str | None, max_shard_size: int | str | None
@@ -197,32 +216,21 @@ class HubLoadable:
             )
 
 
-def _upload(
-    pipe: Any,
-    folder: Path,
-    repo_id: str,
-    *,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    create_pr: bool = False,
-    subfolder: str | None = None,
-    gallery: Gallery = (),
-) -> str:
+def _upload(pipe: Any, folder: Path, upload: Upload, gallery: Gallery = ()) -> str:
     """Upload a folder that a pipeline was saved to, and its card unless one is there; return the commit's address."""
     kind = type(pipe)
-    repository = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    theirs = not gallery and file_exists(repository, CARD, token=token)
-    if gallery or not (theirs or (folder / CARD).exists()):
+    repository = create_repo(upload.repo_id, private=upload.private, token=upload.token, exist_ok=True).repo_id
+    has_card = not gallery and file_exists(repository, CARD, token=upload.token)
+    if gallery or not (has_card or (folder / CARD).exists()):
         write_pipeline_card(folder, pipe, repository, gallery, _home(kind)[1])
     return upload_folder(
         repo_id=repository,
         folder_path=folder,
-        path_in_repo=subfolder,
-        token=token,
-        ignore_patterns=[CARD] if theirs or subfolder else None,
-        commit_message=commit_message or f"Upload {kind.__name__}",
-        create_pr=create_pr,
+        path_in_repo=upload.subfolder,
+        token=upload.token,
+        ignore_patterns=[CARD] if has_card or upload.subfolder else None,
+        commit_message=upload.commit_message or f"Upload {kind.__name__}",
+        create_pr=upload.create_pr,
     )
 
 
@@ -242,7 +250,7 @@ def _home(kind: type) -> tuple[Path, str | None]:
     the file was edited.
     """
     try:
-        source = Path(inspect.getsourcefile(kind))
+        source = Path(inspect.getfile(kind))
     except (OSError, TypeError):
         raise InputError(f"{kind.__name__} is defined in no file; put it into one of its own to save it") from None
     module = f"{PIPELINES}.{source.stem}"

@@ -7,7 +7,7 @@ The agreement is that of `conditions.consistency`, 1 where both are equal.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class ControlRerankMixin(RerankMixin):
         ]
         return RewardReranker(self, rewards if len(rewards) > 1 else rewards[0], draw)(*args, **kwargs)
 
-    added = (__call__,)
+    added: ClassVar[tuple[Callable, ...]] = (__call__,)
 
     def _sized(self, condition: Any) -> Callable[[int, int], torch.Tensor]:
         """The condition as the network is given it, at any size."""

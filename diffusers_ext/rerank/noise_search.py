@@ -31,17 +31,18 @@ from typing import Any
 import torch
 from diffusers.hooks import ModelHook
 from diffusers.utils import logging
-from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
+from ..diffusion.bases import network_of
 from ..diffusion.hooks import Remember, hooked
 from ..diffusion.signatures import CallMixin, call_behind, joined
 from ..errors import InputError
-from ..randomness import normal
 from ..rewards.ensemble import EnsembleReward
 from .candidates import Candidate, RerankOutput, as_pictures, gathered, ranked, score_pictures
+from .noise import first_noise, log_density_of_norm, neighbours
 from .pruning import decode
+from .request import Choices
 from .reranker import RewardReranker
 
 GRADIENT_COST = 4  # evaluations per forward one: itself, again for the checkpoint, and a backward pass as two
@@ -81,7 +82,7 @@ class NoiseSearchOutput(RerankOutput):
 class NoiseSearch:
     """Search over the initial noise of a pipeline; arguments as those of `RewardReranker`.
 
-    The pipeline has a `unet` and takes `latents`. Samplers that add noise on the way draw it from the seed that a
+    The pipeline has the network of a known base and takes `latents`. Samplers that add noise on the way draw it from the seed that a
     candidate descends from.
     """
 
@@ -123,8 +124,9 @@ class NoiseSearch:
         self._check(prompt, method, num_candidates, starts, radius, arguments)
         if num_candidates >= MANY and held_out is None and not isinstance(self.reward, EnsembleReward):
             _warn_of_one_reward()
+        watched = WatchedReward(self.reward, held_out)
         run = _Run(
-            self.pipeline, self.draw, WatchedReward(self.reward, held_out), prompt, seed, keep, chunk_size, arguments
+            self.pipeline, RewardReranker(self.pipeline, watched, self.draw), prompt, arguments, seed, keep, chunk_size
         )
         with _silenced(self.pipeline), tqdm(total=num_candidates, desc=f"{method} search", leave=False) as bar:
             run.evaluate(first_noise(self.pipeline, seed, starts, **_size(arguments)), range(seed, seed + starts), bar)
@@ -145,8 +147,8 @@ class NoiseSearch:
             raise InputError(f"starts {starts}: 1 to num_candidates, {budget}; radius {radius}: between 0 and 2")
         if method == "gradient" and not getattr(self.reward, "differentiable", True):
             raise InputError(f"{type(self.reward).__name__} has no gradient; search with method='local'")
-        if getattr(self.pipeline, "unet", None) is None or "latents" not in inspect.signature(self.draw).parameters:
-            raise InputError(f"{type(self.pipeline).__name__} has no U-Net that starts from given latents")
+        if network_of(self.pipeline) is None or "latents" not in inspect.signature(self.draw).parameters:
+            raise InputError(f"{type(self.pipeline).__name__} has no network that starts from given latents")
         if taken := {*OWN} & arguments.keys():
             raise InputError(f"{', '.join(sorted(taken))}: a search sets that itself, or cannot do it")
 
@@ -171,30 +173,22 @@ class _Run:
     """One search: every candidate so far, best first, and the noise that each was drawn from."""
 
     def __init__(
-        self,
-        pipe: Any,
-        draw: Callable,
-        reward: "WatchedReward",
-        prompt: str,
-        seed: int,
-        keep: int,
-        chunk_size: int,
-        arguments: dict,
+        self, pipe: Any, reranker: RewardReranker, prompt: str, arguments: dict, seed: int, keep: int, chunk_size: int
     ):
-        self.pipe, self.draw, self.reward, self.prompt, self.seed = pipe, draw, reward, prompt, seed
-        self.keep, self.chunk_size, self.arguments = keep, chunk_size, arguments
-        self.found: list[Candidate] = []
+        self.pipe, self.network, self.reranker = pipe, network_of(pipe), reranker
+        self.prompt, self.arguments, self.seed = prompt, arguments, seed
+        self.keep, self.chunk_size = keep, chunk_size
+        self.candidates: list[Candidate] = []
         self.noise: list[torch.Tensor] = []  # by the candidates' numbers
-        self.evaluations, self.history = 0, []
+        self.evaluations = 0
+        self.history: list[dict[str, float]] = []
         self.texts: dict[str, list] = {}  # what the text encoders answered
 
     def evaluate(self, noise: torch.Tensor, seeds: Sequence[int], bar: Any) -> None:
         """Draw and score one picture from each noise, (B, c, h, w)."""
-        count = len(noise)
-        chosen = {"num_candidates": count, "keep": count, "chunk_size": self.chunk_size, "seed": list(seeds)}
-        latents = noise.to(self.pipe.unet.dtype)
-        reranker = RewardReranker(self.pipe, self.reward, self.draw)
-        drawn = reranker(self.prompt, latents=latents, **chosen, **self.arguments)
+        count, latents = len(noise), noise.to(self.network.dtype)
+        choices = Choices(num_candidates=count, keep=count, chunk_size=self.chunk_size, seed=list(seeds))
+        drawn = self.reranker.rank({"prompt": self.prompt, "latents": latents, **self.arguments}, choices)
         for candidate in drawn.candidates[0]:
             candidate.number += len(self.noise)
         self._add(drawn.candidates[0], noise, drawn.evaluations)
@@ -203,16 +197,17 @@ class _Run:
     def local(self, budget: int, width: int, radius: float, bar: Any) -> None:
         """Draw neighbours of the best, `width` at a time, until `budget` pictures were drawn."""
         for number, drawn in enumerate(range(len(self.noise), budget, width)):
-            pivot, count = self.found[0], min(width, budget - drawn)
+            pivot, count = self.candidates[0], min(width, budget - drawn)
             noise = neighbours(self.noise[pivot.number], count, radius, self.seed, number)
             self.evaluate(noise, [pivot.seed] * count, bar)
 
     def gradient(self, steps: int, learning_rate: float, regularization: float, bar: Any) -> None:
         """Take gradient steps from the best; every picture on the way, and the one after the last step, is a candidate."""
-        pivot, network = self.found[0], _Checkpointed()
-        noise = torch.nn.Parameter(self.noise[pivot.number][None].clone().to(self.pipe.unet.device))
+        pivot, network = self.candidates[0], _Checkpointed()
+        noise = torch.nn.Parameter(self.noise[pivot.number][None].clone().to(self.network.device))
         optimizer = torch.optim.SGD([noise], learning_rate, momentum=MOMENTUM, nesterov=True)
-        score = getattr(self.reward.reward, "score", self.reward.reward)
+        reward = self.reranker.reward.reward
+        score = getattr(reward, "score", reward)
         for step in range(steps):
             with torch.enable_grad(), self._hooked(network):
                 picture = self._draw_with_gradient(noise, pivot.seed)
@@ -228,17 +223,17 @@ class _Run:
             self.evaluate(noise.detach().cpu(), [pivot.seed], bar)
 
     def output(self) -> NoiseSearchOutput:
-        kept = self.found[: self.keep]
+        kept = self.candidates[: self.keep]
         images = gathered([candidate.image for candidate in kept])
         latents = torch.stack([self.noise[candidate.number] for candidate in kept])
-        return NoiseSearchOutput(images, [self.found], self.evaluations, latents, self.history)
+        return NoiseSearchOutput(images, [self.candidates], self.evaluations, latents, self.history)
 
     def _add(self, candidates: list[Candidate], noise: torch.Tensor, evaluations: int) -> None:
         if candidates:
             self.noise += list(noise.float().cpu().clone())
-        self.found = ranked(self.found + candidates, self.keep)
+        self.candidates = ranked(self.candidates + candidates, self.keep)
         self.evaluations += evaluations
-        best = self.found[0]
+        best = self.candidates[0]
         held_out = best.parts.get("held_out", math.nan)
         self.history.append({"evaluations": self.evaluations, "score": best.score, "held_out": held_out})
 
@@ -246,7 +241,7 @@ class _Run:
     def _hooked(self, network: "_Checkpointed") -> Iterator[None]:
         """The network checkpointed and counted; texts, which do not change, encoded once per search."""
         with ExitStack() as stack:
-            stack.enter_context(hooked(self.pipe.unet, network))
+            stack.enter_context(hooked(self.network, network))
             for name, part in self.pipe.components.items():
                 if name.startswith("text_encoder") and part is not None:
                     stack.enter_context(hooked(part, Remember(self.texts.setdefault(name, []))))
@@ -254,8 +249,9 @@ class _Run:
 
     def _draw_with_gradient(self, noise: torch.Tensor, seed: int) -> torch.Tensor:
         """Run the pipeline's own loop and decode: (1, c, h, w) -> (1, 3, H, W) in [0, 1], with a gradient."""
-        draw = inspect.unwrap(self.draw.__func__).__get__(self.draw.__self__)  # under `torch.no_grad` there is none
-        arguments = {**self.arguments, "output_type": "latent", "latents": noise.to(self.pipe.unet.dtype)}
+        call: Any = self.reranker.draw
+        draw = inspect.unwrap(call.__func__).__get__(call.__self__)  # under `torch.no_grad` there is no gradient
+        arguments = {**self.arguments, "output_type": "latent", "latents": noise.to(self.network.dtype)}
         latents = draw(self.prompt, generator=[torch.Generator().manual_seed(seed)], **arguments).images
         if not latents.requires_grad:
             raise InputError(f"{type(self.pipe).__name__} draws without a gradient; search with method='local'")
@@ -265,29 +261,29 @@ class _Run:
         """A candidate of one picture (1, 3, H, W), checked and converted as the pipeline does."""
         flagged = [False]
         if getattr(self.pipe, "safety_checker", None) is not None:
-            blanked, flagged = self.pipe.run_safety_checker(2 * picture - 1, picture.device, self.pipe.unet.dtype)
+            blanked, flagged = self.pipe.run_safety_checker(2 * picture - 1, picture.device, self.network.dtype)
             picture = picture * 0 if flagged[0] else blanked / 2 + 0.5
         kind = self.arguments.get("output_type", "pil")
         images = self.pipe.image_processor.postprocess(picture, output_type=kind, do_denormalize=[False])
-        found = {} if flagged[0] else score_pictures(self.reward, self.prompt, as_pictures(images))
-        parts = {name: float(values[0]) for name, values in found.items()}
+        scores = {} if flagged[0] else score_pictures(self.reranker.reward, self.prompt, as_pictures(images))
+        parts = {name: float(values[0]) for name, values in scores.items()}
         score = parts.pop("score", math.nan)
         return Candidate(len(self.noise), seed, (seed,), score, parts, bool(flagged[0]), image=images[0])
 
 
 class WatchedReward:
-    """A reward that chooses, and another that is told."""
+    """A reward that chooses, and another that is measured beside it."""
 
     def __init__(self, reward: Any, held_out: Any):
         self.reward, self.held_out = reward, held_out
 
     def score_parts(self, prompts: Sequence[str], images: Any) -> dict[str, torch.Tensor]:
         read = getattr(self.reward, "score_parts", None) or getattr(self.reward, "score", self.reward)
-        found = read(prompts, images)
-        found = dict(found) if isinstance(found, dict) else {"score": found}
+        scores = read(prompts, images)
+        parts = dict(scores) if isinstance(scores, dict) else {"score": scores}
         if self.held_out is not None:
-            found["held_out"] = getattr(self.held_out, "score", self.held_out)(prompts, images)
-        return found
+            parts["held_out"] = getattr(self.held_out, "score", self.held_out)(prompts, images)
+        return parts
 
 
 class _Checkpointed(ModelHook):
@@ -298,38 +294,6 @@ class _Checkpointed(ModelHook):
     def new_forward(self, module: torch.nn.Module, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self.rows += len(sample)
         return checkpoint(self.fn_ref.original_forward, sample, *args, use_reentrant=False, **kwargs)
-
-
-# ------------------------------------------------------------------ noise
-
-
-def first_noise(pipe: Any, seed: int, count: int, height: int | None = None, width: int | None = None) -> torch.Tensor:
-    """Return the noise that a pipeline draws from generators seeded seed, seed + 1 ..: (count, c, h, w) float32."""
-    sample, scale = pipe.unet.config.sample_size, pipe.vae_scale_factor
-    sides = (sample, sample) if isinstance(sample, int) else tuple(sample)
-    sides = (height // scale if height else sides[0], width // scale if width else sides[1])
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
-    shape = (count, pipe.unet.config.in_channels, *sides)
-    return randn_tensor(shape, generators, torch.device("cpu"), pipe.unet.dtype).float()
-
-
-def neighbours(pivot: torch.Tensor, count: int, radius: float, seed: int, number: int) -> torch.Tensor:
-    """Return `count` noises at the distance radius·‖pivot‖ on the sphere of the pivot's norm; the module has the equation.
-
-    pivot: (c, h, w) float32. number: of the round; with the seed it keys the directions.
-    """
-    directions = normal(seed, "noise-search", [(number, each) for each in range(count)], pivot.shape).flatten(1)
-    axis, norm = pivot.flatten() / pivot.norm(), pivot.norm()
-    tangents = directions - (directions * axis).sum(1, keepdim=True) * axis
-    tangents = tangents / tangents.norm(dim=1, keepdim=True)
-    along, across = 1 - radius**2 / 2, math.sqrt(radius**2 - radius**4 / 4)
-    return (norm * (along * axis + across * tangents)).view(count, *pivot.shape)
-
-
-def log_density_of_norm(noise: torch.Tensor) -> torch.Tensor:
-    """K(n) = (D − 1) log ‖n‖ − ‖n‖²/2, largest where the norm is sqrt(D − 1); D is the number of elements."""
-    norm = noise.norm()
-    return (noise.numel() - 1) * norm.log() - norm.square() / 2
 
 
 def _size(arguments: dict) -> dict[str, int | None]:

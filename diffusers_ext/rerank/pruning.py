@@ -21,24 +21,27 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
+from ..diffusion.bases import network_of
 from ..diffusion.hooks import Chunked, hooked
-from ..diffusion.paths import PREDICTIONS
+from ..diffusion.paths import PREDICTIONS, Coefficients, split
 from ..errors import InputError
 from .request import Request
 
 
 def check_pipeline(pipe: Any, parameters: Collection[str]) -> None:
-    """Raise InputError unless candidates of this pipeline can be pruned: a U-Net, a VAE, a discrete schedule, a callback.
+    """Raise InputError unless candidates of this pipeline can be pruned: a network, a VAE, a discrete schedule, a callback.
 
     parameters: the names of its arguments.
     """
-    missing = [name for name in ("unet", "vae", "scheduler") if getattr(pipe, name, None) is None]
+    network = network_of(pipe)
+    missing = [] if network is not None else ["network of a base that is known"]
+    missing += [name for name in ("vae", "scheduler") if getattr(pipe, name, None) is None]
     missing += [name for name in ("callback_on_step_end", "num_images_per_prompt") if name not in parameters]
     if missing:
         raise InputError(f"{type(pipe).__name__} cannot be pruned: it has no {missing[0]}")
     apart = [name for name in ("mask_image", "pag_scale") if name in parameters]
-    if apart or pipe.unet.config.in_channels != pipe.unet.config.out_channels:
-        why = f"its {apart[0]}" if apart else "its U-Net's further inputs"
+    if apart or network.config.in_channels != network.config.out_channels:
+        why = f"its {apart[0]}" if apart else "its network's further inputs"
         raise InputError(f"{type(pipe).__name__} cannot be pruned by previews: {why} would not be cut; prune by drafts")
     scheduler, kind = pipe.scheduler, pipe.scheduler.config.get("prediction_type")
     if (
@@ -75,19 +78,20 @@ class Pruning:
         self.pipe, self.request, self.generators, self.score, self.decoder = pipe, request, generators, score, decoder
         self.kept: list[int] = list(range(len(generators)))
         self.dropped: dict[int, tuple[int, float]] = {}
-        parts = [pipe.unet, getattr(pipe, "controlnet", None)]
+        self.network = network_of(pipe)
+        parts = [self.network, getattr(pipe, "controlnet", None)]
         self.networks = {part: Chunked(len(self.kept), request.chunk_size) for part in parts if part is not None}
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Chunk the networks, and remember what the U-Net saw and said."""
+        """Chunk the networks, and remember what the network saw and said."""
         with ExitStack() as stack:
             for network, hook in self.networks.items():
                 stack.enter_context(hooked(network, hook))
-            stack.callback(self.pipe.unet.register_forward_hook(self._see, with_kwargs=True).remove)
+            stack.callback(self.network.register_forward_hook(self._see, with_kwargs=True).remove)
             yield
 
-    def _see(self, unet: Any, args: tuple, kwargs: dict, output: Any) -> None:
+    def _see(self, network: Any, args: tuple, kwargs: dict, output: Any) -> None:
         named = dict(zip(("sample", "timestep"), args)) | kwargs
         self.seen = (named["sample"], named["timestep"], output[0])
 
@@ -123,7 +127,7 @@ class Pruning:
             rescale = getattr(self.pipe, "guidance_rescale", 0.0)
             output = rescale_noise_cfg(guided, output, rescale) if rescale else guided
         clean = predicted_clean(self.pipe.scheduler, sample[-count:], timestep, output)
-        return torch.cat([decode(self.decoder, chunk) for chunk in clean.split(self.networks[self.pipe.unet].size)])
+        return torch.cat([decode(self.decoder, chunk) for chunk in clean.split(self.networks[self.network].size)])
 
 
 def predicted_clean(
@@ -136,14 +140,10 @@ def predicted_clean(
     """
     signals = scheduler.alphas_cumprod.cpu().double().sqrt().numpy()
     signal = float(np.interp(float(torch.as_tensor(timestep).flatten()[0]), np.arange(len(signals)), signals))
-    noise = math.sqrt(1 - signal**2)
-    match scheduler.config.prediction_type:
-        case "epsilon":
-            return (sample - noise * output) / max(signal, 1e-4)
-        case "v_prediction":
-            return signal * sample - noise * output
-        case _:
-            return output
+    kind = scheduler.config.prediction_type
+    alpha = max(signal, 1e-4) if kind == "epsilon" else signal  # by which ε is divided
+    at = Coefficients(*(torch.tensor(value, dtype=torch.float64) for value in (alpha, math.sqrt(1 - signal**2))))
+    return split(kind, sample, output, at).clean
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:

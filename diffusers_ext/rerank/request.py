@@ -20,14 +20,28 @@ from ..errors import InputError
 SEEDS = 2**63 - 1  # seeds are drawn below this
 OF_PROMPT = ("prompt", "negative_prompt", "pooled_", "negative_pooled_")  # arguments that belong to a prompt begin so
 IMAGES = ("image", "mask_image", "control_image")  # and these, where a list has one per prompt
-SCHEDULES = {  # (share of the steps, share of those left that go on); docs/reranking.md has what they keep
+SCHEDULES = {  # (share of the steps, share of those left that continue); docs/reranking.md has what they keep
     "drafts": ((0.25, 0.375), (0.4, 1 / 3)),
     "previews": ((0.25, 0.5), (0.5, 0.5)),
 }
 Schedule = Sequence[tuple[float, float]]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Choices:
+    """What a call asks for beside the pipeline's arguments; `RewardReranker.__call__` describes each."""
+
+    num_candidates: int = 16
+    keep: int = 4
+    chunk_size: int = 4
+    seed: int | Sequence[int] | None = None
+    prune: bool | Schedule | None = None
+    prune_by: str = "drafts"
+    preview_decoder: Any = None
+    reward_prompt: str | Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """A checked call.
 
@@ -53,8 +67,8 @@ class Request:
             if several and name == conditions:
                 arguments[name] = _conditions(name, value, prompt, count)
                 continue
-            one = name in IMAGES and getattr(value, "ndim", 4) < 4  # a single picture as a tensor or an array
-            if (name.startswith(OF_PROMPT) or name in IMAGES) and not one:
+            single = name in IMAGES and getattr(value, "ndim", 4) < 4  # one picture as a tensor or an array
+            if (name.startswith(OF_PROMPT) or name in IMAGES) and not single:
                 arguments[name] = _entry(value, prompt, count)
         return arguments
 
@@ -65,11 +79,11 @@ class Request:
         return None if latents is None else latents[[first + number for number in numbers]]
 
     def left(self, count: int, kept: float) -> int:
-        """How many of `count` candidates go on."""
+        """How many of `count` candidates continue."""
         return max(self.keep, math.ceil(kept * count - 1e-9))
 
     def drafts(self) -> list[tuple[int, int]]:
-        """(steps, how many go on) of each round of drafts."""
+        """(steps, how many continue) of each round of drafts."""
         rounds, count = {}, len(self.seeds[0])
         for share, kept in self.schedule if self.by_drafts else ():
             whole, strength = self.arguments["num_inference_steps"], self.arguments.get("strength", 1.0)
@@ -91,39 +105,32 @@ class Request:
 def read_request(
     given: dict[str, Any],
     parameters: Mapping[str, inspect.Parameter],
-    num_candidates: int,
-    keep: int,
-    chunk_size: int,
-    seed: Any,
-    prune: Any,
-    prune_by: str,
-    reward_prompt: Any,
+    choices: Choices,
 ) -> Request:
     """Check a call; given: the bound arguments of the pipeline, parameters: its signature. InputError says what is wrong."""
+    count, keep, chunk_size = choices.num_candidates, choices.keep, choices.chunk_size
     arguments = {**{name: value for name, value in given.items() if name != "kwargs"}, **given.get("kwargs", {})}
-    if min(num_candidates, keep, chunk_size) < 1:
-        raise InputError(f"num_candidates {num_candidates}, keep {keep}, chunk_size {chunk_size}: 1 at least")
+    if min(count, keep, chunk_size) < 1:
+        raise InputError(f"num_candidates {count}, keep {keep}, chunk_size {chunk_size}: 1 at least")
     if arguments.pop("num_images_per_prompt", 1) not in (None, 1):
         raise InputError("num_images_per_prompt: num_candidates says how many are drawn, keep how many are returned")
     if arguments.get("output_type", "pil") == "latent":
         raise InputError("output_type 'latent' has no picture to score; ask for 'pil', 'np' or 'pt'")
     if "generator" not in parameters:
         raise InputError("the pipeline takes no generator: its images could not be drawn again")
-    schedule = check_schedule(prune, prune_by)
-    if schedule and prune_by == "drafts":
+    schedule, by_drafts = check_schedule(choices.prune, choices.prune_by), choices.prune_by == "drafts"
+    if schedule and by_drafts:
         if "num_inference_steps" not in parameters:
             raise InputError("drafts have fewer steps, but the pipeline takes no num_inference_steps")
         if named := [name for name in ("timesteps", "sigmas") if arguments.get(name) is not None]:
             raise InputError(f"drafts have fewer steps: give num_inference_steps, not {named[0]}")
         arguments.setdefault("num_inference_steps", parameters["num_inference_steps"].default)
-    prompts = _prompts(arguments, reward_prompt)
-    seeds, device = _seeds(seed, arguments.pop("generator", None), len(prompts), num_candidates)
+    prompts = _prompts(arguments, choices.reward_prompt)
+    seeds, device = _seeds(choices.seed, arguments.pop("generator", None), len(prompts), count)
     latents = arguments.get("latents")
-    if latents is not None and len(latents) != len(prompts) * num_candidates:
-        raise InputError(f"latents: {len(latents)} rows for {len(prompts)} x {num_candidates} candidates; one each")
-    return Request(
-        arguments, prompts, seeds, device, min(keep, num_candidates), chunk_size, schedule, prune_by == "drafts"
-    )
+    if latents is not None and len(latents) != len(prompts) * count:
+        raise InputError(f"latents: {len(latents)} rows for {len(prompts)} x {count} candidates; one each")
+    return Request(arguments, prompts, seeds, device, min(keep, count), chunk_size, schedule, by_drafts)
 
 
 def check_schedule(prune: Any, prune_by: str) -> Schedule:
@@ -189,11 +196,13 @@ def _seeds(seed: Any, generator: Any, prompts: int, number: int) -> tuple[list[l
     if seed is not None and generator is not None:
         raise InputError("give seed or generator, not both")
     if isinstance(generator, (list, tuple)):
-        device, seed = generator[0].device, [each.initial_seed() for each in generator]
+        device, seed = generator[0].device, [known.initial_seed() for known in generator]
     if seed is None:
         device = generator.device if generator is not None else device
         seed = torch.randint(SEEDS, (total,), generator=generator, device=device).tolist()
-    seeds = list(range(int(seed), int(seed) + total)) if isinstance(seed, Integral) else [int(each) for each in seed]
+    seeds = (
+        list(range(int(seed), int(seed) + total)) if isinstance(seed, Integral) else [int(number) for number in seed]
+    )
     if len(seeds) != total:
         raise InputError(f"{len(seeds)} seeds for {prompts} x {number} candidates; give one each, or one number")
     return [seeds[start : start + number] for start in range(0, total, number)], device

@@ -16,7 +16,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,12 +24,13 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import PreTrainedModel
 
+from ..diffusion.bases import network_of
 from ..diffusion.hooks import Remember, hooked
 from ..diffusion.signatures import CallMixin, call_behind, joined
 from ..errors import InputError
 from .candidates import Candidate, RerankOutput, as_pictures, check_ranked, gathered, ranked, score_pictures
 from .pruning import Pruning, check_pipeline
-from .request import Request, Schedule, read_request
+from .request import Choices, Request, Schedule, read_request
 
 
 class RewardReranker:
@@ -53,6 +54,7 @@ class RewardReranker:
             signature, (RewardReranker.__call__,)
         )  # of this object, with its pipeline's arguments
         self.evaluations = 0
+        self.chunk_size = 0  # of the call under way: halved where memory does not suffice
         self._encoders: list[tuple[PreTrainedModel, list]] = []  # with what they answered in this call
 
     def __call__(
@@ -79,7 +81,7 @@ class RewardReranker:
             seed: candidate n of prompt p starts from seed + p·N + n; or all P·N seeds, prompt by prompt. Without, seeds
                 are drawn from `generator`, or from torch's global one; a list of P·N generators stands for their
                 initial seeds.
-            prune: pairs (share of the steps, share of those left that go on), or True for the usual ones
+            prune: pairs (share of the steps, share of those left that continue), or True for the usual ones
                 (`rerank.request.SCHEDULES`). Default: every candidate is drawn to the end.
             prune_by: drafts: pictures drawn in that share of the steps, from the same seeds; any pipeline, and a sampler
                 without noise of its own. previews: pictures that the network predicts at that share of one run; a
@@ -94,35 +96,46 @@ class RewardReranker:
 
         Raises InputError for what cannot be done, before anything is drawn.
         """
+        given = inspect.signature(self.draw).bind_partial(*args, **kwargs).arguments
+        output = self.rank(
+            given,
+            Choices(num_candidates, keep, chunk_size, seed, prune, prune_by, preview_decoder, reward_prompt),
+        )
+        return output if return_dict else output.to_tuple()
+
+    def rank(self, given: dict[str, Any], choices: Choices) -> RerankOutput:
+        """Draw and rank; given: the pipeline's arguments by name. Raises InputError as a call does."""
         if self.reward is None:
             raise InputError("no reward to rank by: set reward_model (diffusers_ext.load_reward gives one)")
-        given = inspect.signature(self.draw).bind_partial(*args, **kwargs).arguments
-        choices = (num_candidates, keep, chunk_size, seed, prune, prune_by, reward_prompt)
-        request = read_request(given, self.parameters, *choices)
+        request = read_request(given, self.parameters, choices)
         previews = bool(request.schedule) and not request.by_drafts
         if previews:
             check_pipeline(self.pipeline, self.parameters)
-        self.evaluations, candidates = 0, []
+        self.evaluations, self.chunk_size = 0, request.chunk_size
+        ranking: list[list[Candidate]] = []
         with self._session(request.drawings()) as bar:
             for prompt in range(len(request.prompts)):
-                found = (
-                    self._previewed(request, prompt, bar, preview_decoder)
-                    if previews
-                    else self._drafted(request, prompt, bar)
-                )
-                candidates.append(ranked(found, request.keep))
+                if previews:
+                    candidates = self._previewed(request, prompt, bar, choices.preview_decoder)
+                else:
+                    candidates = self._drafted(request, prompt, bar)
+                ranking.append(ranked(candidates, request.keep))
                 if self._interrupted():
                     break
-                check_ranked(found, self.reward[prompt] if isinstance(self.reward, list) else self.reward)
-        images = [each.image for best_first in candidates for each in best_first if each.image is not None]
-        output = RerankOutput(gathered(images), candidates, self.evaluations)
-        return output if return_dict else output.to_tuple()
+                check_ranked(candidates, self._reward(prompt))
+        images = [candidate.image for best_first in ranking for candidate in best_first if candidate.image is not None]
+        return RerankOutput(gathered(images), ranking, self.evaluations)
+
+    def _reward(self, prompt: int) -> Any:
+        """The reward of a prompt."""
+        return self.reward[prompt] if isinstance(self.reward, list) else self.reward
 
     # ------------------------------------------------------------------ the candidates of a prompt
 
     def _drafted(self, request: Request, prompt: int, bar: Any) -> list[Candidate]:
-        """Draw the candidates in few steps and let go of the worse, as often as the schedule says; the rest in all steps."""
-        left, dropped = list(range(len(request.seeds[prompt]))), []
+        """Draw the candidates in few steps and drop the worse, as often as the schedule says; then the rest in all steps."""
+        left = list(range(len(request.seeds[prompt])))
+        dropped: list[Candidate] = []
         for steps, count in request.drafts():
             drafts = ranked(self._in_chunks(request, prompt, left, bar, steps), request.keep)
             if self._interrupted():
@@ -136,23 +149,24 @@ class RewardReranker:
         self, request: Request, prompt: int, left: list[int], bar: Any, steps: int | None = None
     ) -> list[Candidate]:
         """Draw and score candidates, a chunk at a time; only the pictures of the best stay in memory."""
-        done, found = 0, []
-        while done < len(left) and not (found and self._interrupted()):
-            numbers, shown = left[done : done + request.chunk_size], bar and bar.n
+        done = 0
+        candidates: list[Candidate] = []
+        while done < len(left) and not (candidates and self._interrupted()):
+            numbers, shown = left[done : done + self.chunk_size], bar and bar.n
             try:
-                found = ranked(found + self._chunk(request, prompt, numbers, bar, steps), request.keep)
+                candidates = ranked(candidates + self._chunk(request, prompt, numbers, bar, steps), request.keep)
                 done += len(numbers)
                 continue
             except RuntimeError as error:
                 if len(numbers) == 1 or not should_reduce_batch_size(error):
                     raise
-            # Outside the handler, where nothing holds the failed chunk's tensors any more.
-            request.chunk_size = (len(numbers) + 1) // 2
+            # Outside the handler, where nothing holds the failed chunk's tensors.
+            self.chunk_size = (len(numbers) + 1) // 2
             if bar is not None:
                 bar.n = shown
-            warnings.warn(f"out of memory at {len(numbers)} images; going on with {request.chunk_size}", stacklevel=5)
+            warnings.warn(f"out of memory at {len(numbers)} images; continuing with {self.chunk_size}", stacklevel=6)
             clear_device_cache(garbage_collection=True)
-        return found
+        return candidates
 
     def _chunk(self, request: Request, prompt: int, numbers: list[int], bar: Any, steps: int | None) -> list[Candidate]:
         chunk = tuple(request.seeds[prompt][number] for number in numbers)
@@ -183,20 +197,19 @@ class RewardReranker:
         """Score the pictures of some candidates; those that the safety checker blanked have no score."""
         blanks = getattr(output, "nsfw_content_detected", None) or [False] * len(numbers)
         scores = self._scores(request, prompt, as_pictures(output.images), blanks)
-        found = []
-        for at, (number, chunk) in enumerate(zip(numbers, chunks)):
-            parts = {name: float(values[at]) for name, values in scores.items()}
+        candidates = []
+        for row, (number, chunk) in enumerate(zip(numbers, chunks)):
+            parts = {name: float(values[row]) for name, values in scores.items()}
             score, seed = parts.pop("score"), request.seeds[prompt][number]
-            found.append(Candidate(number, seed, chunk, score, parts, bool(blanks[at]), None, output.images[at]))
-        return found
+            candidates.append(Candidate(number, seed, chunk, score, parts, bool(blanks[row]), None, output.images[row]))
+        return candidates
 
     def _scores(self, request: Request, prompt: int, pictures: list, blanks: Sequence[bool]) -> dict[str, np.ndarray]:
         """Score what was not blanked; the rest is NaN."""
         shown = [picture for picture, blank in zip(pictures, blanks) if not blank]
-        reward = self.reward[prompt] if isinstance(self.reward, list) else self.reward
-        found = score_pictures(reward, request.prompts[prompt], shown)
-        scores = {name: np.full(len(pictures), np.nan) for name in found}
-        for name, values in found.items():
+        known = score_pictures(self._reward(prompt), request.prompts[prompt], shown)
+        scores = {name: np.full(len(pictures), np.nan) for name in known}
+        for name, values in known.items():
             scores[name][~np.array(blanks, dtype=bool)] = values
         return scores
 
@@ -243,8 +256,7 @@ class RewardReranker:
         parts = getattr(pipe, "components", {}).items()
         encoders = [part for name, part in parts if name.startswith("text_encoder")]
         self._encoders += [(part, []) for part in encoders if isinstance(part, PreTrainedModel)]
-        networks = (getattr(pipe, name, None) for name in ("unet", "transformer"))  # a compiled one has no truth value
-        network = next((each for each in networks if each is not None), None)
+        network = network_of(pipe)
         with ExitStack() as stack:
             bar = None
             if hasattr(pipe, "progress_bar"):
@@ -258,13 +270,13 @@ class RewardReranker:
             yield bar
 
     def _count(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        self.evaluations += len(next(each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)))
+        self.evaluations += len(next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)))
 
 
 class RerankMixin(CallMixin):
     """Put it before a diffusers pipeline in the bases of a class that has the component `reward_model`, which may be None."""
 
-    added = (RewardReranker.__call__,)
+    added: ClassVar[tuple[Callable, ...]] = (RewardReranker.__call__,)
 
     @property
     def plain_call(self) -> Callable:

@@ -40,6 +40,14 @@ class Learner:
         """Return the labels, (N,)."""
         return self.classes[torch.cat([self.scores(part.float()).argmax(1) for part in features.split(CHUNK)])]
 
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the scores of classes, (N, C)."""
+        raise NotImplementedError
+
+    def _learn(self, features: torch.Tensor, places: torch.Tensor) -> None:
+        """Learn features (N, d) float32 of the classes at places (N,)."""
+        raise NotImplementedError
+
     def _sums(self, features: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
         return torch.zeros(size, features.shape[1], dtype=torch.float64).index_add(0, places, features.double())
 
@@ -116,7 +124,8 @@ class Ridge(Learner):
         self.width = dim
         self.rows, self.places = torch.zeros(0, dim), torch.empty(0, dtype=torch.int64)
         self.products: torch.Tensor | None = None  # XXᵀ of the rows, so that no product is taken twice
-        self.gram, self.target = None, None
+        self.gram: torch.Tensor | None = None
+        self.target = torch.zeros(dim, 0, dtype=torch.float64)
 
     def _embed(self, features: torch.Tensor) -> torch.Tensor:
         return features
@@ -135,28 +144,27 @@ class Ridge(Learner):
     def _add(self, rows: torch.Tensor, places: torch.Tensor, size: int) -> None:
         if self.gram is None and len(self.rows) + len(rows) <= self.width:
             old = torch.zeros(0, 0) if self.products is None else self.products
-            across, own = (each.double() @ rows.double().T for each in (self.rows, rows))
+            across, own = (kept.double() @ rows.double().T for kept in (self.rows, rows))
             self.products = torch.cat([torch.cat([old, across], 1), torch.cat([across.T, own], 1)])
             self.rows, self.places = torch.cat([self.rows, rows]), torch.cat([self.places, places])
             return
         if self.gram is None:
             self.gram = torch.zeros(self.width, self.width, dtype=torch.float64)
             self.target = torch.zeros(self.width, 0, dtype=torch.float64)
-            kept, self.rows = (self.rows, self.places), self.rows[:0]
-            self.products = None
-            self._add(*kept, size)
+            rows_kept, self.rows, self.products = self.rows, self.rows[:0], None
+            self._add(rows_kept, self.places, size)
         rows, hot = rows.double(), F.one_hot(places, size).double()  # in single precision small ridges drown
         self.target = F.pad(self.target, (0, size - self.target.shape[1])) + rows.T @ hot
         self.gram += rows.T @ rows
 
     def _solutions(self, ridges: list[float], size: int) -> list[torch.Tensor]:
         """Return weights (width, C) float32 for each ridge, a share of the Gram matrix's mean diagonal."""
-        primal = self.gram is not None
-        system = self.gram if primal else self.products
-        target = self.target if primal else F.one_hot(self.places, size).double()
-        level = system.diagonal().sum() / self.width
-        found = [_solve(system, target, ridge * level) for ridge in ridges]
-        return [each.float() if primal else self.rows.T @ each.float() for each in found]
+        if self.gram is not None:
+            level = self.gram.diagonal().sum() / self.width
+            return [_solve(self.gram, self.target, ridge * level).float() for ridge in ridges]
+        assert self.products is not None, "rows are added before anything is solved"
+        level, hot = self.products.diagonal().sum() / self.width, F.one_hot(self.places, size).double()
+        return [self.rows.T @ _solve(self.products, hot, ridge * level).float() for ridge in ridges]
 
     def scores(self, features):
         return self._embed(features) @ self.weights
@@ -164,7 +172,7 @@ class Ridge(Learner):
     @property
     def stored_floats(self) -> int:
         kept = (self.gram, self.target) if self.gram is not None else (self.rows, self.products)
-        return sum(each.numel() for each in kept)
+        return sum(values.numel() for values in kept if values is not None)
 
 
 def _solve(system: torch.Tensor, target: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:

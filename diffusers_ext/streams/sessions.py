@@ -8,7 +8,7 @@ The order of classes, and from it the groups, is a permutation drawn by the seed
 `as_dict` is what a result file keeps of it. A learner sees features and labels, never domains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,7 @@ def build_sessions(
         )
     order = generator(seed, "class order", 0).permutation(classes)
     of_group = [order[group * classes // groups : (group + 1) * classes // groups] for group in range(groups)]
+    blocks: list[tuple[np.ndarray, Iterable[int]]]
     if setting == "NC":
         blocks = [(group, range(places)) for group in of_group]
     elif setting == "ND":

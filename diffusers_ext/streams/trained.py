@@ -27,8 +27,8 @@ from huggingface_hub import load_torch_model
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
+from ..data.batches import Samples
 from ..data.labelled import LabelledImages
 from ..embeddings.backbones import Backbone
 from ..engine.loop import claim, start, train
@@ -114,13 +114,11 @@ class Pictures:
         return pixels
 
 
-class BalancedPictures(Dataset):
+class BalancedPictures(Samples):
     """Pictures of a session and the memory for `loop.train`, each drawn under (seed, session, epoch, index).
 
     rows, classes and components (N,): first a class is drawn, then one of its components, then a picture of it, all evenly.
     """
-
-    buckets = None
 
     def __init__(self, pictures: Pictures, rows, classes, components, seed: int, session: int):
         self.pictures, self.seed, self.session, self.count = pictures, seed, session, len(rows)

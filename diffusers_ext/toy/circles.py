@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor
 from skimage.color import deltaE_ciede2000, rgb2lab
-from torch.utils.data import Dataset
 
 from .. import randomness
+from ..data.batches import Samples
 from ..data.tensors import to_tensor
 from ..options import COUNT, SEED, option, run
 
@@ -234,13 +234,11 @@ def write(folder: str | Path, count: int, size: int = 64, seed: int = 0, split: 
     return folder
 
 
-class Fill50k(Dataset):
+class Fill50k(Samples):
     """The set as a stream: samples are drawn when asked for, none is stored.
 
     Each is {"key", "text", "pixel_values" (3, H, W) in [-1, 1], "conditioning_pixel_values" (3, H, W) in [0, 1]}.
     """
-
-    buckets = None  # all of one size
 
     def __init__(
         self, count: int, size: int = 64, seed: int = 0, split: str = "train", proportion_empty_prompts: float = 0.0

@@ -39,7 +39,7 @@ EQUATIONS = {
 HEADING = "## Training\n\n"
 
 
-def write_tuning_card(run: Path, base: str, samples: int, sdxl: bool, measured_on: str = "held-out prompts") -> Path:
+def write_tuning_card(run: Path, base: str, samples: int, measured_on: str = "held-out prompts") -> Path:
     """Write README.md of a run folder of train_reward_tuning.py; samples: prompts, or preferred pairs; measured_on: in words."""
     options = record(run)["options"]
     lora = not options["full_unet"]

@@ -10,13 +10,12 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from .. import randomness
 from ..control.objective import ControlObjective
-from ..diffusion.encoders import StableDiffusionEncoders
-from ..diffusion.sampler import split
+from ..diffusion.bases.encoders import Encoders
+from ..diffusion.paths import split
 from ..randomness import Key
 from ..rewards.agreement import Agreement
 from .reward_path import RewardPath
@@ -25,9 +24,7 @@ from .reward_path import RewardPath
 class ConditionPath(RewardPath):
     """From latents to how well their pictures keep to conditions, in bounded memory; `forward(latents, conditions)`."""
 
-    def __init__(
-        self, agreement: Agreement, encoders: StableDiffusionEncoders, decoder: AutoencoderKL, batch_size: int = 1
-    ):
+    def __init__(self, agreement: Agreement, encoders: Encoders, decoder: nn.Module | None = None, batch_size: int = 1):
         super().__init__(agreement, encoders, decoder, batch_size)
 
     def score(self, pixels: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
@@ -47,10 +44,10 @@ class ConsistencyObjective(ControlObjective):
         self.path, self.weight, self.threshold = path, weight, threshold
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        latents, text = self.encode(batch)
+        latents, conditioning = self.encode(batch)
         noisy, timesteps, target = self.diffusion.diffuse(latents, batch["key"])
         conditions = batch["conditioning_pixel_values"]
-        prediction = self.predict(noisy, timesteps, text, conditions)
+        prediction = self.predict(noisy, timesteps, conditioning, conditions)
         loss = self.diffusion.loss(prediction, target, timesteps)
         near = timesteps <= self.threshold
         if not near.any():
@@ -61,16 +58,15 @@ class ConsistencyObjective(ControlObjective):
 
     def clean(self, noisy: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Return ẑ_0 of noisy latents, (B, c, h, w)."""
-        scheduler = self.diffusion.scheduler
-        alpha_bar = scheduler.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
-        return split(scheduler.config.prediction_type, noisy, prediction, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())[0]
+        path = self.diffusion.path
+        return split(path.prediction, noisy, prediction, path.coefficients(timesteps, noisy)).clean
 
 
 class ConditionPreferenceObjective(ControlObjective):
     """s · max(0, L_w − L_l + m) + ρ L_w, at t ≤ t_max: the picture's own condition should explain it better than another.
 
     L_w and L_l are a sample's denoising errors under its condition and under a losing one, the same noise. With
-    s = σ(β/2 · [(L_w − L_l) − (L_w − L_l)_base]), not differentiated, a sample counts less the further it is ahead of the
+    s = σ(β/2 · [(L_w − L_l) − (L_w − L_l)_start]), not differentiated, a sample counts less the further it is ahead of the
     ControlNet that the run started from. The losing condition is the sample's own, moved by an eighth to three eighths of the
     side in each direction.
     """
@@ -86,22 +82,22 @@ class ConditionPreferenceObjective(ControlObjective):
     ):
         super().__init__(*args, **switches)
         self.beta, self.margin, self.threshold, self.diffusion_weight = beta, margin, threshold, diffusion_weight
-        self.base = copy.deepcopy(self.front).requires_grad_(False)
+        self.start = copy.deepcopy(self.front).requires_grad_(False)
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        latents, text = self.encode(batch)
+        latents, conditioning = self.encode(batch)
         noisy, timesteps, target = self.diffusion.diffuse(latents, batch["key"])
         conditions = batch["conditioning_pixel_values"]
-        both = (conditions, moved(conditions, batch["key"], self.diffusion.seed))
+        losing = moved(conditions, batch["key"], self.diffusion.seed)
 
         def errors(condition: torch.Tensor, front: nn.Module) -> torch.Tensor:
-            prediction = self.predict(noisy, timesteps, text, condition, front)
+            prediction = self.predict(noisy, timesteps, conditioning, condition, front)
             return (prediction.float() - target).square().mean(dim=(1, 2, 3))
 
-        won, lost = (errors(each, self.front) for each in both)
+        won, lost = errors(conditions, self.front), errors(losing, self.front)
         with torch.no_grad():
-            base_won, base_lost = (errors(each, self.base) for each in both)
-            behind = torch.sigmoid(self.beta / 2 * ((won - lost) - (base_won - base_lost)))
+            start_won, start_lost = errors(conditions, self.start), errors(losing, self.start)
+            behind = torch.sigmoid(self.beta / 2 * ((won - lost) - (start_won - start_lost)))
         hinge = behind * (won - lost + self.margin).relu() * (timesteps <= self.threshold)
         parts = {"diffusion": won.mean(), "hinge": hinge.mean(), "preferred": (won < lost).float().mean()}
         return {"loss": parts["hinge"] + self.diffusion_weight * parts["diffusion"], **parts}

@@ -29,14 +29,13 @@ class DPO(TunedObjective):
         super().__init__(policy, diffusion)
         self.beta = beta
 
-    @torch.compiler.disable  # the U-Net is compiled, by `compile_unet`
+    @torch.compiler.disable  # the network is compiled, by `compile_network`
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """batch: "key", "text_embeddings", of SDXL "winner_time_ids" and "loser_time_ids" (B, 6); and "winner_…" and
-        "loser_…", each "pixel_values" (B, 3, H, W) in [-1, 1] or "moments"."""
+        """batch: "key" and the prompts' embeddings; and as "winner_…" and "loser_…" the "time_ids" (B, 6) of each picture, and
+        its "pixel_values" (B, 3, H, W) in [-1, 1] or "moments"."""
         noisy, timesteps, targets = zip(*[self._diffuse(batch, side) for side in ("winner", "loser")])
-        both = {"text_embeddings": torch.cat([batch["text_embeddings"]] * 2)}
-        if "winner_time_ids" in batch:
-            both["time_ids"] = torch.cat([batch["winner_time_ids"], batch["loser_time_ids"]])
+        both = {name: torch.cat([batch[name]] * 2) for name in self.policy.embeddings}
+        both["time_ids"] = torch.cat([batch["winner_time_ids"], batch["loser_time_ids"]])
         arguments = (torch.cat(noisy), torch.cat(timesteps), both)
         target = torch.cat(targets).float()
         errors, base_errors = (

@@ -2,11 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..control.options import check_revision
+from ..control.options import base_name, check_revision
 from ..errors import InputError
-from ..options import ANY, COUNT, NATURAL, POSITIVE, SHARE, WEIGHT, Range, check_declared, check_used, group, option
+from ..options import (
+    ANY,
+    COUNT,
+    NATURAL,
+    POSITIVE,
+    SHARE,
+    WEIGHT,
+    Range,
+    TrainingOptions,
+    check_declared,
+    check_used,
+    group,
+    option,
+)
 
 METHODS = ("refl", "draft", "draft_lv", "alignprop", "dpo")
 _REWARDED, _RANKED, _ADAPTED = {"method": METHODS[:-1]}, {"method": ("dpo",)}, {"full_unet": False}
@@ -188,15 +200,15 @@ class ValidationOptions:
     )
 
 
-def base_of(options: Any) -> str:
-    from ..toy.embedded import embedded_model
+@dataclass
+class TuningOptions(ValidationOptions, TrainingOptions, DataOptions, RewardOptions, MethodOptions, ModelOptions):
+    """Everything that a reward tuning asks for."""
 
-    return options.pretrained_model_name_or_path or embedded_model()
 
-
-def check_options(options: Any) -> None:
+def check_options(options: TuningOptions) -> None:
     """Raise InputError for what is missing or excludes each other, before any data are read."""
-    from ..diffusion.check import check_stable_diffusion, check_vae
+    from ..diffusion.base import check_base
+    from ..diffusion.check import check_vae
 
     check_declared(options)
     if options.method == "dpo" and options.rankings is None:
@@ -225,25 +237,26 @@ def check_options(options: Any) -> None:
             f"--tiny_decoder {options.tiny_decoder}: no folder of an AutoencoderTiny, nor a name on the Hub"
         )
     check_steps(options)
-    check_stable_diffusion(base_of(options), options.variant)
-    check_revision(options.revision, base_of(options))
+    check_base(base_name(options), options.variant)
+    check_revision(options.revision, base_name(options))
     if options.pretrained_vae_model_name_or_path:
         check_vae(options.pretrained_vae_model_name_or_path)
 
 
-def check_steps(options: Any) -> None:
+def check_steps(options: TuningOptions) -> None:
     """Raise InputError for steps that the sampler does not have."""
     steps = options.num_inference_steps
     if (options.grad_steps or 1) > steps:
         raise InputError(f"--grad_steps {options.grad_steps}: the sampler has {steps} steps")
-    window = grad_window(options)
+    window = options.grad_window or grad_window(options)
     if len(window) != 2 or not 0 <= window[0] <= window[1] < steps:
         raise InputError(
             f"--grad_window {' '.join(map(str, window))}: two steps of 0 to {steps - 1}, the first not the later"
         )
 
 
-def grad_window(options: Any) -> tuple[int, ...]:
-    """The window of ReFL: as given, or the last quarter but the very last step, where nothing moves any more."""
+def grad_window(options: TuningOptions) -> tuple[int, int]:
+    """Return the window of ReFL: as given, or the last quarter without the very last step, which moves nothing."""
     steps = options.num_inference_steps
-    return tuple(options.grad_window or (max(0, min(steps - 2, steps * 3 // 4)), max(0, steps - 2)))
+    first, last = options.grad_window or (max(0, min(steps - 2, steps * 3 // 4)), max(0, steps - 2))
+    return first, last

@@ -11,7 +11,6 @@ Distances are root mean squares over pixels in [0, 1], on pictures brought to 64
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
+from ..data.batches import collate
+from ..diffusion.encoded import Texts
 from ..diffusion.lora import adapters_at, adapters_merged, has_lora
 from ..diffusion.sampler import Sampler
-from ..engine.loop import collate
 from ..engine.run_folder import read_metrics, save_sample
 from ..figures import labelled_grid, plot_curves
 from .data import PromptSamples
+from .options import TuningOptions
 from .policy import Policy
 from .reward_path import RewardPath
 from .reward_tuning import TunedObjective
@@ -51,15 +52,13 @@ class TuningPreview:
         path: RewardPath,
         held_out: Any | None,
         prompts: list[str],
-        texts: Mapping[str, torch.Tensor],
-        size: tuple[int, int, int],
-        options: Any,
-        time_ids: torch.Tensor | None = None,
+        texts: Texts,
+        options: TuningOptions,
     ):
         self.objective, self.sampler, self.path, self.held_out = objective, sampler, path, held_out
-        self.size, self.options, self.folder = size, options, Path(options.output_dir)
+        self.options, self.folder = options, Path(options.output_dir)
         self.prompts = [prompt for prompt in prompts for _ in range(options.num_validation_images)]
-        self.data = PromptSamples(self.prompts, texts, options.seed, time_ids)
+        self.data = PromptSamples(self.prompts, texts, options.seed, options.resolution)
 
     @torch.no_grad()
     def start(self) -> dict[str, float]:
@@ -80,24 +79,24 @@ class TuningPreview:
     def draw(self) -> torch.Tensor:
         """Return the pictures of all prompts and seeds, (P·S, 3, H, W) float32 on the CPU, from the same noise each time."""
         chunks = range(0, len(self.data), self.options.train_batch_size)  # a size whose training fits fits here too
-        return torch.cat([self._draw(range(at, min(at + chunks.step, len(self.data)))) for at in chunks])
+        return torch.cat([self._draw(range(first, min(first + chunks.step, len(self.data)))) for first in chunks])
 
     def _draw(self, numbers: range) -> torch.Tensor:
         policy: Policy = self.objective.policy
-        batch = collate([self.data[0, at] for at in numbers])
-        batch = send_to_device({**batch, "key": [(-1, at) for at in numbers]}, policy.empty.device)
-        like = policy.empty.new_empty((len(numbers), *self.size), dtype=torch.float32)
+        batch = collate([self.data[0, number] for number in numbers])
+        batch = send_to_device({**batch, "key": [(-1, number) for number in numbers]}, policy.device)
+        like = policy.noise_like(len(numbers), self.options.resolution)
         noise = self.sampler.noise(DRAWN, batch["key"], like)
-        with adapters_merged(policy.unet):
+        with adapters_merged(policy.network):
             latents = self.sampler.advance(policy, noise, batch, 0, len(self.sampler))
-        return torch.cat([self.path.decode(each[None]).cpu() for each in latents])
+        return torch.cat([self.path.decode(latent[None]).cpu() for latent in latents])
 
     def measure(self, pictures: torch.Tensor) -> dict[str, float]:
         """Return the measures of this module's head, of pictures as `draw` gives them."""
         measures = {}
         for name, reward in (("reward", self.path.reward), ("held_out_reward", self.held_out)):
             if reward is not None:
-                device = self.objective.policy.empty.device
+                device = self.objective.policy.device
                 with torch.autocast(device.type, enabled=False):
                     measures[name] = float(reward.score(self.prompts, pictures.to(device)).mean())
         small = F.interpolate(pictures, (SIDE, SIDE), mode="area")
@@ -110,11 +109,11 @@ class TuningPreview:
     @torch.no_grad()
     def sweep(self) -> None:
         """Measure the adapters, where there are any, at several strengths: strength.json, strength.png, samples/strength.png."""
-        if not (self.options.strength_sweep and has_lora(self.objective.policy.unet)):
+        if not (self.options.strength_sweep and has_lora(self.objective.policy.network)):
             return
         drawn, rows = {}, []
         for strength in STRENGTHS:
-            with adapters_at(self.objective.policy.unet, strength):
+            with adapters_at(self.objective.policy.network, strength):
                 drawn[f"strength {strength:g}"] = self.draw()
             rows.append({"strength": strength, **self.measure(drawn[f"strength {strength:g}"])})
         (self.folder / "strength.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

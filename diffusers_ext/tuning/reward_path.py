@@ -6,10 +6,10 @@ Shapes: B samples, latents (B, c, h, w), pixels (B, 3, H, W).
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderTiny
 from torch import nn
 
-from ..diffusion.encoders import StableDiffusionEncoders
+from ..diffusion.bases.encoders import Encoders
 from ..errors import InputError
 
 SCALES = [2.0**power for power in (16, 12, 8, 4, 0)]  # of a reward, the first whose gradient is finite
@@ -24,20 +24,22 @@ class RewardPath(nn.Module):
 
     Args:
         reward: anything with `score(prompts, images)`; None where pictures are only looked at.
-        encoders: whose normalisation the latents have.
-        decoder: the base's VAE, or a tiny one made for its latents (Bohan 2023, TAESD), which takes them as they are.
+        encoders: those whose normalisation the latents have.
+        decoder: a tiny one made for the base's latents (Bohan 2023, TAESD), which takes them as they are; by default the
+            base's VAE.
     """
 
     def __init__(
         self,
         reward: nn.Module | None,
-        encoders: StableDiffusionEncoders,
-        decoder: AutoencoderKL | AutoencoderTiny,
+        encoders: Encoders,
+        decoder: nn.Module | None = None,
         batch_size: int = 1,
     ):
         super().__init__()
-        self.reward, self.encoders, self.decoder, self.batch_size = reward, encoders, decoder, batch_size
-        for part in (decoder, reward):
+        self.reward, self.encoders, self.batch_size = reward, encoders, batch_size
+        self.decoder = encoders.vae if decoder is None else decoder
+        for part in (self.decoder, reward):
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
 
@@ -83,10 +85,10 @@ class _Chunks(torch.autograd.Function):
         scores, gradients = [], []
         for at in spans:
             for scale in SCALES:
-                each, gradient = _differentiate(score, latents[at], at, scale)
+                values, gradient = _differentiate(score, latents[at], at, scale)
                 if gradient.isfinite().all():
                     break
-            scores.append(each)
+            scores.append(values)
             gradients.append(gradient)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(scores)
@@ -107,17 +109,17 @@ def _differentiate(
     """
     with torch.enable_grad():
         part = latents.detach().requires_grad_()
-        each = score(part, at)
-        if not each.requires_grad:
+        scores = score(part, at)
+        if not scores.requires_grad:
             raise InputError("the reward gives no gradient: it leaves torch on its way, through PIL or NumPy")
-        (gradient,) = torch.autograd.grad(scale * each.sum(), part)
-    return each.detach(), gradient.float() / scale
+        (gradient,) = torch.autograd.grad(scale * scores.sum(), part)
+    return scores.detach(), gradient.float() / scale
 
 
 class _IntoRange(torch.autograd.Function):
     """clamp(x, 0, 1), whose gradient is that of projected ascent: a value outside is moved back but never further out.
 
-    Under clamp's own gradient, which is 0 outside, an overexposed region could never be mended.
+    Under clamp's own gradient, which is 0 outside, an overexposed region could never be corrected.
     """
 
     @staticmethod

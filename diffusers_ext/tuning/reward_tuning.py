@@ -19,6 +19,7 @@ import torch
 from .. import randomness
 from ..diffusion.lora import adapters_merged, has_lora, restore_lora, save_lora
 from ..diffusion.noising import Diffusion
+from ..diffusion.paths import mix
 from ..diffusion.sampler import Sampler, take
 from ..engine.objective import Objective
 from .policy import Policy
@@ -41,23 +42,24 @@ class Weights:
 
 
 class TunedObjective(Objective):
-    """What a tuned model's objectives share: what is saved. A U-Net with adapters saves them alone."""
+    """What a tuned model's objectives share: what is saved. A network with adapters saves them alone."""
 
     def __init__(self, policy: Policy, diffusion: Diffusion):
         super().__init__()
         self.policy, self.diffusion = policy, diffusion
-        self.trainable = {} if has_lora(policy.unet) else {"unet": policy.unet}
+        network = policy.model.family.network
+        self.trainable = {} if has_lora(policy.network) else {network: policy.network}
 
     def save(self, folder: Path) -> None:
-        """Write a U-Net that learns whole to unet/, adapters to lora/."""
+        """Write a network that learns whole to the folder of its name, adapters to lora/."""
         super().save(folder)
-        if has_lora(self.policy.unet):
-            save_lora(self.policy.unet, folder / "lora")
+        if has_lora(self.policy.network):
+            save_lora(self.policy.network, folder / "lora")
 
     def load(self, folder: Path) -> None:
         super().load(folder)
-        if has_lora(self.policy.unet):
-            restore_lora(self.policy.unet, folder / "lora")
+        if has_lora(self.policy.network):
+            restore_lora(self.policy.network, folder / "lora")
 
     def pretraining_loss(self, batch: dict) -> torch.Tensor:
         """E ‖target − f(z_t, t, text)‖² on the batch's pictures, whose entries begin with "pretrain_"."""
@@ -75,7 +77,8 @@ class RewardObjective(TunedObjective):
     Children say in `generate` how ẑ_0 comes about and which steps carry a gradient. The drift is measured where the
     gradient enters, at a step drawn among those that carry it.
 
-    recompute: keep no activations of the steps that carry a gradient; see `Sampler.advance`.
+    resolution: the side of the pictures, in pixels. recompute: keep no activations of the steps that carry a gradient; see
+    `Sampler.advance`.
     """
 
     def __init__(
@@ -84,21 +87,22 @@ class RewardObjective(TunedObjective):
         sampler: Sampler,
         rewards: RewardPath,
         diffusion: Diffusion,
-        size: tuple[int, int, int],
+        resolution: int,
         weights: Weights,
         recompute: bool = False,
     ):
         super().__init__(policy, diffusion)
-        self.sampler, self.rewards, self.size, self.weights, self.recompute = sampler, rewards, size, weights, recompute
+        self.sampler, self.rewards, self.resolution = sampler, rewards, resolution
+        self.weights, self.recompute = weights, recompute
 
     def generate(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ẑ_0, (B or a multiple, c, h, w), in the batch's order once or several times, and the drift, a scalar."""
         raise NotImplementedError
 
-    @torch.compiler.disable  # else the sampler's loop would be compiled step by step; the U-Net is, by `compile_unet`
+    @torch.compiler.disable  # else the sampler's loop would be compiled step by step; the network is, by `compile_network`
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """batch: "key", "prompt", "text_embeddings" (B, tokens, width), of SDXL "time_ids" (B, 6); and for the
-        pre-training term the entries of `pretraining_loss`."""
+        """batch: "key", "prompt", the prompts' embeddings, "time_ids" (B, 6); and for the pre-training term the entries of
+        `pretraining_loss`."""
         weights = self.weights
         clean, drift = self.generate(batch)
         rewards = self.rewards(clean, batch["prompt"] * (len(clean) // len(batch["prompt"])))
@@ -113,13 +117,13 @@ class RewardObjective(TunedObjective):
 
     def start(self, batch: dict) -> torch.Tensor:
         """Draw z_T ~ N(0, 1), (B, c, h, w): a sample's picture of an epoch begins from its key's noise."""
-        like = self.policy.empty.new_empty((len(batch["key"]), *self.size), dtype=torch.float32)
+        like = self.policy.noise_like(len(batch["key"]), self.resolution)
         return self.sampler.noise("start", batch["key"], like)
 
     @torch.no_grad()
     def roll_out(self, batch: dict, steps: torch.Tensor | int) -> torch.Tensor:
         """Return the latents before step `steps`, (B,) or one for all, with no gradient up to there."""
-        with adapters_merged(self.policy.unet):
+        with adapters_merged(self.policy.network):
             return self.sampler.advance(self.policy, self.start(batch), batch, 0, steps)
 
     def drift(self, prediction: torch.Tensor, latents: torch.Tensor, at: torch.Tensor, batch: dict) -> torch.Tensor:
@@ -196,12 +200,9 @@ class DRaFTLV(RewardObjective):
         latents = self.roll_out(batch, last)
         with torch.no_grad():
             finished = self.sampler.advance(self.policy, latents, batch, last, last + 1)
-            alpha, sigma = self.sampler.coefficients(last, latents)
-            draws = [
-                alpha * finished
-                + sigma * self.sampler.noise("noised_again", [(*key, n) for key in batch["key"]], latents)
-                for n in range(self.repeats)
-            ]
+            at = self.sampler.coefficients(last, latents)
+            keys = [[(*key, number) for key in batch["key"]] for number in range(self.repeats)]
+            draws = [mix(finished, self.sampler.noise("noised_again", fresh, latents), at) for fresh in keys]
         several = take(batch, torch.arange(len(last)).repeat(1 + self.repeats))
         return self.through_the_end(torch.cat([latents, *draws]), last.repeat(1 + self.repeats), several)
 

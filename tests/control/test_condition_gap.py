@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_ext.control.gap import ConditionGap, snap
-from diffusers_ext.engine.loop import collate
+from diffusers_ext.data.batches import collate
 
 
 @pytest.fixture

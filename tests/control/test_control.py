@@ -13,8 +13,9 @@ from diffusers import (
 from PIL import Image
 
 from diffusers_ext.control.hint import init_hint, new_controlnet, signal_ratio, transfer
-from diffusers_ext.control.objective import ControlObjective
-from diffusers_ext.engine.loop import collate
+from diffusers_ext.control.objective import ControlObjective, Variant
+from diffusers_ext.data.batches import collate
+from diffusers_ext.diffusion.base import Base, base_of, family_of
 from diffusers_ext.errors import InputError
 from diffusers_ext.toy import circles as fill50k
 
@@ -102,7 +103,7 @@ def test_blank_conditions_are_refused(pipe):
 
 def test_gradients_reach_zero_convolutions_first_and_nothing_frozen(objective, pairs):
     def digest():
-        frozen = [*objective.unet.parameters(), *objective.encoders.parameters()]
+        frozen = list(objective.base.parameters())
         return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in frozen)).hexdigest()
 
     before, reached = digest(), []
@@ -123,7 +124,7 @@ def test_gradients_reach_zero_convolutions_first_and_nothing_frozen(objective, p
         objective(batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert all(p.grad is None for p in (*objective.unet.parameters(), *objective.encoders.parameters()))
+    assert all(p.grad is None for p in objective.base.parameters())
     assert digest() == before
 
 
@@ -135,7 +136,7 @@ def test_the_loss_is_the_papers(objective, pairs, pipe):
     expected = []
     for sample in samples:
         noisy, timestep, noise = objective.diffusion.diffuse(latents_of(objective, sample), [sample["key"]])
-        text = objective.encoders.embed([sample["text"]])
+        text = objective.base.encoders.embed([sample["text"]])["text_embeddings"]
         condition = sample["conditioning_pixel_values"][None]
         down, middle = objective.controlnet(noisy, timestep, text, controlnet_cond=condition, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
@@ -147,9 +148,9 @@ def latents_of(objective, sample):
     """Encode with diffusers' own posterior.sample, given the same normal numbers."""
     from diffusers_ext import randomness
 
-    posterior = objective.encoders.vae.encode(sample["pixel_values"][None]).latent_dist
+    posterior = objective.base.encoders.vae.encode(sample["pixel_values"][None]).latent_dist
     noise = randomness.normal(0, "posterior", [sample["key"]], posterior.mean.shape[1:])
-    return (posterior.mean + posterior.std * noise) * objective.encoders.vae.config.scaling_factor
+    return (posterior.mean + posterior.std * noise) * objective.base.encoders.vae.config.scaling_factor
 
 
 def learning(objective) -> set[str]:
@@ -157,30 +158,32 @@ def learning(objective) -> set[str]:
 
 
 def test_only_mid_control_leaves_the_other_connections_zero(pipe, pairs, objective):
-    parts = (objective.controlnet, pipe.unet, objective.encoders, objective.diffusion)
-    only_mid = ControlObjective(*parts, only_mid_control=True)
+    only_mid = ControlObjective(
+        objective.controlnet, base_of(pipe), objective.diffusion, Variant(only_mid_control=True)
+    )
     assert not any("controlnet_down_blocks" in name for name in learning(only_mid))
     optimizer = torch.optim.AdamW([p for p in only_mid.parameters() if p.requires_grad], lr=1e-2)
     batch = collate([pairs[0, index] for index in range(2)])
     for _ in range(3):
         only_mid(batch)["loss"].backward()
         optimizer.step()
-    latents, text = only_mid.encode(batch)
+    latents, conditioning = only_mid.encode(batch)
     condition = batch["conditioning_pixel_values"]
-    down, middle = only_mid.controlnet(latents, 500, **text, controlnet_cond=condition, return_dict=False)
+    down, middle = only_mid.controlnet(latents, 500, conditioning.text, controlnet_cond=condition, return_dict=False)
     assert middle.any() and not any(residual.any() for residual in down)
 
 
 def test_unlock_decoder_adds_the_decoder_and_nothing_else(pipe, objective):
     unet = copy.deepcopy(pipe.unet)
-    parts = (objective.controlnet, unet, objective.encoders, objective.diffusion)
-    added = learning(ControlObjective(*parts, unlock_decoder=True)) - learning(objective)
+    base = Base(family_of(unet), unet, objective.base.encoders)
+    unlocked = ControlObjective(objective.controlnet, base, objective.diffusion, Variant(unlock_decoder=True))
+    added = learning(unlocked) - learning(objective)
     decoder = {
-        f"unet.{name}"
+        f"base.network.{name}"
         for name, _ in unet.named_parameters()
         if name.startswith(("up_blocks", "conv_norm_out", "conv_out"))
     }
-    assert added == decoder and set(ControlObjective(*parts, unlock_decoder=True).trainable) == {"controlnet", "unet"}
+    assert added == decoder and set(unlocked.trainable) == {"controlnet", "unet"}
 
 
 def test_transfer_moves_a_copy_with_its_base(pipe):

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 
 import diffusers_ext
 from diffusers_ext.control.gap import ConditionGap, snap
 from diffusers_ext.control.hint import init_hint, new_controlnet
 from diffusers_ext.control.objective import ControlObjective
+from diffusers_ext.data.batches import collate
+from diffusers_ext.diffusion.base import base_of, load_base
 from diffusers_ext.diffusion.encoded import Encoded, encode_in_memory
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion
 from diffusers_ext.diffusion.noising import Diffusion
-from diffusers_ext.engine.loop import collate
-from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.diffusion.paths import path_of
+from diffusers_ext.randomness import MicroBatches, Share
 from diffusers_ext.toy.circles import Fill50k
 
 TRAIN, HELD_OUT, STEPS, EVERY = 112, 16, 28, 7
@@ -20,23 +20,21 @@ TRAIN, HELD_OUT, STEPS, EVERY = 112, 16, 28, 7
 
 def gaps(shuffle: bool) -> list[dict]:
     """Train on circles, with their own conditions or another picture's, and return what is measured along the way."""
-    pipe = load_stable_diffusion(diffusers_ext.embedded_model())
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    pipe = load_base(diffusers_ext.embedded_model())
+    base = base_of(pipe)
     drawn = Fill50k(TRAIN + HELD_OUT, 64)
     conditions = torch.stack([drawn[0, index]["conditioning_pixel_values"] for index in range(len(drawn))])
     if shuffle:
         conditions = conditions.roll(1, dims=0)
-    encoded = Encoded(drawn, encode_in_memory(drawn, encoders))
+    encoded = Encoded(drawn, encode_in_memory(drawn, base.encoders))
     sample = lambda key: {**encoded[key], "conditioning_pixel_values": conditions[key[1]]}  # noqa: E731
     torch.manual_seed(0)
     controlnet = new_controlnet(pipe.unet, 4)
     init_hint(controlnet, "data", conditions[:64], seed=0)
-    objective = ControlObjective(
-        controlnet, pipe.unet, encoders, Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
-    )
+    objective = ControlObjective(controlnet, base, Diffusion(path_of(pipe.scheduler), seed=0))
     gap = ConditionGap(objective, collate([sample((0, TRAIN + index)) for index in range(HELD_OUT)]), 8)
     optimizer, rows = torch.optim.AdamW(controlnet.parameters(), lr=1e-3, fused=True), []
-    for step, keys in enumerate(MicroBatches(TRAIN, 0, 4, 1, 1, 0, 0, STEPS), start=1):
+    for step, keys in enumerate(MicroBatches(TRAIN, 0, Share(4, STEPS)), start=1):
         objective(collate([sample(key) for key in keys]))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -14,10 +14,11 @@ from control_script import SCRIPT, arguments, call, losses, refusal
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from diffusers_ext.control.data import hold_out, read_data
+from diffusers_ext.control.data import read_data
 from diffusers_ext.control.start import start_controlnet
-from diffusers_ext.engine.loop import restore
+from diffusers_ext.data.held_out import hold_out
 from diffusers_ext.engine.run_folder import read_metrics
+from diffusers_ext.engine.state import State
 from diffusers_ext.options import parse
 
 ROOT = Path(__file__).parents[2]
@@ -200,16 +201,17 @@ def test_resuming_takes_the_options_given_now(untrained, circles, tmp_path):
 
 def test_a_copy_of_a_rounded_base_is_not_rounded(untrained, circles, tmp_path):
     """The frozen U-Net may be kept in bfloat16; what learns starts from the weights as they are on disk."""
-    from diffusers_ext.diffusion.base import BaseModel
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import base_of, load_base
+    from diffusers_ext.diffusion.files import BaseFiles
 
     options = parse(runpy.run_path(str(SCRIPT))["Options"], arguments(untrained, circles, tmp_path / "out"))
-    half, whole = (load_stable_diffusion(str(untrained), dtype).unet for dtype in (torch.bfloat16, torch.float32))
-    learns = start_controlnet(options, BaseModel.find(str(untrained)), half, read_data(options).shown)
+    files, half = BaseFiles.find(str(untrained)), load_base(str(untrained), torch.bfloat16)
+    whole = load_base(str(untrained)).unet
+    learns = start_controlnet(options, files, base_of(half), read_data(options).shown)
     expected, found = whole.state_dict(), learns.state_dict()
     copied = [name for name in found if name in expected]
     assert len(copied) > 50 and all(torch.equal(found[name], expected[name]) for name in copied)
-    assert any(not torch.equal(half.state_dict()[name].float(), expected[name]) for name in copied)
+    assert any(not torch.equal(half.unet.state_dict()[name].float(), expected[name]) for name in copied)
 
 
 def test_a_resumed_average_lies_where_the_weights_do():
@@ -217,7 +219,9 @@ def test_a_resumed_average_lies_where_the_weights_do():
     weights = [torch.nn.Parameter(torch.ones(2))]
     optimizer, average = torch.optim.AdamW(weights), EMAModel(weights)
     accelerator = SimpleNamespace(device=torch.device("meta"), load_state=lambda folder: None)
-    restore(accelerator, Path("checkpoint-5"), 5, optimizer, get_scheduler("constant", optimizer), average)
+    schedule = get_scheduler("constant", optimizer)
+    state = SimpleNamespace(accelerator=accelerator, optimizer=optimizer, schedule=schedule, average=average)
+    assert State.restore(state, Path("checkpoint-5")) == 5
     assert [each.device.type for each in average.shadow_params] == ["meta"]
 
 
@@ -247,9 +251,9 @@ def test_an_unlocked_decoder_keeps_learning_from_a_cache(untrained, circles, tmp
 def test_a_controlnet_of_another_base_is_refused(untrained, circles, tmp_path):
     from diffusers_ext import embedded_model
     from diffusers_ext.control.hint import new_controlnet
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_base
 
-    new_controlnet(load_stable_diffusion(embedded_model()).unet, 4).save_pretrained(tmp_path / "theirs")
+    new_controlnet(load_base(embedded_model()).unet, 4).save_pretrained(tmp_path / "theirs")
     given = arguments(untrained, circles, tmp_path / "out", "--controlnet_model_name_or_path", tmp_path / "theirs")
     assert "they do not belong together" in refusal(*given)
     assert not (tmp_path / "out").exists()

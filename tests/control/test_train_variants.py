@@ -9,13 +9,13 @@ import torch
 from control_script import arguments, call, losses, refusal
 from diffusers import ControlNetModel
 from safetensors.torch import load_file
-from torch.utils.data import Dataset
 
 from diffusers_ext.control.blocks import behind
+from diffusers_ext.data.batches import Samples
 from diffusers_ext.engine import loop
 from diffusers_ext.engine.objective import Objective
 from diffusers_ext.engine.run_folder import read_metrics
-from diffusers_ext.options import OptimizerOptions, RunOptions
+from diffusers_ext.options import TrainingOptions
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -80,13 +80,11 @@ def test_told_corners_need_sdxl(untrained, circles, tmp_path):
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     pass
 
 
-class Numbers(Dataset):
-    buckets = None
-
+class Numbers(Samples):
     def __len__(self) -> int:
         return 8
 

@@ -18,9 +18,9 @@ from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.preflight import check
 from diffusers_ext.data.rows import read_image_folder, read_rows
 from diffusers_ext.data.shards import INDEX
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders
+from diffusers_ext.diffusion.base import base_of
 from diffusers_ext.errors import InputError
-from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.randomness import MicroBatches, Share
 from diffusers_ext.toy import circles as fill50k
 
 COUNT = 200
@@ -182,7 +182,7 @@ def test_every_form_gives_the_same_samples(write, folder, records, digest, tmp_p
     ours, expected = (Pairs(each, 32, seed=0, flip=0.5) for each in (rows, read_image_folder(str(folder))))
     assert len(ours) == COUNT and ours.captions() == expected.captions()
     assert check(rows).faults == [] and check(rows).digest == digest
-    for key in itertools.chain.from_iterable(MicroBatches(COUNT, 0, 2, 1, 1, 0, 0, stop=20)):
+    for key in itertools.chain.from_iterable(MicroBatches(COUNT, 0, Share(2, stop=20))):
         sample = ours[key]
         for name, value in expected[key].items():
             same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
@@ -192,7 +192,7 @@ def test_every_form_gives_the_same_samples(write, folder, records, digest, tmp_p
 
 def test_the_first_20_losses_are_those_of_the_image_folder(folder, records, pipe, tmp_path):
     """From an archive, the form that differs most; equal samples in the other forms are the test above."""
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
+    encoders = base_of(pipe).encoders
     sources = [read_image_folder(str(folder)), read_rows(str(tar_shards(folder, records, tmp_path)))]
     first, second = (train(pipe, encoders, Pairs(rows, 32, 0, 0.5), steps=20, batch=1) for rows in sources)
     assert first == second and len(set(first)) == 20

@@ -18,6 +18,7 @@ from diffusers_ext.data.geometry import assign_buckets, bucket_sizes, frame
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.preflight import check, check_turns
 from diffusers_ext.errors import InputError
+from diffusers_ext.randomness import Share
 
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 64], [250, 250, 10]], np.uint8)
 
@@ -136,7 +137,7 @@ def test_pictures_go_to_the_bucket_that_cuts_least():
 
 
 def batches(buckets, ranks=1, rank=0, start=0, stop=60, accumulation=2, batch_size=4, seed=0):
-    return list(BucketBatches(buckets, seed, batch_size, accumulation, ranks, rank, start, stop))
+    return list(BucketBatches(buckets, seed, Share(batch_size, stop, start, accumulation, ranks, rank)))
 
 
 BUCKETS = ["wide"] * 37 + ["tall"] * 21 + ["square"] * 41 + ["odd"]  # 100 samples; one bucket smaller than a batch
@@ -144,7 +145,7 @@ BUCKETS = ["wide"] * 37 + ["tall"] * 21 + ["square"] * 41 + ["odd"]  # 100 sampl
 
 def test_a_batch_has_one_bucket_and_samples_come_equally_often():
     drawn = batches(BUCKETS, stop=500)  # 4000 samples: 40 epochs
-    assert len(drawn) == len(BucketBatches(BUCKETS, 0, 4, 2, 1, 0, 0, 500)) == 1000
+    assert len(drawn) == len(BucketBatches(BUCKETS, 0, Share(4, 500, accumulation=2))) == 1000
     assert all(len(batch) == 4 and len({BUCKETS[index] for _, index in batch}) == 1 for batch in drawn)
     keys = [key for batch in drawn for key in batch]
     assert len(set(keys)) == len(keys)  # no (epoch, sample) twice

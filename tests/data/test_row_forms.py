@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from diffusers_ext.control.data import hold_out, without_repeats
+from diffusers_ext.control.data import without_repeats
 from diffusers_ext.data.files import Columns
+from diffusers_ext.data.held_out import hold_out
 from diffusers_ext.data.preflight import check
 from diffusers_ext.data.rows import parquet_files, read_rows
 from diffusers_ext.data.stream import Stream

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 from diffusers_ext.data.files import Columns
 from diffusers_ext.data.pairs import Pairs
-from diffusers_ext.data.stream import Stream
+from diffusers_ext.data.stream import Stream, StreamBatches, StreamedPairs
 from diffusers_ext.engine.run_folder import read_metrics
 from diffusers_ext.errors import InputError
+from diffusers_ext.randomness import Share
 from diffusers_ext.toy import circles as fill50k
 
 datasets = pytest.importorskip("datasets")
@@ -42,13 +43,12 @@ def parquet(tmp_path_factory) -> Path:
 
 
 def stream(parquet, on_bad_sample="error", columns=("image", "text", "conditioning_image")) -> Stream:
-    made = Stream(str(parquet), Columns(*columns), HELD_OUT, 0, buffer=8, on_bad_sample=on_bad_sample)
-    made.pairs = Pairs([], 64, seed=0)
-    return made
+    return Stream(str(parquet), Columns(*columns), HELD_OUT, 0, buffer=8, on_bad_sample=on_bad_sample)
 
 
-def read(made: Stream, *span: int, workers: int = 0) -> list[list[dict]]:
-    return list(DataLoader(made.batches(*span), batch_size=None, num_workers=workers, collate_fn=lambda batch: batch))
+def read(made: Stream, share: Share, workers: int = 0) -> list[list[dict]]:
+    batches = StreamBatches(StreamedPairs(made, Pairs([], 64, seed=0)), share)
+    return list(DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=lambda batch: batch))
 
 
 def keys(batches: list[list[dict]]) -> list:
@@ -61,7 +61,7 @@ def texts(batches: list[list[dict]]) -> list[str]:
 
 def test_every_row_once_an_epoch_and_none_that_is_held_out(parquet):
     made, size = stream(parquet), COUNT - HELD_OUT
-    seen = read(made, 4, 1, 1, 0, 0, 2 * size // 4)
+    seen = read(made, Share(4, 2 * size // 4))
     order = [key for batch in keys(seen) for key in batch]
     assert order == [(epoch, offset) for epoch in (0, 1) for offset in range(size)]
     aside = {row.text for row in made.held_out}
@@ -72,7 +72,7 @@ def test_every_row_once_an_epoch_and_none_that_is_held_out(parquet):
 
 def test_samples_are_those_of_a_data_set_at_rest(parquet):
     made = stream(parquet)
-    (sample,) = read(made, 1, 1, 1, 0, 0, 1)[0]
+    (sample,) = read(made, Share(1, 1))[0]
     row = next(row for row in [*made.head] if row.text == sample["text"])
     again = Pairs([row], 64, seed=0)[0, 0]
     assert torch.equal(sample["pixel_values"], again["pixel_values"])
@@ -81,20 +81,23 @@ def test_samples_are_those_of_a_data_set_at_rest(parquet):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(parquet, workers):
-    alone, split = read(stream(parquet), 2, 3, 1, 0, 0, 4), read(stream(parquet), 2, 3, 1, 0, 0, 4, workers=workers)
+    alone, split = (
+        read(stream(parquet), Share(2, 4, accumulation=3)),
+        read(stream(parquet), Share(2, 4, accumulation=3), workers=workers),
+    )
     assert keys(alone) == keys(split)
     assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for x, y in zip(alone, split) for a, b in zip(x, y))
 
 
 def test_ranks_share_the_steps_of_one(parquet):
-    one = keys(read(stream(parquet), 4, 1, 1, 0, 0, 5))
-    two = [keys(read(stream(parquet), 2, 1, 2, rank, 0, 5)) for rank in range(2)]
+    one = keys(read(stream(parquet), Share(4, 5)))
+    two = [keys(read(stream(parquet), Share(2, 5, ranks=2, rank=rank))) for rank in range(2)]
     assert one == [first + second for first, second in zip(*two)]
 
 
 def test_later_steps_alone_are_the_same(parquet):
-    whole = read(stream(parquet), 4, 2, 1, 0, 0, 9)
-    tail = read(stream(parquet), 4, 2, 1, 0, 6, 9)
+    whole = read(stream(parquet), Share(4, 9, accumulation=2))
+    tail = read(stream(parquet), Share(4, 9, start=6, accumulation=2))
     assert keys(whole)[12:] == keys(tail) and texts(whole[12:]) == texts(tail)
 
 
@@ -105,11 +108,11 @@ def test_a_bad_row_ends_the_run_by_name_or_is_replaced(parquet, capsys):
                               with_indices=True, features=whole.features)  # fmt: skip
         return made
 
-    span = (4, 1, 1, 0, 0, (COUNT - HELD_OUT) // 4)
+    span = Share(4, (COUNT - HELD_OUT) // 4)
     with pytest.raises(InputError, match=r"\['image'\]: cannot be read"):
-        read(spoil(stream(parquet)), *span)
+        read(spoil(stream(parquet)), span)
     made = spoil(stream(parquet, "skip"))
-    assert len(texts(read(made, *span))) == COUNT - HELD_OUT
+    assert len(texts(read(made, span))) == COUNT - HELD_OUT
     assert capsys.readouterr().err.count("left out: ") == 1
 
 

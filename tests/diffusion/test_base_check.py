@@ -23,10 +23,11 @@ from transformers import CLIPTokenizer
 from diffusers_ext import embedded_model
 from diffusers_ext.commands._model_check import check_model
 from diffusers_ext.control.hint import new_controlnet
-from diffusers_ext.diffusion.base import BaseModel
-from diffusers_ext.diffusion.check import check_controlnet, check_stable_diffusion, check_vae
-from diffusers_ext.diffusion.encoders import cut_captions, load_stable_diffusion, load_tokenizer
-from diffusers_ext.diffusion.paths import noising
+from diffusers_ext.diffusion.base import check_base, check_controlnet, load_base
+from diffusers_ext.diffusion.bases.clip import cut_captions, load_tokenizer
+from diffusers_ext.diffusion.check import check_vae
+from diffusers_ext.diffusion.files import BaseFiles
+from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.diffusion.sampler import Sampler
 from diffusers_ext.errors import InputError
 from diffusers_ext.publish.loading import check_pipeline_files
@@ -59,29 +60,29 @@ def as_variant(base: Path, variant: str, *names: str) -> None:
 
 
 def test_a_base_is_accepted_in_every_form(base):
-    check_stable_diffusion(str(base))
+    check_base(str(base))
     as_variant(base, "fp16", UNET, VAE)  # the text encoder has plain files only, as some repositories do
-    check_stable_diffusion(str(base), "fp16")
+    check_base(str(base), "fp16")
     shutil.copytree(embedded_model(), base, dirs_exist_ok=True)
-    pipe = load_stable_diffusion(base)
+    pipe = load_base(base)
     (base / UNET).unlink()
     pipe.unet.save_pretrained(base / "unet", max_shard_size="2MB")
     torch.save(load_file(base / VAE), (base / VAE).with_suffix(".bin"))
     (base / VAE).unlink()
-    check_stable_diffusion(str(base))
+    check_base(str(base))
     state = load_file(embedded_model() + "/" + VAE)
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     for new, old in names.items():
         state = {name.replace(f".{new}.", f".{old}."): value for name, value in state.items()}
     save_file(state, base / VAE, {"format": "pt"})  # as released before diffusers 0.17
-    check_stable_diffusion(str(base))
+    check_base(str(base))
 
 
 @pytest.mark.parametrize("name", [UNET, VAE, TEXT, "tokenizer/tokenizer.json", "model_index.json", "unet/config.json"])
 def test_pointers_of_git_lfs(base, name):
     (base / name).write_text(POINTER)
-    assert name in refused(check_stable_diffusion, str(base))
-    assert "Git LFS pointer" in refused(check_stable_diffusion, str(base))
+    assert name in refused(check_base, str(base))
+    assert "Git LFS pointer" in refused(check_base, str(base))
     assert "Git LFS pointer" in refused(check_pipeline_files, base)
     assert name in refused(check_model, str(base), None, lambda line: None)
 
@@ -96,7 +97,7 @@ def test_pointers_of_git_lfs(base, name):
 @pytest.mark.parametrize("content", ["", "{", '{"a": 1, "b', "[1]", "null"])
 def test_cut_json(base, name, content):
     (base / name).write_text(content)
-    said = refused(check_stable_diffusion, str(base))
+    said = refused(check_base, str(base))
     assert name in said or name.startswith("tokenizer"), said
 
 
@@ -112,55 +113,53 @@ def test_cut_json(base, name, content):
 def test_damaged_weights(base, name, content):
     path = base / name
     path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
-    assert name in refused(check_stable_diffusion, str(base))
+    assert name in refused(check_base, str(base))
 
 
 def test_variants(base):
-    said = refused(check_stable_diffusion, str(base), "fp16")
+    said = refused(check_base, str(base), "fp16")
     assert "no weights of the variant fp16; leave out --variant" in said
     as_variant(base, "fp16", UNET)
-    assert "unet: has weights of the variant fp16 only; give --variant fp16" in refused(
-        check_stable_diffusion, str(base)
-    )
+    assert "unet: has weights of the variant fp16 only; give --variant fp16" in refused(check_base, str(base))
     as_variant(base, "bf16", VAE)
-    assert "vae: no weights of the variant fp16, but of bf16" in refused(check_stable_diffusion, str(base), "fp16")
+    assert "vae: no weights of the variant fp16, but of bf16" in refused(check_base, str(base), "fp16")
 
 
 def test_missing_shards_tensors_and_files(base):
-    load_stable_diffusion(base).unet.save_pretrained(base / "unet", max_shard_size="2MB")
+    load_base(base).unet.save_pretrained(base / "unet", max_shard_size="2MB")
     (base / UNET).unlink(missing_ok=True)
     shards = sorted((base / "unet").glob("*-of-*.safetensors"))
     shards[0].unlink()
-    assert f"such as {shards[0].name}" in refused(check_stable_diffusion, str(base))
+    assert f"such as {shards[0].name}" in refused(check_base, str(base))
     for path in (base / "unet").glob("diffusion*"):
         path.unlink()
-    assert "unet: no weights" in refused(check_stable_diffusion, str(base))
+    assert "unet: no weights" in refused(check_base, str(base))
     shutil.copyfile(embedded_model() + "/" + UNET, base / UNET)
     state = load_file(base / TEXT)
     name = next(name for name in state if "layers.1" in name)
     save_file({key: value for key, value in state.items() if key != name}, base / TEXT, {"format": "pt"})
-    assert "text_encoder: 1 weights are missing" in refused(check_stable_diffusion, str(base))
+    assert "text_encoder: 1 weights are missing" in refused(check_base, str(base))
     shutil.copyfile(embedded_model() + "/" + TEXT, base / TEXT)
     change(base / "vae" / "config.json", block_out_channels=[8, 16, 16])
-    assert "vae" in refused(check_stable_diffusion, str(base))
+    assert "vae" in refused(check_base, str(base))
 
 
 def test_pickles(base):
     path = (base / UNET).with_suffix(".bin")
     (base / UNET).unlink()
     path.write_bytes(pickle.dumps({"a": Path("x")}))
-    assert f"{path.name}: a pickle that holds more than tensors" in refused(check_stable_diffusion, str(base))
+    assert f"{path.name}: a pickle that holds more than tensors" in refused(check_base, str(base))
     torch.save({"a": torch.zeros(10_000)}, path)
     path.write_bytes(path.read_bytes()[:5000])
-    assert path.name in refused(check_stable_diffusion, str(base))
+    assert path.name in refused(check_base, str(base))
 
 
 def test_what_is_given_instead_of_a_folder(base, tmp_path):
-    assert "one file, where a folder" in refused(check_stable_diffusion, str(base / UNET))
-    assert f"no model_index.json; give {base}" in refused(check_stable_diffusion, str(base / "unet"))
-    assert f"no model_index.json; give {base}" in refused(check_stable_diffusion, str(tmp_path))
+    assert "one file, where a folder" in refused(check_base, str(base / UNET))
+    assert f"no model_index.json; give {base}" in refused(check_base, str(base / "unet"))
+    assert f"no model_index.json; give {base}" in refused(check_base, str(tmp_path))
     change(base / "unet" / "config.json", _class_name="UNet3DConditionModel")
-    assert "of a UNet3DConditionModel, expected UNet2DConditionModel" in refused(check_stable_diffusion, str(base))
+    assert "of a UNet3DConditionModel, expected UNet2DConditionModel" in refused(check_base, str(base))
 
 
 @pytest.mark.parametrize(
@@ -185,15 +184,15 @@ def test_what_is_given_instead_of_a_folder(base, tmp_path):
 )
 def test_relatives_of_stable_diffusion(base, fields, words):
     change(base / "unet" / "config.json", **fields)
-    assert words in refused(check_stable_diffusion, str(base))
-    assert "unet/config.json" in refused(BaseModel.find, str(base))
+    assert words in refused(check_base, str(base))
+    assert "unet/config.json" in refused(BaseFiles.find, str(base))
 
 
 def with_scheduler(base: Path, scheduler, named: str | None = None) -> str:
     shutil.rmtree(base / "scheduler")
     scheduler.save_pretrained(base / "scheduler")
     change(base / "model_index.json", scheduler=["diffusers", named or type(scheduler).__name__])
-    return refused(check_stable_diffusion, str(base))
+    return refused(check_base, str(base))
 
 
 @pytest.mark.parametrize(
@@ -218,13 +217,13 @@ def with_scheduler(base: Path, scheduler, named: str | None = None) -> str:
 def test_noise_of_another_kind(base, scheduler, named, words):
     assert words in with_scheduler(base, scheduler, named)
     if named is None:
-        for use in (noising, lambda scheduler: Sampler.of(scheduler, 4, seed=0)):
+        for use in (path_of, lambda scheduler: Sampler.of(scheduler, 4, seed=0)):
             assert type(scheduler).__name__ in refused(use, scheduler)
 
 
 def test_a_scheduler_that_says_nothing_is_not_filled_with_defaults(base):
     (base / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"}))
-    assert "names no beta_schedule" in refused(check_stable_diffusion, str(base))
+    assert "names no beta_schedule" in refused(check_base, str(base))
 
 
 @pytest.mark.parametrize("kind", [kind.name for kind in KarrasDiffusionSchedulers])
@@ -234,13 +233,13 @@ def test_noise_of_stable_diffusion_is_the_same_from_every_scheduler(kind):
     except (ImportError, TypeError) as error:
         pytest.skip(str(error))
     expected = DDIMScheduler(**BETAS).alphas_cumprod
-    assert torch.equal(noising(scheduler).alphas_cumprod, expected)
+    assert torch.equal(path_of(scheduler).alphas_cumprod, expected)
 
 
 def test_zero_terminal_snr_in_epsilon_is_told(capsys):
-    noising(DDIMScheduler(**BETAS, rescale_betas_zero_snr=True, prediction_type="v_prediction"))
+    path_of(DDIMScheduler(**BETAS, rescale_betas_zero_snr=True, prediction_type="v_prediction"))
     assert not capsys.readouterr().out
-    noising(EulerDiscreteScheduler(**BETAS, rescale_betas_zero_snr=True))
+    path_of(EulerDiscreteScheduler(**BETAS, rescale_betas_zero_snr=True))
     assert "rescale_betas_zero_snr with prediction_type epsilon" in capsys.readouterr().out
 
 
@@ -248,7 +247,7 @@ def test_tokens_beyond_the_embedding(base):
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     tokenizer.add_tokens(["<cat-toy>", "<style>"])
     tokenizer.save_pretrained(base / "tokenizer")
-    said = refused(check_stable_diffusion, str(base))
+    said = refused(check_base, str(base))
     assert "2 tokens, such as '<cat-toy>', '<style>', have no row" in said
     assert "866 tokens, but" in refused(load_tokenizer, str(base / "tokenizer"), embedded_model())
 
@@ -256,19 +255,19 @@ def test_tokens_beyond_the_embedding(base):
 def test_a_tokenizer_without_a_length(base):
     path = base / "tokenizer" / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 77}))
-    assert "model_max_length is 77, the text encoder has 32 positions" in refused(check_stable_diffusion, str(base))
+    assert "model_max_length is 77, the text encoder has 32 positions" in refused(check_base, str(base))
     assert "pads to 77 tokens" in refused(load_tokenizer, str(base / "tokenizer"), embedded_model())
     for path in (base / "tokenizer").iterdir():
         path.unlink()
-    assert "neither tokenizer.json nor vocab.json" in refused(check_stable_diffusion, str(base))
+    assert "neither tokenizer.json nor vocab.json" in refused(check_base, str(base))
 
 
 def test_other_autoencoders_and_controlnets(base, tmp_path):
     change(base / "vae" / "config.json", latent_channels=16)
-    assert "they do not belong together" in refused(BaseModel.find, embedded_model(), str(base / "vae"))
+    assert "they do not belong together" in refused(BaseFiles.find, embedded_model(), str(base / "vae"))
     change(base / "vae" / "config.json", latent_channels=4, in_channels=4)
     assert "4 channels, expected the 3 of RGB" in refused(check_vae, str(base / "vae"))
-    new_controlnet(load_stable_diffusion(embedded_model()).unet, 4).save_pretrained(tmp_path / "net")
+    new_controlnet(load_base(embedded_model()).unet, 4).save_pretrained(tmp_path / "net")
     check_controlnet(str(tmp_path / "net"))
     check_controlnet("owner/name")
     assert "expected ControlNetModel" in refused(check_controlnet, str(base / "unet"))
@@ -286,5 +285,5 @@ def test_captions_that_are_cut_are_counted():
         f"2 of 3 different captions are longer than the 32 tokens that the text encoder reads, by {length - 32} to"
         in said
     )
-    base = BaseModel.find(embedded_model())
+    base = BaseFiles.find(embedded_model())
     assert f"by {length - 32} tokens" in base.cut_captions([long])

@@ -1,6 +1,7 @@
 """Stable Diffusion XL: what the U-Net is told equals what diffusers' pipelines tell it, cached or not, and the script trains it."""
 
 import copy
+import dataclasses
 import json
 import runpy
 import shutil
@@ -12,7 +13,6 @@ import torch
 from diffusers import (
     AutoPipelineForText2Image,
     ControlNetModel,
-    DDPMScheduler,
     StableDiffusionXLControlNetPipeline,
     UNet2DConditionModel,
 )
@@ -21,17 +21,19 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_ext.control.gap import ConditionGap
 from diffusers_ext.control.hint import init_hint, new_controlnet, transfer
-from diffusers_ext.control.objective import ControlObjective
+from diffusers_ext.control.objective import ControlObjective, Variant
 from diffusers_ext.data import pairs as pairs_module
+from diffusers_ext.data.batches import collate
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.diffusion.base import BaseModel, FullPrecisionAutoencoderKL
-from diffusers_ext.diffusion.check import check_stable_diffusion, check_vae
+from diffusers_ext.diffusion.base import Base, base_of, check_base, family_of, load_base
+from diffusers_ext.diffusion.bases.encoders import FullPrecisionAutoencoderKL
+from diffusers_ext.diffusion.check import check_vae
 from diffusers_ext.diffusion.draw import draw
 from diffusers_ext.diffusion.encoded import Encoded, EncoderCache
-from diffusers_ext.diffusion.encoders import encoders_of, load_stable_diffusion
+from diffusers_ext.diffusion.files import BaseFiles
 from diffusers_ext.diffusion.noising import Diffusion
-from diffusers_ext.engine.loop import collate
+from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.engine.run_folder import read_metrics
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
@@ -61,15 +63,16 @@ def dataset(photos, **how) -> Pairs:
 
 @pytest.fixture(scope="module")
 def xl(untrained_xl):
-    return load_stable_diffusion(untrained_xl)
+    return load_base(untrained_xl)
 
 
 def objective_of(pipe, encoders=None, **switches) -> ControlObjective:
     """A fresh ControlNet whose zero convolutions are zero."""
     torch.manual_seed(0)
     controlnet, unet = new_controlnet(pipe.unet, 8), copy.deepcopy(pipe.unet)
-    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
-    return ControlObjective(controlnet, unet, encoders or encoders_of(pipe), diffusion, **switches)
+    diffusion = Diffusion(path_of(pipe.scheduler), seed=0)
+    base = Base(family_of(unet), unet, encoders or base_of(pipe).encoders)
+    return ControlObjective(controlnet, base, diffusion, Variant(**switches))
 
 
 def wake(controlnet: ControlNetModel) -> None:
@@ -80,17 +83,15 @@ def wake(controlnet: ControlNetModel) -> None:
 
 
 def test_captions_are_embedded_as_the_pipeline_does(xl):
-    encoders = encoders_of(xl)
+    encoders = base_of(xl).encoders
     for caption in CAPTIONS:  # one at a time: batches round differently
         ours = encoders.conditioning({"text": [caption], "time_ids": torch.zeros(1, 6)})
         theirs, zeros, pooled, _ = xl.encode_prompt(caption)
-        assert torch.equal(ours["encoder_hidden_states"], theirs)
-        assert torch.equal(ours["added_cond_kwargs"]["text_embeds"], pooled)
+        assert torch.equal(ours.text, theirs) and torch.equal(ours.pooled, pooled)
         assert not zeros.any()  # a negative prompt that is not given; one that is empty is embedded like any caption:
     empty, pooled = xl.encode_prompt("red", negative_prompt="")[1::2]
     ours = encoders.conditioning({"text": [""], "time_ids": torch.zeros(1, 6)})
-    assert torch.equal(ours["encoder_hidden_states"], empty) and empty.any()
-    assert torch.equal(ours["added_cond_kwargs"]["text_embeds"], pooled)
+    assert torch.equal(ours.text, empty) and empty.any() and torch.equal(ours.pooled, pooled)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +135,12 @@ def test_the_prediction_is_diffusers(photos, xl):
     residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
     expected = xl.unet(noisy, timesteps, **residuals, **known).sample
     assert torch.equal(objective.predict(noisy, timesteps, text, condition), expected)
-    moved = {**text, "added_cond_kwargs": {**text["added_cond_kwargs"], "time_ids": batch["time_ids"] + 8}}
+    moved = dataclasses.replace(text, time_ids=batch["time_ids"] + 8)
     assert not torch.equal(objective.predict(noisy, timesteps, moved, condition), expected)
 
 
 def test_latents_are_normalised_as_the_pipeline_undoes_it(xl):
-    encoders = encoders_of(xl)
+    encoders = base_of(xl).encoders
     latents = torch.randn(2, 4, 8, 8)
     assert torch.equal(encoders.normalise(latents), latents * 0.13025)
     mean, std = [0.5, -1.0, 2.0, 0.0], [2.0, 3.0, 0.5, 1.0]
@@ -148,7 +149,7 @@ def test_latents_are_normalised_as_the_pipeline_undoes_it(xl):
     pipe = copy.copy(xl)
     pipe.vae = vae
     as_rows = [torch.tensor(values)[None, :, None, None] for values in (mean, std)]
-    undone = encoders_of(pipe).normalise(latents) * as_rows[1] / 0.13025 + as_rows[0]
+    undone = base_of(pipe).encoders.normalise(latents) * as_rows[1] / 0.13025 + as_rows[0]
     torch.testing.assert_close(undone, latents)
 
 
@@ -167,14 +168,14 @@ def losses_of(objective, data, steps=6) -> list[float]:
 
 
 def test_cached_equals_uncached(photos, untrained_xl, xl, tmp_path, monkeypatch):
-    data, base, loaded = dataset(photos), BaseModel.find(str(untrained_xl)), []
+    data, base, loaded = dataset(photos), BaseFiles.find(str(untrained_xl)), []
 
     def load():
         loaded.append(True)
-        return encoders_of(xl)
+        return base_of(xl).encoders
 
     def cached() -> Encoded:
-        cache = EncoderCache(tmp_path, untrained_xl, torch.float32, load)
+        cache = EncoderCache(tmp_path, base, load)
         moments = cache.moments([row.image for row in data.rows], data.picture, {"resolution": 32})
         return Encoded(data, moments, cache.texts(data.captions()), conditions=True)
 
@@ -182,7 +183,7 @@ def test_cached_equals_uncached(photos, untrained_xl, xl, tmp_path, monkeypatch)
     pipe, first = base.load_without_encoders(), cached()
     assert pipe.vae is pipe.text_encoder is pipe.text_encoder_2 is pipe.tokenizer_2 is None and loaded == [True]
     monkeypatch.setattr(pairs_module, "load", lambda file: pytest.fail(f"{file} was decoded"))
-    assert losses_of(objective_of(pipe, base.encoders(pipe)), cached()) == uncached and loaded == [True]
+    assert losses_of(objective_of(pipe, base.base(pipe).encoders), cached()) == uncached and loaded == [True]
     texts = {first[epoch, index]["text"] for epoch in range(4) for index in range(8)}
     assert texts == {"", "red circle", "blue", "blue background"}
 
@@ -194,8 +195,8 @@ def test_step_0_is_the_base_bit_for_bit(photos, xl, dtype):
     init_hint(controlnet, "data", data.sample_conditions(8), seed=0)
     controlnet.to(dtype)
     batch = collate([data[0, index] for index in range(2)])
-    known = encoders_of(xl).conditioning(batch)
-    known["encoder_hidden_states"] = known["encoder_hidden_states"].to(dtype)
+    conditioning = base_of(xl).encoders.conditioning(batch)
+    known = base_of(xl).family.told(dataclasses.replace(conditioning, text=conditioning.text.to(dtype)))
     noisy, condition = torch.randn(2, 4, 4, 4).to(dtype), batch["conditioning_pixel_values"].to(dtype)
     with torch.no_grad():
         down, middle = controlnet(noisy, 500, controlnet_cond=condition, return_dict=False, **known)
@@ -233,7 +234,7 @@ def test_gradients_reach_zero_convolutions_first_then_the_copy_then_the_trunk(ph
     trunk = {name for name in parameters if name.startswith("controlnet_cond_embedding") and "conv_out" not in name}
     assert reached[1] == set(parameters) - trunk and "add_embedding.linear_1.weight" in reached[1]
     assert reached[2] == set(parameters)
-    assert all(p.grad is None for p in (*objective.unet.parameters(), *objective.encoders.parameters()))
+    assert all(p.grad is None for p in objective.base.parameters())
 
 
 def test_the_gap_opens_with_use_of_the_condition(photos, xl):
@@ -247,7 +248,7 @@ def test_the_gap_opens_with_use_of_the_condition(photos, xl):
 def test_the_variants_learn_what_they_should(photos, xl):
     learning = lambda objective: {name for name, p in objective.named_parameters() if p.requires_grad}  # noqa: E731
     plain, unlocked = learning(objective_of(xl)), learning(objective_of(xl, unlock_decoder=True))
-    added = {name.split(".")[1] for name in unlocked - plain}
+    added = {name.split(".")[2] for name in unlocked - plain}
     assert plain < unlocked and added == {"up_blocks", "conv_norm_out", "conv_out"}
     only_mid = learning(objective_of(xl, only_mid_control=True))
     assert {name.split(".")[1] for name in plain - only_mid} == {"controlnet_down_blocks"}
@@ -269,11 +270,11 @@ def test_transfer_moves_the_added_embedding_too(xl):
 def test_sharded_weights_are_read_back_strictly(xl, tmp_path):
     """As save_pretrained writes SDXL's U-Net: in several files from 10 GB on."""
     objective, fresh = objective_of(xl, unlock_decoder=True), objective_of(xl, unlock_decoder=True)
-    for module in (objective.controlnet, objective.unet):
+    for module in (objective.controlnet, objective.base.network):
         for parameter in module.parameters():
             parameter.data += 0.1
     objective.controlnet.save_pretrained(tmp_path / "controlnet")
-    objective.unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
+    objective.base.network.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
     shards = sorted((tmp_path / "unet").glob("*.safetensors"))
     assert len(shards) > 1 and len(list((tmp_path / "controlnet").glob("*.safetensors"))) == 1
     fresh.load(tmp_path)
@@ -287,7 +288,7 @@ def test_sharded_weights_are_read_back_strictly(xl, tmp_path):
 
 def test_the_vae_stays_in_float32_where_float16_overflows(untrained, untrained_xl, tmp_path):
     def full(model, forward, vae=None):
-        return BaseModel.find(str(model), vae, forward).full_precision_vae
+        return BaseFiles.find(str(model), vae, forward=forward).full_precision_vae
 
     mended = shutil.copytree(untrained_xl / "vae", tmp_path / "mended")
     config = json.loads((mended / "config.json").read_text())
@@ -296,22 +297,22 @@ def test_the_vae_stays_in_float32_where_float16_overflows(untrained, untrained_x
     assert not full(untrained_xl, torch.float16, str(mended)) and not full(untrained_xl, torch.bfloat16)
     assert not full(untrained, torch.float16)  # its pipeline does not upcast either
 
-    pipe = BaseModel.find(str(untrained_xl), forward=torch.float16).load()
+    pipe = BaseFiles.find(str(untrained_xl), forward=torch.float16).load()
     assert type(pipe.vae) is FullPrecisionAutoencoderKL and pipe.vae.dtype == torch.float32
     assert pipe.unet.dtype == pipe.text_encoder_2.dtype == torch.float16
     assert not any(parameter.requires_grad for parameter in pipe.vae.parameters())
     pixels, latents = torch.rand(1, 3, 32, 32), torch.randn(1, 4, 4, 4)
-    outside = encoders_of(pipe).moments(pixels), pipe.vae.decode(latents).sample
+    outside = base_of(pipe).encoders.moments(pixels), pipe.vae.decode(latents).sample
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(encoders_of(pipe).moments(pixels), outside[0])
+        assert torch.equal(base_of(pipe).encoders.moments(pixels), outside[0])
         assert torch.equal(pipe.vae.decode(latents).sample, outside[1])
-        plain = load_stable_diffusion(untrained_xl).vae.decode(latents).sample
+        plain = load_base(untrained_xl).vae.decode(latents).sample
     assert not torch.equal(plain, outside[1])  # autocast would have rounded
 
 
 def test_half_precision_draws_the_bases_picture(photos, untrained_xl):
     """As previews draw: a ControlNet in float32 beside a U-Net in float16 and a VAE in float32, under autocast."""
-    pipe = BaseModel.find(str(untrained_xl), forward=torch.float16).load()
+    pipe = BaseFiles.find(str(untrained_xl), forward=torch.float16).load()
     controlnet = new_controlnet(copy.deepcopy(pipe.unet).float(), 8)
     controlled = AutoPipelineForText2Image.from_pipe(pipe, controlnet=controlnet)
     assert type(controlled) is StableDiffusionXLControlNetPipeline and controlled.config.force_zeros_for_empty_prompt
@@ -330,11 +331,11 @@ def refused(check, *arguments) -> str:
 def test_what_is_no_base_is_named(untrained_xl, tmp_path):
     base = shutil.copytree(untrained_xl, tmp_path / "base")
     index = json.loads((base / "model_index.json").read_text())
-    check_stable_diffusion(str(base))
+    check_base(str(base))
 
     def with_parts(**parts):
         (base / "model_index.json").write_text(json.dumps({**index, **parts}))
-        return refused(check_stable_diffusion, str(base))
+        return refused(check_base, str(base))
 
     refiner = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}
     assert "the text_encoder of this StableDiffusionXLImg2ImgPipeline is None, expected CLIPTextModel" in with_parts(
@@ -346,7 +347,7 @@ def test_what_is_no_base_is_named(untrained_xl, tmp_path):
     assert "EDMDPMSolverMultistepScheduler is of continuous-time diffusion" in with_parts(**edm)
     (base / "model_index.json").write_text(json.dumps(index))
     shutil.rmtree(base / "tokenizer_2")
-    assert "tokenizer_2: missing, though model_index.json names it" in refused(check_stable_diffusion, str(base))
+    assert "tokenizer_2: missing, though model_index.json names it" in refused(check_base, str(base))
     assert "no config.json; give the folder of an AutoencoderKL" in refused(check_vae, str(base))
     assert "UNet2DConditionModel, expected AutoencoderKL" in refused(check_vae, str(base / "unet"))
     assert "no such folder" in refused(check_vae, str(tmp_path / "nowhere"))
@@ -468,7 +469,7 @@ def test_buckets_crops_and_flips_train(untrained_xl, photos, tmp_path):
 
 @pytest.mark.launch
 def test_parts_of_another_kind_are_refused(untrained, untrained_xl, circles, tmp_path):
-    new_controlnet(load_stable_diffusion(untrained).unet, 8).save_pretrained(tmp_path / "theirs")
+    new_controlnet(load_base(untrained).unet, 8).save_pretrained(tmp_path / "theirs")
     given = arguments(untrained_xl, circles, tmp_path / "out", "--controlnet_model_name_or_path", tmp_path / "theirs")
     assert "they do not belong together" in refused(call, *given)
     assert "expected AutoencoderKL" in refused(call, *given, "--pretrained_vae_model_name_or_path", untrained / "unet")

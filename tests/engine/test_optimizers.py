@@ -10,11 +10,11 @@ import torch
 from diffusers_ext.engine.loop import check
 from diffusers_ext.engine.optimizers import adamw
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import OptimizerOptions, RunOptions
+from diffusers_ext.options import TrainingOptions
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     pass
 
 

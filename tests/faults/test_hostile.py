@@ -17,7 +17,7 @@ from PIL import Image
 from diffusers_ext.data.labelled import read_labelled
 from diffusers_ext.data.preflight import check
 from diffusers_ext.data.rows import read_rows
-from diffusers_ext.diffusion.base import BaseModel
+from diffusers_ext.diffusion.files import BaseFiles
 from diffusers_ext.embeddings.backbones import features, load_backbone
 from diffusers_ext.engine import checkpoints
 from diffusers_ext.errors import InputError
@@ -48,12 +48,12 @@ def poison(folder: Path, name: str, marker: Path) -> Path:
 
 def base_model(made, marker):
     poison(made["base"] / "unet", "diffusion_pytorch_model.bin", marker)
-    return lambda: BaseModel.find(str(made["base"])).load()
+    return lambda: BaseFiles.find(str(made["base"])).load()
 
 
 def text_encoder(made, marker):
     poison(made["base"] / "text_encoder", "pytorch_model.bin", marker)
-    return lambda: BaseModel.find(str(made["base"])).load()
+    return lambda: BaseFiles.find(str(made["base"])).load()
 
 
 def reward(made, marker):

@@ -17,8 +17,10 @@ from diffusers_ext.lads.classifier import HEADS, LADSClassifier
 from diffusers_ext.lads.data import Embedded, Splits
 from diffusers_ext.lads.domains import Domains, DomainText, embed_domains
 from diffusers_ext.lads.fit import adamw, fit
-from diffusers_ext.lads.options import AugmentationOptions, LADSOptions, ProbeOptions
+from diffusers_ext.lads.options import AugmentationOptions, LADSOptions
 from diffusers_ext.lads.training import (
+    ProbeRows,
+    Trained,
     augmented_set,
     balanced_accuracy,
     bank_objective,
@@ -309,8 +311,8 @@ def test_a_bank_is_its_networks(toy):
         for together, single in zip(both.parameters(), alone.parameters()):
             torch.testing.assert_close(together[at], single[0], atol=2e-5, rtol=1e-4)
     rows = augmented_set(splits.train, both, other, options, [3, 4])
-    together, _ = train_probe(*rows, splits.val, options, 32, [3, 4])
-    alone, _ = train_probe(rows[0][1], rows[1], rows[2][1:], splits.val, options, 32, [4])
+    together, _ = train_probe(rows, splits.val, options, [3, 4])
+    alone, _ = train_probe(ProbeRows(rows.x[1], rows.labels, rows.weights[1:]), splits.val, options, [4])
     torch.testing.assert_close(together.weight[1], alone.weight[0], atol=1e-5, rtol=1e-4)
 
 
@@ -319,7 +321,7 @@ def test_it_moves_images_where_words_say_and_helps_there(toy):
     bank, fitted = train_bank(splits.train, splits.val, text, OPTIONS, range(3))
     assert fitted.history[-1]["loss"][0] < 0.8 * fitted.history[0]["loss"][0]
     rows = augmented_set(splits.train, bank, text, OPTIONS, range(3))
-    probe, _ = train_probe(*rows, splits.val, OPTIONS, 32, range(3))
+    probe, _ = train_probe(rows, splits.val, OPTIONS, range(3))
     methods = {**base.baselines(splits, text, OPTIONS, range(3)), **base.of_lads(probe, text, splits.val)}
     rows = {row.method: row for row in base.measure(methods, splits, range(3))}
     pairs = zip(rows["LADS"].values["there"], rows["linear probe"].values["there"])
@@ -418,7 +420,7 @@ def test_directions_without_the_gap_and_by_images(toy):
 def test_temperatures_undo_a_scale(toy):
     """Logits that were scaled get the factor that scales them back, so that a probe's own scale does not matter."""
     splits, text = toy
-    probe, _ = train_probe(splits.train.x, *base.equal_rows(splits.train, 1), splits.val, OPTIONS, 32)
+    probe, _ = train_probe(base.equal_rows(splits.train), splits.val, OPTIONS)
     hot = la.Probe(10 * probe.weight, 10 * probe.bias)
     labels = torch.where(torch.arange(len(splits.val)) % 5 == 0, (splits.val.labels + 1) % 4, splits.val.labels)
     val = replace(splits.val, labels=labels)  # with mistakes, or no temperature would be hot enough
@@ -481,14 +483,13 @@ def trained(toy):
     splits, text = toy
     bank, _ = train_bank(splits.train, splits.val, text, OPTIONS)
     rows = augmented_set(splits.train, bank, text, OPTIONS)
-    return train_probe(*rows, splits.val, ProbeOptions(probe_epochs=3))[0], bank
+    return Trained(train_probe(rows, splits.val, LADSOptions(probe_epochs=3)).probe, bank)
 
 
 def classifier(toy, trained, **options) -> LADSClassifier:
     splits, text = toy
     domains = Domains.read({"source": ["a {}"], "targets": {"there": ["a {} there"]}})
-    about = {"training": {"options": options}, "val": splits.val}
-    return LADSClassifier.assemble(*trained, text, domains, splits.train, **about)
+    return LADSClassifier.assemble(trained, text, domains, splits, training={"options": options})
 
 
 def test_a_classifier_of_embeddings_alone(toy, trained, tmp_path):

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from diffusers_ext.errors import InputError
-from diffusers_ext.options import OptimizerOptions, RunOptions, as_dict, check_used, command_line, option, parse, run
+from diffusers_ext.options import RunOptions, TrainingOptions, as_dict, check_used, command_line, option, parse, run
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "training").glob("train_*.py"))
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     names: list[str] | None = option(None, "some names")
     mode: str = option("fast", "how, 100 % of the time", ("fast", "slow"))
 

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import resize
 from diffusers_ext.control.options import check_attention, check_variants
 from diffusers_ext.data.geometry import frame
 from diffusers_ext.data.pairs import Pairs
-from diffusers_ext.diffusion.encoders import load_tokenizer
+from diffusers_ext.diffusion.bases.clip import load_tokenizer
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
 
@@ -116,12 +116,12 @@ def test_told_corners_stand_in_the_time_ids(pairs):
 
 
 def test_another_tokenizer_is_taken_if_it_fits(untrained, tmp_path):
-    from diffusers_ext.diffusion.base import BaseModel
+    from diffusers_ext.diffusion.files import BaseFiles
     from diffusers_ext.toy import tiny
 
     other = tiny.tokenizer(["blue square with red ground"], merges=16)
     other.save_pretrained(tmp_path / "other")
-    base = BaseModel.find(str(untrained), tokenizer_name=str(tmp_path / "other"))
+    base = BaseFiles.find(str(untrained), tokenizer_name=str(tmp_path / "other"))
     assert base.load(unet=None).tokenizer.get_vocab() == other.get_vocab()
     assert base.load_without_encoders().tokenizer is None
     tiny.tokenizer(["blue square with red ground and much more to say"], merges=24).save_pretrained(tmp_path / "large")

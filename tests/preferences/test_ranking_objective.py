@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusers_ext.engine.loop import collate
+from diffusers_ext.data.batches import collate
 from diffusers_ext.preferences.backbones import freeze, init_head
 from diffusers_ext.preferences.dataset import RankedImages
 from diffusers_ext.preferences.objective import RankingObjective, join, pairwise_loss
 from diffusers_ext.preferences.rankings import RankedPrompt, Ranking
-from diffusers_ext.randomness import MicroBatches
+from diffusers_ext.randomness import MicroBatches, Share
 from diffusers_ext.rewards.modeling_image_reward import RewardHead
 
 RANKINGS = [(1, 2, 3, 4), (2, 1), (1, 1, 2), (3, 1, 2, 2, 5), (1, 2), (1, 3, 3), (2, 1, 3), (4, 3, 2, 1)]
@@ -82,7 +82,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_split(weighting):
     def gradients(batch_size: int, accumulation: int, ranks: int) -> list[torch.Tensor]:
         ranker, found, split = objective(), [], (batch_size, accumulation, ranks)
         dataset = RankedImages(prompts(), features, seed=3, split=split, weighting=weighting)
-        loaders = [MicroBatches(len(dataset), 3, *split, rank, 0, 5) for rank in range(ranks)]
+        loaders = [MicroBatches(len(dataset), 3, Share(split[0], 5, 0, *split[1:], rank)) for rank in range(ranks)]
         streams = [iter(loader) for loader in loaders]
         for _ in range(5):
             losses = [
@@ -101,7 +101,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_split(weighting):
 def test_weights_of_a_step_are_its_pairs_also_across_epochs():
     split = (3, 1, 1)  # eight samples: steps cross the epochs' ends
     dataset = RankedImages(prompts(), features, seed=7, split=split)
-    for step, keys in enumerate(MicroBatches(8, 7, *split, 0, 0, 12)):
+    for step, keys in enumerate(MicroBatches(8, 7, Share(split[0], 12, 0, *split[1:]))):
         pairs = sum(len(dataset.pairs[at]) for _, at in keys)
         assert {dataset.step_of(key) for key in keys} == {step} and dataset.pairs_of_step(step) == pairs
         assert all(dataset.pair_weight(key) == pytest.approx(1 / pairs) for key in keys)

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler
 
 from diffusers_ext.control.hint import init_hint, new_controlnet
 from diffusers_ext.control.objective import ControlObjective
 from diffusers_ext.control.self_test import digest
 from diffusers_ext.data.pairs import Pairs
 from diffusers_ext.data.rows import read_image_folder
-from diffusers_ext.diffusion.encoders import StableDiffusionEncoders, load_stable_diffusion
+from diffusers_ext.diffusion.base import base_of, load_base
 from diffusers_ext.diffusion.noising import Diffusion
+from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.engine import loop
-from diffusers_ext.options import OptimizerOptions, RunOptions
+from diffusers_ext.options import TrainingOptions
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     pass
 
 
@@ -38,7 +38,7 @@ class Recording(ControlObjective):
     def predict(self, noisy, timesteps, text, condition):
         if len(self.seen) == self.stop:
             raise Interrupted
-        self.seen.append(digest([noisy, timesteps, text["encoder_hidden_states"], condition]))
+        self.seen.append(digest([noisy, timesteps, text.text, condition]))
         return super().predict(noisy, timesteps, text, condition)
 
 
@@ -49,13 +49,12 @@ def train(base: str, data: str, run: Path, seen: list[str], stop: int | None = N
     loop.check(options)
     accelerator = loop.start(options)
     dataset = Pairs(read_image_folder(data), 32, seed=0, proportion_empty_prompts=0.5)
-    pipe = load_stable_diffusion(base)
+    pipe = load_base(base)
     torch.manual_seed(0)
     controlnet = new_controlnet(pipe.unet, 8)
     init_hint(controlnet, "data", dataset.sample_conditions(8), seed=0)
-    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=0)
-    encoders = StableDiffusionEncoders(pipe.vae, pipe.text_encoder, pipe.tokenizer)
-    objective = Recording(controlnet, pipe.unet, encoders, diffusion)
+    diffusion = Diffusion(path_of(pipe.scheduler), seed=0)
+    objective = Recording(controlnet, base_of(pipe), diffusion)
     objective.seen, objective.stop = seen, stop
     loop.claim(accelerator, options)
     loop.train(accelerator, objective, dataset, options)

@@ -8,14 +8,15 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_ext.diffusion.noising import Diffusion
+from diffusers_ext.diffusion.paths import path_of
 from diffusers_ext.engine import loop
 from diffusers_ext.engine.objective import Objective
-from diffusers_ext.options import OptimizerOptions, RunOptions
+from diffusers_ext.options import TrainingOptions
 from diffusers_ext.toy.circles import Fill50k
 
 
 @dataclass
-class Options(OptimizerOptions, RunOptions):
+class Options(TrainingOptions):
     pass
 
 
@@ -23,7 +24,7 @@ class Recorder(Objective):
     def __init__(self, rank: int):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(4, 8, 8))
-        self.diffusion, self.rank, self.rows, self.trainable = Diffusion(DDPMScheduler(), seed=0), rank, [], {}
+        self.diffusion, self.rank, self.rows, self.trainable = Diffusion(path_of(DDPMScheduler()), seed=0), rank, [], {}
 
     def forward(self, batch):
         clean = batch["pixel_values"][:, :1, ::8, ::8].expand(-1, 4, -1, -1)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import diffusers_ext
 from diffusers_ext.control.card import write_controlnet_card
+from diffusers_ext.diffusion.bases import FAMILIES
 from diffusers_ext.diffusion.card import write_text_to_image_card
 from diffusers_ext.image_text.card import write_image_text_card
 from diffusers_ext.lads.card import lads_card
@@ -63,7 +64,7 @@ def controlnet(tmp_path, word):
     run = run_folder(tmp_path, "control", options, {"gap": 0.3, "iou": 0.9})
     (run / "lora").mkdir()
     (run / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"")
-    write_controlnet_card(run, word, 10, 2, "f" * 64)
+    write_controlnet_card(run, word, FAMILIES[0], 10, 2, "f" * 64)
     return run
 
 
@@ -122,7 +123,7 @@ def tuning(tmp_path, word):
     Image.new("RGB", (8, 8)).save(run / "strength.png")
     Image.new("RGB", (8, 8)).save(run / "samples" / "strength.png")
     (run / "strength.json").write_text(json.dumps([{"strength": 0.5, "reward": 0.3, "distance_from_base": 0.1}]))
-    write_tuning_card(run, word, 10, False)
+    write_tuning_card(run, word, 10)
     return run
 
 

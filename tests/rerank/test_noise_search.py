@@ -10,7 +10,8 @@ from diffusers import StableDiffusionPipeline
 from diffusers_ext import embedded_model, load_reward
 from diffusers_ext.errors import InputError
 from diffusers_ext.rerank import noise_search
-from diffusers_ext.rerank.noise_search import NoiseSearch, first_noise, log_density_of_norm, neighbours
+from diffusers_ext.rerank.noise import first_noise, log_density_of_norm, neighbours
+from diffusers_ext.rerank.noise_search import NoiseSearch
 from diffusers_ext.rewards.interface import Reward
 
 PROMPT = "teal circle with salmon background"

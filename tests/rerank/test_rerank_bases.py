@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from diffusers_ext import cli, embedded_model
-from diffusers_ext.diffusion.base import BaseModel
+from diffusers_ext.diffusion.files import BaseFiles
 from diffusers_ext.errors import InputError
 from diffusers_ext.pipelines.reward_rerank import RewardRerankPipeline
 from diffusers_ext.rewards.named import NamedReward
@@ -37,6 +37,6 @@ def test_a_damaged_pipeline_is_named(tmp_path, capsys, name):
 def test_a_base_that_cannot_be_downloaded_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="nobody/nothing: cannot be downloaded"):
-        BaseModel.find("nobody/nothing")
+        BaseFiles.find("nobody/nothing")
     with pytest.raises(InputError, match="nobody/nothing: cannot be downloaded"):
-        BaseModel.find(embedded_model(), "nobody/nothing")
+        BaseFiles.find(embedded_model(), "nobody/nothing")

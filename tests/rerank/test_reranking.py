@@ -228,7 +228,7 @@ class TestCallbacks:
 class TestFailures:
     def test_out_of_memory_halves_the_chunk_and_goes_on(self):
         drawing = Drawing(memory=2)
-        with pytest.warns(UserWarning, match="out of memory at 5 images; going on with 3"):
+        with pytest.warns(UserWarning, match="out of memory at 5 images; continuing with 3"):
             best = RewardReranker(drawing, brightness)("a", num_candidates=5, chunk_size=8, seed=0)
         assert [len(seeds) for _, _, seeds in drawing.calls] == [5, 3, 2, 2, 1]
         whole = RewardReranker(Drawing(), brightness)("a", num_candidates=5, chunk_size=5, seed=0)

@@ -9,9 +9,9 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 import diffusers_ext
-from diffusers_ext.diffusion.check import check_stable_diffusion
+from diffusers_ext.diffusion.base import check_base
+from diffusers_ext.diffusion.bases.encoders import vae_scale_factor
 from diffusers_ext.diffusion.draw import draw
-from diffusers_ext.diffusion.encoders import vae_scale_factor
 from diffusers_ext.toy import circles as fill50k
 from diffusers_ext.toy.measures import colour_error, condition_following
 
@@ -24,7 +24,7 @@ def pipe():
 
 
 def test_it_is_a_small_standard_folder(pipe):
-    check_stable_diffusion(str(FOLDER))
+    check_base(str(FOLDER))
     assert type(pipe) is StableDiffusionPipeline
     assert sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors")) < 12e6
     assert {part.dtype for part in (pipe.vae, pipe.unet, pipe.text_encoder)} == {torch.float32}

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
-from diffusers_ext.engine.loop import collate
+from diffusers_ext.data.batches import collate
 from diffusers_ext.errors import InputError
 from diffusers_ext.rewards import agreement
 from diffusers_ext.tuning.control import ConditionPath, ConditionPreferenceObjective, ConsistencyObjective, moved
@@ -24,7 +25,13 @@ def parts_of(objective) -> tuple:
     controlnet = copy.deepcopy(objective.controlnet)
     for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
         nn.init.normal_(block.weight, std=0.1)
-    return controlnet, objective.unet, objective.encoders, objective.diffusion
+    return controlnet, objective.base, objective.diffusion
+
+
+def betas_of(path) -> list[float]:
+    """The betas whose products are the path's ᾱ."""
+    alphas = path.alphas_cumprod.double()
+    return (1 - alphas / torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])).tolist()
 
 
 def gradients(objective, loss) -> torch.Tensor:
@@ -34,10 +41,11 @@ def gradients(objective, loss) -> torch.Tensor:
 
 def consistency(objective, threshold=500, score=agreement.edges, weight=1.0) -> ConsistencyObjective:
     parts = parts_of(objective)
-    decoder = copy.deepcopy(parts[2].vae)
+    encoders = objective.base.encoders
+    decoder = copy.deepcopy(encoders.vae)
     with torch.no_grad():  # pictures that stay within [0, 1], where plain autograd needs no projection
         decoder.decoder.conv_out.weight.mul_(0.2)
-    path = ConditionPath(score, parts[2], decoder)
+    path = ConditionPath(score, encoders, decoder)
     return ConsistencyObjective(*parts, path=path, weight=weight, threshold=threshold)
 
 
@@ -48,7 +56,7 @@ def test_consistency_against_plain_autograd(objective, batch):
     noisy, t, noise = tuned.diffusion.diffuse(latents, batch["key"])
     prediction = tuned.predict(noisy, t, text, batch["conditioning_pixel_values"])
     total = (prediction - noise).square().mean()
-    scheduler, vae = tuned.diffusion.scheduler, tuned.path.decoder
+    scheduler, vae = DDPMScheduler(trained_betas=betas_of(tuned.diffusion.path), clip_sample=False), tuned.path.decoder
     rewarded = 0
     for at in range(4):
         if t[at] <= 500:
@@ -90,7 +98,7 @@ def test_cpo_against_its_formula(objective, batch):
     other = moved(own, batch["key"], tuned.diffusion.seed)
     total = 0
     for at in range(4):
-        row = {name: value[at : at + 1] for name, value in text.items()}
+        row = {name: value[at : at + 1] for name, value in tuned.base.family.told(text).items()}
 
         def gap(network, at=at, row=row):
             errors = []
@@ -99,13 +107,13 @@ def test_cpo_against_its_formula(objective, batch):
                     noisy[at : at + 1], t[at], **row, controlnet_cond=condition[at : at + 1], return_dict=False
                 )
                 residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-                prediction = tuned.unet(noisy[at : at + 1], t[at], **row, **residuals).sample
+                prediction = tuned.base.network(noisy[at : at + 1], t[at], **row, **residuals).sample
                 errors.append((prediction - noise[at : at + 1]).square().mean())
             return errors
 
         won, lost = gap(tuned.controlnet)
         with torch.no_grad():
-            base_won, base_lost = gap(tuned.base)
+            base_won, base_lost = gap(tuned.start)
             scale = 1 / (1 + torch.exp(-5.0 * ((won - lost) - (base_won - base_lost))))
         total = total + 0.05 * won / 4
         if t[at] <= 700:
@@ -148,11 +156,11 @@ def test_an_agreement_that_rounds_is_refused_before_training(objective, pairs):
     def rounded(pictures, conditions):
         return agreement.edges((pictures * 255).to(torch.uint8).float() / 255, conditions)
 
-    encoders = objective.encoders
+    encoders = objective.base.encoders
     latents = torch.randn(2, 4, 8, 8)
     conditions = torch.stack([pairs.condition(at) for at in range(2)])
     with pytest.raises(InputError, match="gradient"):
-        check_gradient(ConditionPath(rounded, encoders, encoders.vae), latents, conditions, None)
-    assert check_gradient(ConditionPath(agreement.edges, encoders, encoders.vae), latents, conditions, None) is None
+        check_gradient(ConditionPath(rounded, encoders), latents, conditions, None)
+    assert check_gradient(ConditionPath(agreement.edges, encoders), latents, conditions, None) is None
     with pytest.raises(InputError, match="edges, colours"):
         agreement.resolve("nonsense")

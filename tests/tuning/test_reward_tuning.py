@@ -9,10 +9,12 @@ from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from diffusers_ext import LateLora, embedded_model, randomness
-from diffusers_ext.diffusion.encoders import encoders_of, load_stable_diffusion
+from diffusers_ext.diffusion.base import base_of, load_base
+from diffusers_ext.diffusion.encoded import embed
 from diffusers_ext.diffusion.lora import adapters_at, adapters_merged, adapters_off, add_lora, restore_lora, save_lora
 from diffusers_ext.diffusion.noising import Diffusion
-from diffusers_ext.diffusion.sampler import Sampler, split
+from diffusers_ext.diffusion.paths import Coefficients, path_of, split
+from diffusers_ext.diffusion.sampler import Sampler
 from diffusers_ext.errors import InputError
 from diffusers_ext.rewards.interface import Reward
 from diffusers_ext.tuning.dpo import DPO, dpo_loss
@@ -34,7 +36,7 @@ class Redness(Reward):
 @pytest.fixture
 def tuned(untrained):
     """A fresh untrained Stable Diffusion whose adapters have moved away from zero."""
-    pipe = load_stable_diffusion(str(untrained))
+    pipe = load_base(str(untrained))
     torch.manual_seed(0)
     add_lora(pipe.unet, 2)
     for name, parameter in pipe.unet.named_parameters():
@@ -46,8 +48,8 @@ def tuned(untrained):
 
 
 def policy_of(pipe, guidance=1.0) -> Policy:
-    encoders = encoders_of(pipe)
-    return Policy(pipe.unet, encoders, encoders.embed([""])[0], guidance)
+    base = base_of(pipe)
+    return Policy(base, embed([], base.encoders, torch.float32)[""], guidance)
 
 
 PLAIN = Weights()
@@ -57,12 +59,12 @@ def make(kind, pipe, weights=PLAIN, guidance=1.0, eta=0.0, reward=None, batch_si
     policy = policy_of(pipe, guidance)
     sampler = Sampler.of(pipe.scheduler, STEPS, seed=1, eta=eta)
     path = RewardPath(reward or Redness(), policy.encoders, pipe.vae, batch_size)
-    diffusion = Diffusion(DDPMScheduler.from_config(pipe.scheduler.config), seed=1)
-    return kind(policy, sampler, path, diffusion, (4, 8, 8), weights, recompute, **more)
+    diffusion = Diffusion(path_of(pipe.scheduler), seed=1)
+    return kind(policy, sampler, path, diffusion, 64, weights, recompute, **more)
 
 
 def batch_of(pipe, count=3, epoch=0) -> dict:
-    texts = encoders_of(pipe).embed(PROMPTS[:count])
+    texts = base_of(pipe).encoders.embed(PROMPTS[:count])["text_embeddings"]
     return {"key": [(epoch, at) for at in range(count)], "prompt": PROMPTS[:count], "text_embeddings": texts}
 
 
@@ -72,14 +74,14 @@ def gradients(pipe, loss) -> torch.Tensor:
 
 
 def latents_of(objective, batch) -> torch.Tensor:
-    return randomness.normal(1, "start", batch["key"], objective.size)
+    return randomness.normal(1, "start", batch["key"], (4, 8, 8))
 
 
 def plain(pipe, objective, batch, first, stop_at=None, guidance=1.0, start=None):
     """ẑ_0 of one sample after another, by diffusers' own scheduler: no gradient before step first[b]."""
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(STEPS)
-    empty = encoders_of(pipe).embed([""])
+    empty = base_of(pipe).encoders.embed([""])["text_embeddings"]
     clean = []
     for at in range(len(batch["key"])):
         z = latents_of(objective, batch)[at : at + 1] if start is None else start[at : at + 1]
@@ -154,7 +156,7 @@ def test_every_prediction_type_gives_back_clean_latents_and_noise(kind):
         "sample": clean,
         "flow_prediction": noise - clean,
     }[kind]
-    found = split(kind, alpha * clean + sigma * noise, target, alpha, sigma)
+    found = split(kind, alpha * clean + sigma * noise, target, Coefficients(alpha, sigma))
     torch.testing.assert_close(torch.stack(found), torch.stack([clean, noise]), rtol=1e-4, atol=1e-5)
 
 
@@ -223,7 +225,7 @@ def test_draft_lv(tuned):
     objective = make(DRaFTLV, tuned, repeats=2)
     last = torch.full((2,), STEPS - 1)
     first = plain(tuned, objective, batch, last)
-    alpha_bar = objective.sampler.alpha_bar[-1, 0]
+    alpha_bar = objective.sampler.alpha2[-1, 0]
     draws = [first]
     for n in range(2):
         noise = randomness.normal(1, "noised_again", [(*key, n) for key in batch["key"]], (4, 8, 8))
@@ -303,7 +305,7 @@ def test_the_drift_is_zero_at_the_base_and_its_gradient_is_plain(tuned):
 
 
 def test_a_unet_that_learns_whole_keeps_a_copy_of_its_base(untrained):
-    pipe = load_stable_diffusion(str(untrained))
+    pipe = load_base(str(untrained))
     pipe.unet.requires_grad_(True)
     objective = make(ReFL, pipe, Weights(drift=1.0), window=(4, 4))
     assert float(objective(batch_of(pipe))["drift"]) == 0
@@ -319,8 +321,8 @@ def test_reward_and_pretraining_are_one_weighted_sum(tuned):
     batch |= {"pretrain_pixel_values": pixels, "pretrain_text_embeddings": batch["text_embeddings"].flip(0)}
     found = make(DRaFT, tuned, Weights(reward=0.5, pretraining=3.0), steps=1)(batch)
     reward = make(DRaFT, tuned, steps=1)(batch)["loss"]
-    diffusion = Diffusion(DDPMScheduler.from_config(tuned.scheduler.config), seed=1)
-    latents = encoders_of(tuned).latents({"key": batch["key"], "pixel_values": pixels}, 1)
+    diffusion = Diffusion(path_of(tuned.scheduler), seed=1)
+    latents = base_of(tuned).encoders.latents({"key": batch["key"], "pixel_values": pixels}, 1)
     noisy, t, target = diffusion.diffuse(latents, batch["key"])
     denoising = (tuned.unet(noisy, t, batch["pretrain_text_embeddings"]).sample - target).square().mean()
     torch.testing.assert_close(found["pretraining"], denoising)
@@ -334,7 +336,7 @@ def test_unit_gain_makes_noisy_and_late_steps_count_alike(tuned):
         plainly, scaled = (
             make(ReFL, tuned, Weights(margin=None), window=(number, number), unit_gain=on) for on in (False, True)
         )
-        alpha_bar = plainly.sampler.alpha_bar[number, 0]
+        alpha_bar = plainly.sampler.alpha2[number, 0]
         gain = ((1 - alpha_bar) / alpha_bar).sqrt()
         one, other = plainly(batch), scaled(batch)
         assert one["loss"] == other["loss"]
@@ -358,18 +360,19 @@ def test_the_last_step_of_the_published_window_moves_the_picture_fifteen_times_l
 def test_dpo_against_a_pairwise_reference(tuned):
     """One pair at a time, both models as separate networks, the loss as log σ of a difference of log ratios."""
     policy = policy_of(tuned)
-    diffusion = Diffusion(DDPMScheduler.from_config(tuned.scheduler.config), seed=1)
+    diffusion = Diffusion(path_of(tuned.scheduler), seed=1)
     torch.manual_seed(0)
     batch = batch_of(tuned, 2)
     for side in ("winner", "loser"):
         batch[f"{side}_pixel_values"] = torch.rand(2, 3, 64, 64) * 2 - 1
+        batch[f"{side}_time_ids"] = torch.zeros(2, 6)
     found = DPO(policy, diffusion, beta=50.0)(batch)
     losses = []
     for at in range(2):
         ratio = {}
         for side in ("winner", "loser"):
             key, pixels = batch["key"][at : at + 1], batch[f"{side}_pixel_values"][at : at + 1]
-            latents = encoders_of(tuned).latents({"key": key, "pixel_values": pixels}, 1)
+            latents = base_of(tuned).encoders.latents({"key": key, "pixel_values": pixels}, 1)
             noisy, t, noise = diffusion.diffuse(latents, key)
             text = batch["text_embeddings"][at : at + 1]
             error = (tuned.unet(noisy, t, text).sample - noise).square().mean()
@@ -397,7 +400,7 @@ def test_chunks_change_neither_rewards_nor_gradients(tuned):
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     results = []
     for size in (1, 2, 5):
-        path = RewardPath(Redness(), encoders_of(tuned), tuned.vae, size)
+        path = RewardPath(Redness(), base_of(tuned).encoders, tuned.vae, size)
         given = latents.clone().requires_grad_()
         rewards = path(given, PROMPTS[:1] * 5)
         results.append((rewards, torch.autograd.grad((rewards * torch.arange(5)).sum(), given)[0]))
@@ -412,13 +415,13 @@ def test_chunks_change_neither_rewards_nor_gradients(tuned):
 @pytest.mark.parametrize("slope", [0.01, 1e6], ids=["as of 640 pixels", "too large when scaled"])
 def test_half_precision_keeps_the_gradient(slope):
     """Of a mean over a large picture each pixel's share is below float16's smallest number."""
-    pipe = load_stable_diffusion(embedded_model())
+    pipe = load_base(embedded_model())
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     reward = Through(lambda image: slope * (image[0] - 0.5 * image[2].square()).mean())
     gradients = []
     for vae in (pipe.vae, copy.deepcopy(pipe.vae).half()):
         given = latents.clone().requires_grad_()
-        RewardPath(reward, encoders_of(pipe), vae)(given, PROMPTS[:1]).sum().backward()
+        RewardPath(reward, base_of(pipe).encoders, vae)(given, PROMPTS[:1]).sum().backward()
         gradients.append(given.grad.flatten())
     assert torch.cosine_similarity(*gradients, dim=0) > 0.999
     torch.testing.assert_close(gradients[1].norm(), gradients[0].norm(), rtol=0.01, atol=0)
@@ -463,7 +466,7 @@ def pil_brightness(image):
     ids=["pil", "nan", "rounds", "constant", "infinite slope", "saturated"],
 )
 def test_a_reward_that_cannot_teach_is_refused_before_training(tuned, function, said):
-    path = RewardPath(Through(function), encoders_of(tuned), tuned.vae)
+    path = RewardPath(Through(function), base_of(tuned).encoders, tuned.vae)
     with pytest.raises(InputError, match=said):
         check_gradient(path, torch.zeros(2, 4, 8, 8), PROMPTS[:2], margin=2.0)
 
@@ -471,13 +474,13 @@ def test_a_reward_that_cannot_teach_is_refused_before_training(tuned, function, 
 def test_a_reward_without_gradient_is_refused_with_the_remedy(tuned):
     from diffusers_ext import load_reward
 
-    path = RewardPath(load_reward("fill50k"), encoders_of(tuned), tuned.vae)
+    path = RewardPath(load_reward("fill50k"), base_of(tuned).encoders, tuned.vae)
     with pytest.raises(InputError, match="--held_out_reward"):
         check_gradient(path, torch.zeros(2, 4, 8, 8), PROMPTS[:2], margin=2.0)
 
 
 def test_a_reward_that_is_half_saturated_is_reported(tuned):
-    path = RewardPath(Through(lambda image: image.mean() * 4), encoders_of(tuned), tuned.vae)
+    path = RewardPath(Through(lambda image: image.mean() * 4), base_of(tuned).encoders, tuned.vae)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     scores = path(latents, PROMPTS[:2])
     warning = check_gradient(path, latents, PROMPTS[:2], margin=float(scores.mean()))
@@ -490,9 +493,13 @@ def test_a_reward_that_is_half_saturated_is_reported(tuned):
 
 def test_adapters_are_saved_as_diffusers_loads_them(tuned, untrained, tmp_path):
     save_lora(tuned.unet, tmp_path)
-    fresh = load_stable_diffusion(str(untrained))
+    fresh = load_base(str(untrained))
     fresh.load_lora_weights(tmp_path)
-    z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 3]), encoders_of(tuned).embed(PROMPTS[:2])
+    z, t, text = (
+        torch.randn(2, 4, 8, 8),
+        torch.tensor([500, 3]),
+        base_of(tuned).encoders.embed(PROMPTS[:2])["text_embeddings"],
+    )
     torch.testing.assert_close(fresh.unet(z, t, text).sample, tuned.unet(z, t, text).sample, rtol=1e-5, atol=1e-6)
     other = copy.deepcopy(tuned.unet)
     for name, parameter in other.named_parameters():
@@ -505,7 +512,11 @@ def test_adapters_are_saved_as_diffusers_loads_them(tuned, untrained, tmp_path):
 def test_merged_adapters_predict_the_same_and_leave_the_base_as_it_was(tuned):
     """Rollouts run on merged weights. What is subtracted again would differ in the last bits; the base is put back instead."""
     before = {name: parameter.clone() for name, parameter in tuned.unet.named_parameters()}
-    z, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 3]), encoders_of(tuned).embed(PROMPTS[:2])
+    z, t, text = (
+        torch.randn(2, 4, 8, 8),
+        torch.tensor([500, 3]),
+        base_of(tuned).encoders.embed(PROMPTS[:2])["text_embeddings"],
+    )
     with torch.no_grad():
         expected = tuned.unet(z, t, text).sample
         with adapters_merged(tuned.unet):
@@ -589,15 +600,15 @@ def adapters_active(unet) -> bool:
 
 def test_sdxl_rollouts_are_the_pipelines_pictures(untrained_xl):
     """Another scheduler (Euler), pooled text, time ids, and zeros to guide away from."""
-    pipe = load_stable_diffusion(str(untrained_xl))
+    pipe = load_base(str(untrained_xl))
     torch.manual_seed(0)
     add_lora(pipe.unet, 2)
-    encoders = encoders_of(pipe)
-    empty = torch.zeros_like(encoders.embed([""])[0])
+    encoders = base_of(pipe).encoders
+    empty = {name: torch.zeros_like(value[0]) for name, value in encoders.embed([""]).items()}
     assert pipe.config.force_zeros_for_empty_prompt
-    policy = Policy(pipe.unet, encoders, empty, 3.0)
+    policy = Policy(base_of(pipe), empty, 3.0)
     sampler = Sampler.of(pipe.scheduler, 4, seed=1)
-    batch = {"key": [(0, 0), (0, 1)], "text_embeddings": encoders.embed(PROMPTS[:2])}
+    batch = {"key": [(0, 0), (0, 1)], **encoders.embed(PROMPTS[:2])}
     batch["time_ids"] = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
     start = sampler.noise("start", batch["key"], torch.empty(2, 4, 8, 8))
     with torch.no_grad():

@@ -311,9 +311,9 @@ def test_a_tiny_decoder_carries_the_gradient(untrained, prompts, tmp_path):
 @pytest.mark.parametrize("method", ["consistency", "cpo"])
 def test_a_controlnet_is_tuned(untrained, circles, pairs, tmp_path, method):
     from diffusers_ext.control.hint import new_controlnet
-    from diffusers_ext.diffusion.encoders import load_stable_diffusion
+    from diffusers_ext.diffusion.base import load_base
 
-    new_controlnet(load_stable_diffusion(str(untrained)).unet, 8).save_pretrained(tmp_path / "start")
+    new_controlnet(load_base(str(untrained)).unet, 8).save_pretrained(tmp_path / "start")
     common = ["--pretrained_model_name_or_path", untrained, "--train_data_dir", circles, "--resolution", 64]
     common += ["--controlnet_model_name_or_path", tmp_path / "start", "--max_train_steps", 2, "--train_batch_size", 4]
     common += ["--num_validation_images", 1, "--held_out_samples", 2, "--output_dir", tmp_path / "run"]

@@ -134,7 +134,7 @@ def _grouped(rows: list[tuple[str, dict]]) -> list[tuple[dict, str]]:
 def _check_images(items: list[RankedPrompt], folder: Path) -> None:
     """Raise InputError naming images that cannot be shown, before anybody starts."""
     root, problems = folder.resolve(), []
-    inside = {image: image.resolve().is_relative_to(root) for item in items for image in item.images}
+    inside = {image: Path(str(image)).resolve().is_relative_to(root) for item in items for image in item.images}
     looks = examine_all([image for image, is_inside in inside.items() if is_inside])
     for item in items:
         if len(item.images) > MOST:

@@ -122,7 +122,7 @@ class Session:
 
     def _look(self, place: int) -> list[int]:
         """Return the numbers of an item's images that are missing or damaged now; note those that became others."""
-        looks = [examined(image) for image in self.items[place].images]
+        looks = [examined(Path(str(image))) for image in self.items[place].images]  # all lie in the folder
         missing = [number for number, look in enumerate(looks) if look.fault]
         self.digests[place] = [old if look.fault else look.digest for look, old in zip(looks, self.digests[place])]
         return missing
@@ -296,8 +296,8 @@ def _check_display(display: Any, count: int) -> dict:
     """Return what the page says it showed, which may be of another seed than this server's."""
     fields = display if isinstance(display, dict) else {}
     shown, numbers = fields.get("shown"), [fields.get(name) for name in ("seed", "position")]
-    whole = isinstance(shown, list) and all(type(number) is int for number in (*numbers, *shown))
-    if not whole or sorted(shown) != list(range(count)):
+    numeric = isinstance(shown, list) and all(type(number) is int for number in (*numbers, *shown))
+    if not isinstance(shown, list) or not numeric or sorted(shown) != list(range(count)):
         raise InputError("display: give seed, position and shown, the order of the images on the page")
     return {"seed": numbers[0], "position": numbers[1], "shown": shown}
 
