@@ -11,7 +11,7 @@ best.images[0], best.scores[0], best.candidates[0][0].parts["consistency"]
 ```
 """
 
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from diffusers import (
     AutoencoderKL,
@@ -33,7 +33,7 @@ from diffusers_ext.publish.loadable import HubLoadable
 from diffusers_ext.rerank.controlled import ControlRerankMixin
 from diffusers_ext.rewards.interface import RewardModel
 
-Control = ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel
+Control: TypeAlias = ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel
 
 
 class StableDiffusionXLControlNetRerankPipeline(HubLoadable, ControlRerankMixin, StableDiffusionXLControlNetPipeline):

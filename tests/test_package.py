@@ -1,5 +1,6 @@
 """The package as installed: public names, light imports, the wheel's content."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -29,6 +30,13 @@ def test_scripts_and_pipelines_are_importable():
     from diffusers_ext.training import train_controlnet
 
     assert train_controlnet.Options().hint_init == "data"
+
+
+def test_every_package_is_installed():
+    """setuptools is given a list, since training/ and pipelines/ lie elsewhere; a package that it lacks would be missing."""
+    listed = set(re.findall(r'"(diffusers_ext[\w.]*)",', (ROOT / "pyproject.toml").read_text()))
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "diffusers_ext").rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in folders} <= listed
 
 
 def test_the_wheel_holds_everything(tmp_path):

@@ -52,6 +52,7 @@ MAY_HIDE = {
     "HubLoadable.download": "settings of DiffusionPipeline.download, which names none either",
     "HubLoadable.load_config": "settings of DiffusionPipeline.load_config",
     "HubLoadable.save_config": "those of diffusers' push",
+    "VMFMixtureClassifier.from_components": "settings of the classifier, which names them",
     "VMFMixtureClassifier.of": "settings of the classifier, which names them",
     "digest_of_values": "values, any number",
     "BaseFiles.load": "parts of a pipeline, by their names there",

@@ -63,8 +63,8 @@ def main(options: Options) -> None:
         return
 
     run_folder, seeds = Path(options.output_dir), range(options.seed, options.seed + options.runs)
-    fits = run_folder / lads_run.FITS  # of an earlier, interrupted run
-    resumed = fits if options.resume_from_checkpoint and any(fits.glob("*.safetensors")) else None
+    states = run_folder / lads_run.FITS  # of an earlier, interrupted run
+    resumed = states if options.resume_from_checkpoint and any(states.glob("*.safetensors")) else None
     claim(
         accelerator,
         options,

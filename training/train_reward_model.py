@@ -249,7 +249,7 @@ def prepare_inputs(options: Options, accelerator, model, frozen: list, prompts: 
 
     folder = options.encoder_cache_dir
     if folder is None and isinstance(model, LinearHeadReward):
-        folder = Path(options.output_dir) / "cache"
+        folder = str(Path(options.output_dir) / "cache")
     cache = Cache(folder, accelerator.mixed_precision, accelerator.is_main_process) if folder else None
     files = [image for prompt in prompts for image in prompt.images]
     model.to(accelerator.device)

@@ -121,10 +121,9 @@ def report(row: dict, folder: str) -> str:
 
 def _table(options: Options):
     from ..data.labelled import read_labelled
-    from ..streams.weeks import with_domain
 
     table = read_labelled(options.data, options.label_column, options.domain_column)
-    return with_domain(table, options.domain)
+    return table.in_domain(options.domain)
 
 
 def _check_start(folder, options: Options) -> None:

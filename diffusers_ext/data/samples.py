@@ -44,6 +44,12 @@ class LabelledImages:
         labels, domains = ({getattr(sample, name) for sample in samples} for name in ("label", "domain"))
         return cls(samples, tuple(sorted(labels)), tuple(sorted(domains)))
 
+    def in_domain(self, domain: str | None) -> "LabelledImages":
+        """Return a table whose pictures are all of one domain, where one is given."""
+        if domain is None:
+            return self
+        return LabelledImages.of(replace(sample, domain=domain) for sample in self.samples)
+
     def __len__(self) -> int:
         return len(self.samples)
 

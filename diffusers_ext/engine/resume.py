@@ -11,10 +11,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..errors import InputError
-from ..options import OptimizerOptions, RunOptions, as_dict
+from ..options import OptimizerOptions, as_dict
 from . import checkpoints, hub
 from .provenance import Sources, compare, record_of
-from .run_folder import write_options
+from .run_folder import FolderOptions, write_options
 
 AVERAGE = "custom_checkpoint_0.pkl"  # the file of a checkpoint that holds the moving average
 FROM_WEIGHTS = "start a new run in another --output_dir"
@@ -22,7 +22,7 @@ FROM_WEIGHTS = "start a new run in another --output_dir"
 
 def claim(
     accelerator: Accelerator,
-    options: RunOptions,
+    options: FolderOptions,
     sources: Callable[[], Sources] | None = None,
     way: str | None = None,
     checkpoint: Path | None = None,
@@ -45,7 +45,7 @@ def claim(
 
 
 def _claim(
-    options: RunOptions,
+    options: FolderOptions,
     sources: Callable[[], Sources] | None,
     way: str,
     checkpoint: Path | None,
@@ -62,7 +62,7 @@ def _claim(
 
 
 def check_resumed(
-    checkpoint: Path, options: RunOptions, sources: dict[str, Any], way: str, fixed: Collection[str] | None = None
+    checkpoint: Path, options: FolderOptions, sources: dict[str, Any], way: str, fixed: Collection[str] | None = None
 ) -> None:
     """Raise InputError if a run with these options and sources is not the one that wrote a checkpoint; say what may differ."""
     record = record_of(checkpoint)

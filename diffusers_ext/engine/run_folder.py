@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,18 @@ from .lock import LOCK, check_free, claim
 OPTIONS, METRICS = "options.json", "metrics.jsonl"
 
 
-def check_run_folder(options: RunOptions) -> None:
+class FolderOptions(Protocol):
+    """What a run folder and its claim read of a training's options; `options.RunOptions` describes each."""
+
+    output_dir: str
+    resume_from_checkpoint: str | None
+    push_to_hub: bool
+    hub_model_id: str | None
+    hub_token: str | None
+    dry_run: bool
+
+
+def check_run_folder(options: FolderOptions) -> None:
     """Raise InputError if output_dir holds anything that is not the run to be resumed, is in use or cannot be written."""
     folder = Path(options.output_dir)
     if options.dry_run:
@@ -52,7 +63,7 @@ def check_run_folder(options: RunOptions) -> None:
     raise InputError(f"{folder} is not empty and holds no run; name another --output_dir")
 
 
-def write_options(output_dir: Path, options: RunOptions, sources: dict[str, Any] | None = None) -> None:
+def write_options(output_dir: Path, options: FolderOptions, sources: dict[str, Any] | None = None) -> None:
     """Write options.json: the command, the resolved options, the versions and what the weights come from (see provenance).
 
     It can be given back as --config.

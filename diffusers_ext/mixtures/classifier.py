@@ -3,7 +3,7 @@
     classifier = VMFMixtureClassifier(dim=1280)
     classifier.partial_fit(features, labels)     # a session: new classes, new domains of old ones, or both
     classifier.predict(features)
-    classifier.save_pretrained("runs/mine")      # from_pretrained goes on learning where this one stood
+    classifier.save_pretrained("runs/mine")      # from_pretrained continues to learn where this one stood
 
 After General Incremental Learning with Domain-aware Categorical Representations (Xie, Yan & He, CVPR 2022): a class is a mixture
 on the unit sphere whose components stand for domains that nobody labelled; a session first expands the mixtures of its classes,
@@ -11,10 +11,7 @@ then learns, then reduces them, and rewrites a memory that is balanced across cl
 open is decided, and said, in mixtures/em.py, mixtures/reduction.py and mixtures/memory.py; mixtures/state.py is the session.
 """
 
-import operator
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -27,29 +24,16 @@ from ..embeddings.backbones import Backbone
 from ..embeddings.owner import BackboneOwner
 from ..errors import InputError
 from ..publish.carded import CardedModel
+from .batched import BatchedSession, Batches
 from .card import mixture_card
-from .heads import Scores
-from .inputs import (
-    Label,
-    as_labels,
-    as_rows,
-    check_kind,
-    directions,
-    draw_rows,
-    labels_of_batches,
-    number,
-    pack,
-    rows_of_batches,
-)
+from .components import Components
+from .inputs import Label, as_rows, check_kind, directions, number, pack, share_right
 from .memory import Exemplars
-from .prediction import Predictor
+from .prepared import Prepared
 from .report import calibration_text, component_rows, is_calibrated, session_row
-from .settings import check_settings
+from .settings import check_settings, kind_of, plain_settings
 from .spaces import MixtureSpace
 from .state import MixtureState
-from .vmf import log_normalizer
-
-SAMPLE = 1024  # rows of a class on which a session in batches is expanded
 
 
 class VMFMixtureClassifier(BackboneOwner, CardedModel):
@@ -109,12 +93,11 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
         grown: dict | None = None,
     ):
         super().__init__()
-        self._settle_settings()
+        self.register_to_config(**plain_settings(self.config))
         check_settings(self.config)
         self.learnt = MixtureState(self.config)
         self._labels, self._log = list(labels or []), list(log or [])
-        self._ready: Predictor | None = None
-        self._scores: Scores | None = None
+        self._prepared: Prepared | None = None
         self._warned = False
 
     @classmethod
@@ -131,8 +114,29 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
         made = cls(backbone.width, **settings, encoder=backbone.name, encoder_digest=backbone.weights)
         return made._with_backbone(backbone)
 
+    @classmethod
+    def from_components(
+        cls, components: Components, labels: list[Label], log: list[dict] | None = None, **settings: Any
+    ) -> "VMFMixtureClassifier":
+        """Return a classifier that predicts with components which something else fitted, such as a network that learns.
+
+        labels: names of the classes, by the components' numbers. log: rows of `session_log_`. settings: of the classifier,
+        which has no memory, no jury and no whitening.
+
+        >>> from diffusers_ext.mixtures.em import Statistics
+        >>> statistics = Statistics(torch.ones(2).double(), torch.eye(2).double(), torch.arange(2))
+        >>> components = Components(statistics, ids=torch.arange(2), next_id=2, kappa=50.0)
+        >>> VMFMixtureClassifier.from_components(components, ["cat", "dog"]).predict(np.array([[0.9, 0.1]])).tolist()
+        ['cat']
+        """
+        count, dim = components.statistics.resultants.shape
+        fixed = {"memory": 0, "jury": 0, "transform": "none"} | {"shrinkage": settings.pop("shrinkage", None) or 0.0}
+        made = cls(dim, **fixed, **settings, labels=labels, log=log, grown={"plain": count, "memory": 0, "jury": 0})
+        made.learnt.hold(components)
+        return made
+
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_ready": None, "_scores": None}  # copies lay out their own
+        return {**self.__dict__, "_prepared": None}  # a copy prepares its own
 
     def card(self, name: str) -> ModelCard:
         """Return the card that `save_pretrained` writes."""
@@ -194,49 +198,29 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
         Raises InputError for zero or infinite rows, another dimension, labels of another type than before. A session given
         twice counts twice: it adds no components, and predictions hardly move.
         """
-        rows = as_rows(features, self.config.dim)
-        classes, known = number(labels, len(rows), self._labels)
-        directions(rows)  # refused before anything is learnt
-        if len(rows):
-            self._start(rows, known)
-            self._learn(self._unit(rows), classes)
+        self._learn_session(as_rows(features, self.config.dim), labels)
         return self
 
     def score(self, features: Any, labels: Any) -> float:
         """Return the share of rows (N, dim) that are predicted as their labels say, 0 to 1."""
-        predicted, wanted = self.predict(features).tolist(), as_labels(labels)
-        if len(predicted) != len(wanted) or not wanted:
-            raise InputError(
-                f"score: {len(predicted)} rows of features and {len(wanted)} labels; give one label per row"
-            )
-        check_kind(wanted, self._labels)
-        return sum(map(operator.eq, predicted, wanted)) / len(wanted)
+        return share_right(self.predict(features).tolist(), labels, self._labels)
 
-    def partial_fit_batches(self, batches: Iterable[tuple[Any, Any]]) -> "VMFMixtureClassifier":
+    def partial_fit_batches(self, batches: Batches) -> "VMFMixtureClassifier":
         """Learn one session that does not fit in memory, from batches of (features, labels) that can be read several times.
 
         Up to 1,024 samples of a class, drawn by the seed, are learnt as a session; the others are then counted to their
         nearest components. A session of fewer is learnt exactly as by `partial_fit`. Raises InputError if batches come in
         another order when read again.
         """
-        if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping)):
-            raise InputError(f"batches: a {type(batches).__name__}; give a list of (features, labels), or a DataLoader")
-        if iter(batches) is batches:
-            raise InputError("batches are read several times: give a list or a DataLoader instead of an iterator")
-        order = labels_of_batches(batches)
-        sizes = Counter(label for labels in order for label in labels)
-        if not sizes:
+        session = BatchedSession(batches, self.config.dim, self.config.seed, len(self._log))
+        if not session.sizes:
             return self
-        kept = draw_rows(sizes, SAMPLE, self.config.seed, len(self._log))
-        parts = [
-            (x[rows], [y[row] for row in rows]) for x, y, rows in rows_of_batches(batches, self.config.dim, order, kept)
-        ]
-        rows, labels = torch.cat([x for x, _ in parts]), [label for _, part in parts for label in part]
-        classes, known = number(labels, len(rows), self._labels)
-        self._start(rows, known)
-        self._learn(self._unit(rows), classes)
-        if any(size > SAMPLE for size in sizes.values()):
-            self._count_others(batches, order, kept)
+        self._learn_session(*session.sample())
+        for rows, labels in session.others():
+            classes, _ = number(labels, len(rows), self._labels)
+            self.learnt.count(self._unit(rows), classes)
+            self._log[-1]["samples"] += len(rows)
+        self._record()
         return self
 
     def forget(self, label: Label) -> "VMFMixtureClassifier":
@@ -262,7 +246,7 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
         if not isinstance(other, VMFMixtureClassifier) or other is self:
             raise InputError("merge takes one other VMFMixtureClassifier; call it once for each")
         self.learnt.columns.check_mergeable(other.learnt.columns)
-        if self._kind() != other._kind():
+        if kind_of(self.config) != kind_of(other.config):
             raise InputError(
                 "merge: dim, transform or head of the two classifiers differ, or the draw of their projections"
             )
@@ -279,22 +263,13 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
     def decision_function(self, features: Any) -> torch.Tensor:
         """Return the head's scores of classes, (N, C) float32, columns as in `classes_`: the mixture's are ln p(z | class) up to
         a common constant."""
-        predictor, heads = self._predictor(), self.learnt.whole.heads
-        if self._scores is None:
-            mixture, temperature = predictor.class_scores, float(self.learnt.choice.temperature)
-            judged = len(self.learnt.jury.classes) > 0
-            self._scores = mixture if heads is None else heads.scores(mixture, temperature, judged)
-        return self._scores(self._rows(features))
+        return self._ready().scores(self._rows(features))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`decision_function`, for who composes modules."""
-        return self.decision_function(features)
+    forward = decision_function  # for those who compose modules
 
     def predict(self, features: Any) -> np.ndarray:
         """Return the most probable label of each row, (N,)."""
-        if self.head_ != "mixture":
-            return self.classes_[self.decision_function(features).argmax(1).numpy()]
-        return self.classes_[self._predictor().winners(self._rows(features)).numpy()]
+        return self.classes_[self._ready().winners(self._rows(features)).numpy()]
 
     def predict_proba(self, features: Any) -> np.ndarray:
         """Return class probabilities, (N, C) float64 rows that sum to one, with the temperature fitted on the jury.
@@ -312,49 +287,35 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
     def predict_component(self, features: Any, labels: Any = None) -> np.ndarray:
         """Return the id of each row's component, (N,) int64: the closest of its class where labels are given (equation 6),
         else the most probable of all. Ids are never used again."""
-        features = self._rows(features)
+        rows = self._rows(features)
         if labels is None:
-            return self.space.ids[self._predictor().components(features)].numpy()
-        classes, labels = number(labels, len(features), self._labels)
-        if len(labels) > len(self._labels):
-            raise InputError(f"no class {labels[len(self._labels)]!r}; classes_ has those that are known")
-        whitener = self.learnt.whitener()
-        embedded = self.space.embed(features, whitener)
-        return self.space.ids[self.space.nearest(embedded, classes, self.space.statistics(whitener))].numpy()
+            return self._ready().component_ids(rows).numpy()
+        classes, known = number(labels, len(rows), self._labels)
+        if len(known) > len(self._labels):
+            raise InputError(f"no class {known[len(self._labels)]!r}; classes_ has those that are known")
+        return self._ready().component_ids(rows, classes).numpy()
 
     def score_samples(self, features: Any) -> np.ndarray:
         """Return ln p(z) with equally likely classes, (N,) float64: low values are novel. Comparable within one session only."""
-        density = float(log_normalizer(torch.tensor(self.kappa_), self.config.dim))
-        scores = self._predictor().class_scores(self._rows(features)).double()
-        return (scores.logsumexp(1) + density - np.log(len(self._labels))).numpy()
+        return self._ready().log_density(self._rows(features)).numpy()
 
     def report(self) -> list[dict]:
         """Return a row per component: class, id, samples, share of its class, mean cosine, exemplars and their sessions."""
-        places = self.exemplars.places(self.space, self.learnt.whitener())
-        return component_rows(self.space, self._labels, self.exemplars, places)
+        return component_rows(self.space, self._labels, self.exemplars, self._places())
 
     @property
     def memory_(self) -> dict[str, np.ndarray]:
         """The exemplars: features (M, dim), labels, component ids and sessions."""
-        return {
-            "features": self.exemplars.features.numpy(),
-            "labels": self.classes_[self.exemplars.classes.numpy()],
-            "components": self.space.ids[self.exemplars.places(self.space, self.learnt.whitener())].numpy(),
-            "sessions": self.exemplars.sessions.numpy(),
-        }
+        memory = self.exemplars
+        labels, ids = self.classes_[memory.classes.numpy()], self.space.ids[self._places()].numpy()
+        features, sessions = memory.features.numpy(), memory.sessions.numpy()
+        return {"features": features, "labels": labels, "components": ids, "sessions": sessions}
 
     # How.
 
-    def _settle_settings(self) -> None:
-        """Take numpy's numbers as Python's own, which the configuration can be written with."""
-        self.register_to_config(
-            **{name: value.item() for name, value in self.config.items() if isinstance(value, np.generic)}
-        )
-
-    def _start(self, rows: torch.Tensor, known: list[Label]) -> None:
-        """Begin a session with rows (N, dim) as they came, after which `known` are the classes."""
-        self.learnt.columns.learn(rows, first=not self._labels)
-        self._labels = known
+    def _places(self) -> torch.Tensor:
+        """The component of each exemplar, (M,) positions."""
+        return self.exemplars.places(self.space, self.learnt.whitener())
 
     def _rows(self, features: Any) -> torch.Tensor:
         """Return features as they are learnt: checked, their columns scaled, of unit length."""
@@ -363,36 +324,26 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
     def _unit(self, rows: torch.Tensor) -> torch.Tensor:
         return directions(self.learnt.columns(rows))
 
-    def _learn(self, features: torch.Tensor, classes: torch.Tensor) -> None:
-        accuracies = self.learnt.learn(features, classes, len(self._labels), len(self._log))
-        self._log.append(session_row(self.learnt, len(self._log), classes, len(self._labels), accuracies))
+    def _learn_session(self, rows: torch.Tensor, labels: Any) -> None:
+        """Learn rows (N, dim) as they came and N labels, or refuse them before anything is learnt."""
+        classes, known = number(labels, len(rows), self._labels)
+        directions(rows)
+        if not len(rows):
+            return
+        self.learnt.columns.learn(rows, first=not self._labels)
+        self._labels = known
+        accuracies = self.learnt.learn(self._unit(rows), classes, len(known), len(self._log))
+        self._log.append(session_row(self.learnt, len(self._log), classes, len(known), accuracies))
         self._record()
 
     def _record(self) -> None:
         """Write what grew into the configuration, from which a loaded classifier is built."""
-        self._ready = self._scores = None
-        self._warned = False
+        self._prepared, self._warned = None, False
         log = [dict(row) for row in self._log]
         self.register_to_config(labels=list(self._labels), log=log, grown=self.learnt.grown)
 
-    def _kind(self) -> tuple:
-        """What must agree for the sums of two classifiers to add up."""
-        drawn = (
-            (self.config.projections, self.config.seed) if self.config.head in ("ranpac", "pooled", "auto") else None
-        )
-        return self.config.dim, self.config.transform, self.config.head, drawn
-
-    def _predictor(self) -> Predictor:
-        if not self._labels:
-            raise InputError("nothing has been learnt yet; call partial_fit first")
-        if self._ready is None:
-            self._ready = self.learnt.predictor(len(self._labels))
-        return self._ready
-
-    def _count_others(self, batches: Iterable[tuple[Any, Any]], order: list, kept: dict[Label, np.ndarray]) -> None:
-        """Count the samples on which the session was not expanded."""
-        for features, labels, rows in rows_of_batches(batches, self.config.dim, order, kept, others=True):
-            classes, _ = number([labels[row] for row in rows], len(rows), self._labels)
-            self.learnt.count(self._unit(features[rows]), classes)
-            self._log[-1]["samples"] += len(rows)
-        self._record()
+    def _ready(self) -> Prepared:
+        """What predicts, prepared once for each state."""
+        if self._prepared is None:
+            self._prepared = Prepared(self.learnt, len(self._labels))
+        return self._prepared

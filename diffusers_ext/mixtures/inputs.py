@@ -1,7 +1,8 @@
 """What a session may be given as: features and labels in the forms people have them, checked before anything is learnt."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from torch.nn import functional as F
 
 from ..data.feature_arrays import as_matrix
 from ..errors import InputError
-from ..randomness import generator
 
 Label = str | int | float | bool
 
@@ -104,51 +104,10 @@ def pack(labels: list[Label]) -> np.ndarray:
     return np.array(labels) if labels else np.empty(0, dtype=object)
 
 
-def labels_of_batches(batches: Iterable[tuple[Any, Any]]) -> list[list[Label]]:
-    """Read batches of (features, labels) once for their labels; InputError where a batch's two do not match."""
-    found = []
-    for number, batch in enumerate(batches):
-        if not isinstance(batch, (list, tuple)) or len(batch) != 2:
-            raise InputError(f"batch {number}: a {type(batch).__name__}; give batches (features, labels)")
-        features, labels = batch
-        found.append(as_labels(labels))
-        if not hasattr(features, "__len__"):
-            raise InputError(f"batch {number}: features of type {type(features).__name__}; give rows (N, dim)")
-        if len(features) != len(found[-1]):
-            raise InputError(f"batch {number}: {len(features)} rows of features and {len(found[-1])} labels")
-    return found
-
-
-def draw_rows(sizes: Mapping[Label, int], most: int, seed: int, session: int) -> dict[Label, np.ndarray]:
-    """Draw up to `most` of the samples of each label, whose number is given."""
-    draws = {label: generator(seed, f"batches {label}", session) for label in sizes}
-    return {label: draws[label].permutation(size)[:most] for label, size in sizes.items()}
-
-
-def rows_of_batches(
-    batches: Iterable[tuple[Any, Any]],
-    dim: int,
-    order: list[list[Label]],
-    kept: dict[Label, np.ndarray],
-    others: bool = False,
-) -> Iterator[tuple[torch.Tensor, list[Label], list[int]]]:
-    """Yield features, labels and the wanted rows of each batch.
-
-    order: what `labels_of_batches` found; InputError where batches come otherwise now. kept: of each label, which of its
-    samples are wanted, counted through all batches; with `others`, which are not.
-    """
-    chosen, seen = {label: set(rows.tolist()) for label, rows in kept.items()}, dict.fromkeys(kept, 0)
-    for number, (features, labels) in enumerate(batches):
-        rows, values = [], as_labels(labels)
-        if number >= len(order) or values != order[number]:
-            raise InputError(
-                f"batch {number} has other labels than when read before; give a DataLoader with shuffle=False"
-            )
-        for row, label in enumerate(values):
-            if (seen[label] in chosen[label]) != others:
-                rows.append(row)
-            seen[label] += 1
-        if rows:
-            found = as_rows(features, dim)
-            directions(found)  # refused before anything is learnt
-            yield found, values, rows
+def share_right(predicted: list[Label], labels: Any, known: Sequence[Label]) -> float:
+    """Return the share of rows whose prediction is their label, 0 to 1; known: the classes, for the labels' type."""
+    wanted = as_labels(labels)
+    if len(predicted) != len(wanted) or not wanted:
+        raise InputError(f"score: {len(predicted)} rows of features and {len(wanted)} labels; give one label per row")
+    check_kind(wanted, known)
+    return sum(map(operator.eq, predicted, wanted)) / len(wanted)

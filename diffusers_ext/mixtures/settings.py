@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 from .heads import HEADS
 from .scores import SCORES
@@ -38,6 +40,18 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise InputError(f'head "{head}" needs the covariance of transform "auto" or "whiten", and "none" has none')
     if not settings["jury"] and (settings["transform"] == "auto" or head == "auto"):
         raise InputError("without a jury nothing chooses: give transform and head, or a jury above 0")
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings that are numpy's numbers as Python's own, which a configuration can be written with."""
+    return {name: value.item() for name, value in settings.items() if isinstance(value, np.generic)}
+
+
+def kind_of(settings: Mapping[str, Any]) -> tuple:
+    """Return what must agree for the sums of two classifiers to add up."""
+    head = settings["head"]
+    drawn = (settings["projections"], settings["seed"]) if head in ("ranpac", "pooled", "auto") else None
+    return settings["dim"], settings["transform"], head, drawn
 
 
 def check_whole(name: str, value: Any, least: int) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .blocks import blocks, gather, rows_of
+from .components import Components
 from .em import Fit, Recipe, Statistics, add_rows, fit, reduced
 from .vmf import pooled_concentration
 
@@ -121,6 +122,15 @@ class MixtureSpace(nn.Module):
             ("next_id", (), torch.int64),
         ):
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+
+    def hold(self, components: Components) -> None:
+        """Hold components that something else fitted, in place of what was learnt; of a space that is not whitened."""
+        assert not self.whiten, "their resultants are of features that are not whitened"
+        statistics = components.statistics
+        self.counts, self.sums, self.classes = statistics.counts, statistics.resultants, statistics.classes
+        self.lengths, self.ids = components.lengths, components.ids
+        self.kappa = torch.tensor(components.kappa, dtype=torch.float64)
+        self.next_id = torch.tensor(components.next_id)
 
     def embed(self, features: torch.Tensor, whitener: Whitener | None) -> torch.Tensor:
         """Return unit features (N, d) in this space, of unit length, in their type."""

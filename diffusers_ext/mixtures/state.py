@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .columns import Columns
+from .components import Components
 from .em import Recipe
 from .jury import SHRINKAGES, Choice, Jury, verdict
 from .memory import Exemplars
@@ -92,6 +93,12 @@ class MixtureState(nn.Module):
     def whitener(self) -> Whitener | None:
         """The map into the whitened space."""
         return self.whole.whitener()
+
+    def hold(self, components: Components) -> None:
+        """Hold components that something else fitted; for a state with the plain space alone."""
+        self._whole.clear()
+        self.sums.spaces["plain"].hold(components)
+        self.choice.temperature.fill_(components.temperature)
 
     def learn(self, features: torch.Tensor, classes: torch.Tensor, count: int, session: int) -> dict[str, float]:
         """Learn a session of unit features (N, d) and places (N,) among `count` classes: the paper's algorithm 1, closed form.

@@ -16,12 +16,12 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
-USER = "me"  # the owner of repositories created without one
+from .loopback_requests import USER, Refusal, Request, digest, repository_name, tree, write
+
 PULLS = ".pull-requests"  # beside the owners
 PRIVATE = ".private"  # marks a repository's folder, and is not a file of it
 
@@ -55,7 +55,7 @@ class LoopbackHub:
 
     def commit(self, repository: str, revision: str = "main") -> str:
         """The commit id: a digest of names and contents, so that equal content has an equal id."""
-        contents = [f"{name}:{_digest(path)}" for name, path in self.files(repository, revision).items()]
+        contents = [f"{name}:{digest(path)}" for name, path in self.files(repository, revision).items()]
         return hashlib.sha1("\n".join(contents).encode()).hexdigest()
 
     def folder(self, repository: str, revision: str = "main") -> Path | None:
@@ -80,43 +80,6 @@ class LoopbackHub:
         number = 1 + len(list((self.root / PULLS / repository).glob("*")))
         shutil.copytree(self.root / repository, self.root / PULLS / repository / str(number))
         return f"refs/pr/{number}"
-
-
-@dataclass
-class Refusal(Exception):
-    """An answer other than success; code is what huggingface_hub tells errors apart by."""
-
-    status: int
-    message: str
-    code: str = ""
-
-
-@dataclass
-class Request:
-    """What was asked: the parts of the path, the query, and the body of what is not read."""
-
-    parts: list[str]
-    query: dict[str, list[str]] = field(default_factory=dict)
-    body: bytes = b""
-
-    @property
-    def repository(self) -> str:
-        """Of /api/models/owner/name/..."""
-        return "/".join(self.parts[2:4])
-
-    def has(self, name: str) -> bool:
-        """Whether a switch is on in the query."""
-        return self.query.get(name, [""])[0].lower() in ("1", "true")
-
-    def object(self) -> dict:
-        """The body as a JSON object."""
-        try:
-            record = json.loads(self.body)
-        except ValueError as error:
-            raise Refusal(400, f"the body is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise Refusal(400, "the body is no JSON object")
-        return record
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -179,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
     def _delete(self, request: Request) -> None:
         if request.parts != ["api", "repos", "delete"]:
             self._unknown()
-        repository = _name(request.object())
+        repository = repository_name(request.object())
         shutil.rmtree(self._folder(repository))
         shutil.rmtree(self.hub.root / PULLS / repository, ignore_errors=True)
         self._json({})
@@ -192,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
         self._json({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}})
 
     def _create(self, request: dict) -> None:
-        repository = _name(request)
+        repository = repository_name(request)
         known = (self.hub.root / repository).is_dir()
         if not known:
             (self.hub.root / repository).mkdir(parents=True)
@@ -213,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         self._folder(repository, revision)
         files = self.hub.files(repository, revision)
         if rest[:1] == ["tree"]:
-            return self._json(_tree(files, "/".join(rest[2:]), request.has("recursive")))
+            return self._json(tree(files, "/".join(rest[2:]), request.has("recursive")))
         siblings = [{"rfilename": name} for name in files]
         known = {"_id": repository, "id": repository, "modelId": repository, "tags": [], "downloads": 0, "likes": 0}
         known["private"] = self.hub.is_private(repository)
@@ -227,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
             self.extra = headers
             raise Refusal(404, f"no file {name}", "EntryNotFound")
         content, status = path.read_bytes(), 200
-        headers["ETag"] = f'"{_digest(path)}"'
+        headers["ETag"] = f'"{digest(path)}"'
         if start := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             headers["Content-Range"] = f"bytes {start[1]}-{len(content) - 1}/{len(content)}"
             content, status = content[int(start[1]) :], 206
@@ -257,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
             answer["pullRequestUrl"] = f"{self.hub.url}/{repository}/discussions/{revision.rpartition('/')[2]}"
         folder = self._folder(repository, revision)
         for name, content in contents:
-            _write(folder / name, content)
+            write(folder / name, content)
         commit = self.hub.commit(repository, revision)
         self._json({**answer, "commitUrl": f"{self.hub.url}/{repository}/commit/{commit}", "commitOid": commit})
 
@@ -336,41 +299,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing; `LoopbackHub.requests` is the log."""
-
-
-def _name(request: dict) -> str:
-    """owner/name of a request about a whole repository."""
-    if request.get("type", "model") != "model":
-        raise Refusal(501, f"repositories of type {request['type']} are not served here")
-    return f"{request.get('organization') or USER}/{request['name']}"
-
-
-def _tree(files: dict[str, Path], under: str, recursive: bool) -> list[dict]:
-    """Files, and without recursion folders, of one folder of a repository."""
-    start = f"{under}/" if under else ""
-    inside = {name: path for name, path in files.items() if name.startswith(start)}
-    if not inside and under:
-        raise Refusal(404, f"no folder {under}", "EntryNotFound")
-    entries = {}
-    for name, path in inside.items():
-        first, _, deeper = name[len(start) :].partition("/")
-        if deeper and not recursive:
-            entries[start + first] = {"type": "directory", "oid": "", "size": 0, "path": start + first}
-        else:
-            entries[name] = {"type": "file", "oid": _digest(path), "size": path.stat().st_size, "path": name}
-    return list(entries.values())
-
-
-def _write(path: Path, content: bytes | None) -> None:
-    """Write a file, or delete it, or a folder."""
-    if content is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    elif path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()

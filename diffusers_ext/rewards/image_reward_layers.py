@@ -16,6 +16,18 @@ from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import ModelOutput
 
+# The released model's encoders: what BLIP's configurations are filled with where they say nothing.
+TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "layer_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+}
+
 
 class PatchAttention(BlipAttention):
     """BLIP's attention over patches through torch's fused kernel, unless its config says eager."""

@@ -31,6 +31,8 @@ from transformers import initialization as init
 from .image_reward_checkpoint import convert, official_options, read_checkpoint
 from .image_reward_files import ImageRewardFiles
 from .image_reward_layers import (
+    TEXT,
+    VISION,
     HeadLinear,
     ImageEncoder,
     ImageRewardOutput,
@@ -41,17 +43,6 @@ from .image_reward_layers import (
 )
 from .reward_inputs import InputError, check_images, check_prompts, pairs, pixels, wants_gradient
 from .reward_values import check_finite
-
-TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "layer_norm_eps": 1e-6,
-    "initializer_range": 0.02,
-}
 
 
 class ImageRewardConfig(PreTrainedConfig):

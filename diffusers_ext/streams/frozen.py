@@ -8,10 +8,11 @@ import torch
 
 from ..data.labelled import LabelledImages
 from ..mixtures.classifier import VMFMixtureClassifier
+from .options import StreamTraining
 
 
-def shared_settings(options: Any) -> dict[str, Any]:
-    """Return what a classifier of either regime is made with; options: of training/train_incremental.py."""
+def shared_settings(options: StreamTraining) -> dict[str, Any]:
+    """Return what a classifier of either regime is made with."""
     return {
         "k_new": options.k_new,
         "estep": options.estep,
@@ -25,12 +26,14 @@ def shared_settings(options: Any) -> dict[str, Any]:
 
 
 class FrozenLearner:
-    """The classifier on features (N, D) of all rows of a table. options: of training/train_incremental.py.
+    """The classifier on features (N, D) of all rows of a table.
 
     digest: of the backbone's weights.
     """
 
-    def __init__(self, options: Any, features: torch.Tensor, table: LabelledImages, digest: str | None = None):
+    def __init__(
+        self, options: StreamTraining, features: torch.Tensor, table: LabelledImages, digest: str | None = None
+    ):
         self.features, self.names, self.labels = features, np.array(table.labels), table.label_index
         self.classifier = VMFMixtureClassifier(
             features.shape[1],

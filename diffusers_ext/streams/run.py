@@ -10,7 +10,6 @@ import os
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +33,14 @@ from .baselines import baselines
 from .card import name_of, write_incremental_card
 from .frozen import FrozenLearner
 from .measures import StreamState, evaluate_stream
+from .options import StreamTraining
 from .sessions import Sessions
 from .trained import TrainedLearner
 from .weeks import PICTURES, picture_rows
 
 BASELINES = "baselines.jsonl"
 SHOWN = 8  # components of a picture sheet, and pictures of each
-INCIDENTAL = {  # options that may differ when a stream goes on: where things lie, how often they are kept, who is told
+INCIDENTAL = {  # options that may differ when a stream is resumed: where things lie, how often they are kept, who is told
     *("output_dir", "data", "domains", "encoder_cache_dir", "batch_size", "dataloader_num_workers", "baselines"),
     *("logging_steps", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "dry_run"),
     *("report_to", "logging_dir", "tracker_project_name", "push_to_hub", "hub_model_id", "hub_token"),
@@ -51,7 +51,12 @@ class Run:
     """What train_incremental.py does, in the order of its methods."""
 
     def __init__(
-        self, options: Any, accelerator: Accelerator, table: LabelledImages, test: np.ndarray, sessions: Sessions
+        self,
+        options: StreamTraining,
+        accelerator: Accelerator,
+        table: LabelledImages,
+        test: np.ndarray,
+        sessions: Sessions,
     ):
         self.options, self.accelerator, self.table, self.test, self.sessions = (
             options,
@@ -63,8 +68,9 @@ class Run:
         self.folder = Path(options.output_dir)
 
     def encode(self) -> None:
-        """Load the backbone and compute what the cache lacks; ranks share the work. InputError if it is to go on with another stream."""
+        """Load the backbone and compute what the cache lacks; ranks share the work. InputError if it would resume another stream."""
         self._claim()
+        assert self.options.backbone is not None
         backbone = load_backbone(self.options.backbone, self.accelerator.device)
         if self.accelerator.is_main_process:
             protocol = self.sessions.as_dict(self.table.labels, self.table.domains)
@@ -73,8 +79,8 @@ class Run:
         if self.options.regime == "frozen" or self.options.baselines:
             cache = self.options.encoder_cache_dir or self.folder / "cache"
             show = self.accelerator.is_main_process
-            found = features(backbone, self.table.files, cache, self.options.batch_size, show)
-            self.features = torch.from_numpy(found)
+            known = features(backbone, self.table.files, cache, self.options.batch_size, show)
+            self.features = torch.from_numpy(known)
         if self.options.regime == "frozen":
             self.learner: FrozenLearner | TrainedLearner = FrozenLearner(
                 self.options, self.features, self.table, backbone.weights
@@ -151,15 +157,15 @@ class Run:
         """A digest of what is learnt in which order, and how."""
         options = {name: value for name, value in as_dict(self.options).items() if name not in INCIDENTAL}
         protocol = self.sessions.as_dict(self.table.labels, self.table.domains)
-        samples = [[Path(str(each.file)).name, each.label, each.domain, each.split] for each in self.table.samples]
+        samples = [[Path(str(row.file)).name, row.label, row.domain, row.split] for row in self.table.samples]
         return digest_of(json.dumps([options, protocol, samples], default=str))
 
     def _last_whole(self) -> Path | None:
-        """The newest session folder that is whole, if the run is to go on."""
+        """The newest session folder that is whole, if the run is resumed."""
         if not self.options.resume_from_checkpoint:
             return None
-        folders = sorted(self.folder.glob("session-*"), key=lambda each: -int(each.name.removeprefix("session-")))
-        return next((each for each in folders if damage(each) is None), None)
+        folders = sorted(self.folder.glob("session-*"), key=lambda folder: -int(folder.name.removeprefix("session-")))
+        return next((folder for folder in folders if damage(folder) is None), None)
 
     def _claim(self) -> None:
         """Make the folder this run's, unless it would resume another stream; every rank comes to the same end."""
@@ -178,7 +184,7 @@ class Run:
     @cached_property
     def _sources(self) -> dict[str, dict]:
         """The pictures by name, class, domain and split, as `_stream` has them."""
-        samples = [[Path(str(each.file)).name, each.label, each.domain, each.split] for each in self.table.samples]
+        samples = [[Path(str(row.file)).name, row.label, row.domain, row.split] for row in self.table.samples]
         source = Source(("data", "domains"), digest_of_values(samples), f"{len(samples)} pictures")
         backbone = Source(("backbone",), digest_of_values(self.options.backbone))
         return {"data": vars(source), "backbone": vars(backbone)}

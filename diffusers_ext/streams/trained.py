@@ -14,7 +14,6 @@ A component without an exemplar is dropped when the space has moved: nothing tel
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,141 +23,42 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from huggingface_hub import load_torch_model
-from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional as F
 
-from ..data.batches import Samples
 from ..data.labelled import LabelledImages
 from ..embeddings.backbones import Backbone
 from ..engine.loop import claim, start, train
 from ..errors import InputError
 from ..mixtures.classifier import VMFMixtureClassifier
+from ..mixtures.components import Components
 from ..mixtures.em import Recipe, Statistics, reduced
 from ..mixtures.memory import select
 from ..mixtures.vmf import pooled_concentration
-from ..randomness import generator
 from .frozen import shared_settings
+from .network import WEIGHTS, BalancedPictures, Pictures, TrainedBackbone
 from .objective import LinearHead, MixtureHead, MixtureObjective, assign
-
-KEPT = 1 << 30  # bytes of prepared pictures that stay in memory
-WEIGHTS = "model.safetensors"
-
-
-class TrainedBackbone(nn.Module):
-    """A timm model that learns, as a whole or by LoRA: images (N, 3, H, W) to features (N, D) float32.
-
-    rank: of LoRA's adapters (Hu et al. 2022) on linear layers and 1 x 1 convolutions, drawn by the seed; 0 trains all weights.
-    Batch normalisation keeps its running statistics: they would follow the domain that came last, and differ between ranks.
-    """
-
-    def __init__(self, model: nn.Module, rank: int = 0, seed: int = 0):
-        super().__init__()
-        self.model = with_adapters(model, rank, seed) if rank else model.requires_grad_(True)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images).float()
-
-    def train(self, mode: bool = True) -> "TrainedBackbone":
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the weights, adapters apart, for going on."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, Path(folder) / WEIGHTS)
-
-    def export(self, folder: str | Path) -> None:
-        """Write a timm folder, adapters merged: load_backbone("timm:" + folder) reads it."""
-        from timm.models import save_for_hf
-
-        model = copy.deepcopy(self.model).cpu().to(memory_format=torch.contiguous_format)
-        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-        save_for_hf(model, str(folder), safe_serialization=True)
-
-
-def with_adapters(model: nn.Module, rank: int, seed: int) -> nn.Module:
-    """Return the model with LoRA on its linear layers and 1 x 1 convolutions; only the adapters learn."""
-    from peft import LoraConfig, get_peft_model
-
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1)
-    ]
-    if not targets:
-        raise InputError("--lora_rank: the backbone has no linear layer or 1 x 1 convolution; train all of it with 0")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
-
-
-class Pictures:
-    """Pictures as the backbone takes them, (3, H, W) float32 by row; prepared once while they fit in a GiB."""
-
-    def __init__(self, backbone: Backbone, files: Sequence[Any]):
-        self.backbone, self.files, self.left = backbone, files, KEPT
-        self.kept: dict[int, torch.Tensor] = {}
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        if row in self.kept:
-            return self.kept[row]
-        pixels = self.backbone.preprocess(self.backbone.picture(self.files[row]))
-        if self.left >= pixels.nbytes:
-            self.left -= pixels.nbytes
-            self.kept[row] = pixels
-        return pixels
-
-
-class BalancedPictures(Samples):
-    """Pictures of a session and the memory for `loop.train`, each drawn under (seed, session, epoch, index).
-
-    rows, classes and components (N,): first a class is drawn, then one of its components, then a picture of it, all evenly.
-    """
-
-    def __init__(self, pictures: Pictures, rows, classes, components, seed: int, session: int):
-        self.pictures, self.seed, self.session, self.count = pictures, seed, session, len(rows)
-        self.members = [
-            (
-                label,
-                [rows[(classes == label) & (components == each)] for each in np.unique(components[classes == label])],
-            )
-            for label in np.unique(classes).tolist()
-        ]
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        draw = generator(self.seed, "balanced pictures", self.session, *key)
-        label, components = self.members[draw.integers(len(self.members))]
-        rows = components[draw.integers(len(components))]
-        return {"key": key, "image": self.pictures[int(rows[draw.integers(len(rows))])], "label": torch.tensor(label)}
+from .options import StreamTraining
 
 
 class TrainedLearner:
     """Network, mixture and memory of one stream; `learn` a session, then `predict`. Every rank holds the same.
 
-    options: of training/train_incremental.py. memory: rows of the table, (M,), and the component ids they stood for, (M,).
+    memory: rows of the table, (M,), and the component ids they stood for, (M,).
     """
 
-    def __init__(self, options: Any, backbone: Backbone, table: LabelledImages):
+    def __init__(self, options: StreamTraining, backbone: Backbone, table: LabelledImages):
         self.options, self.state, self.dim = options, PartialState(), backbone.width
         self.linear: LinearHead | None = None
         self.pictures, self.files = Pictures(backbone, table.files), [str(file) for file in table.files]
         self.names, self.labels = np.array(table.labels), table.label_index
         self.network = TrainedBackbone(backbone.model, options.lora_rank, options.seed).to(self.state.device)
-        self.classifier, self.scale = self._classifier(), 16.0
+        self.classifier, self.scale = self._empty(), 16.0
         self.memory, self.stood_for = np.empty(0, np.int64), torch.empty(0, dtype=torch.int64)
 
     # Learning.
 
     def learn(self, session: int, rows: np.ndarray) -> None:
-        """Learn the pictures at rows (n,) of the table; a killed training goes on at its last checkpoint, if options say so."""
+        """Learn the pictures at rows (n,) of the table; a killed training resumes at its last checkpoint, if options say so."""
         seen = np.concatenate([rows, self.memory])
         features, names = self.embed(seen), self.names[self.labels[seen]]
         grown = copy.deepcopy(self.classifier).partial_fit(features[: len(rows)], names[: len(rows)])
@@ -168,7 +68,7 @@ class TrainedLearner:
         objective = self._objective(head).train()
         with torch.no_grad():
             places = assign(self._cosine(head, features), head.of_class, classes)
-        data = (self.pictures, seen, classes.numpy(), places.numpy(), self.options.seed, session)
+        data = BalancedPictures(self.pictures, seen, classes.numpy(), places.numpy(), self.options.seed, session)
         options = replace(
             self.options,
             output_dir=str(Path(self.options.output_dir) / "training" / f"session-{session + 1}"),
@@ -176,7 +76,7 @@ class TrainedLearner:
         )
         accelerator = start(options)
         claim(accelerator, options)
-        train(accelerator, objective, BalancedPictures(*data), options)
+        train(accelerator, objective, data, options)
         accelerator.free_memory()
         objective.eval().cpu()
         self._close(len(rows), seen, classes, grown, head, ids)
@@ -249,33 +149,19 @@ class TrainedLearner:
     def _rebuilt(self, grown: VMFMixtureClassifier, found: Statistics, ids, kappa: float) -> VMFMixtureClassifier:
         """Return a classifier that holds the reduced statistics; its temperature makes κ the softmax's scale that was learnt."""
         row = {**grown.session_log_[-1], "components": len(ids), "kappa": kappa, "temperature": self.scale / kappa}
-        log, size = [*self.classifier.session_log_, row], len(ids)
-        made = self._classifier(labels=grown.classes_.tolist(), log=log, grown={"plain": size, "memory": 0, "jury": 0})
-        values = {
-            "counts": found.counts,
-            "sums": found.resultants,
-            "lengths": found.resultants.norm(dim=1) / found.counts,
-            "classes": found.classes,
-            "ids": ids,
-            "kappa": torch.tensor(kappa, dtype=torch.float64),
-            "next_id": grown.space.next_id,
-        }
-        state = {**made.state_dict(), **{f"learnt.sums.spaces.plain.{name}": value for name, value in values.items()}}
-        state["learnt.choice.temperature"] = torch.tensor(self.scale / kappa, dtype=torch.float64)
-        made.load_state_dict(state)
-        return made
+        components = Components(found, ids, int(grown.space.next_id), kappa, self.scale / kappa)
+        log = [*self.classifier.session_log_, row]
+        return VMFMixtureClassifier.from_components(components, grown.classes_.tolist(), log, **self._settings())
 
-    def _classifier(self, **grown: Any) -> VMFMixtureClassifier:
+    def _settings(self) -> dict[str, Any]:
+        """The settings of a classifier whose features move: without memory, jury and whitening."""
         options = self.options
         most = 1 if options.head == "linear" else options.max_components
-        fixed = {
-            "memory": 0,
-            "jury": 0,
-            "transform": "none",
-            "shrinkage": options.shrinkage or 0.0,
-            "encoder": "timm:backbone",
-        }
-        return VMFMixtureClassifier(self.dim, max_components=most, **shared_settings(options), **fixed, **grown)
+        own = {"max_components": most, "shrinkage": options.shrinkage or 0.0, "encoder": "timm:backbone"}
+        return {**shared_settings(options), **own}
+
+    def _empty(self) -> VMFMixtureClassifier:
+        return VMFMixtureClassifier(self.dim, memory=0, jury=0, transform="none", **self._settings())
 
     # Predicting.
 
@@ -312,7 +198,7 @@ class TrainedLearner:
         (folder / "memory.json").write_text(json.dumps({**kept, "scale": self.scale}), encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
-        """Go on from what `save` wrote; InputError if a picture of the memory is not among the data."""
+        """Continue from what `save` wrote; InputError if a picture of the memory is not among the data."""
         kept = json.loads((folder / "memory.json").read_text(encoding="utf-8"))
         row = {name: at for at, name in enumerate(self.files)}
         if gone := [name for name in kept["files"] if name not in row]:

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -342,10 +342,3 @@ def _check_names(table: LabelledImages) -> None:
 
 def _note(text: str) -> None:
     tqdm.write(f"note: {text}")  # between the lines of a bar
-
-
-def with_domain(table: LabelledImages, domain: str | None) -> LabelledImages:
-    """Return a table whose pictures are all of one domain, where one is given."""
-    if domain is None:
-        return table
-    return LabelledImages.of(replace(sample, domain=domain) for sample in table.samples)

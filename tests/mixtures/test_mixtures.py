@@ -244,7 +244,7 @@ def test_batches_are_one_session(monkeypatch):
     batches = [(features[rows], labels[rows]) for rows in shuffled.split(37)]
     whole = VMFMixtureClassifier(16).partial_fit(features[shuffled], labels[shuffled])
     equal(whole, VMFMixtureClassifier(16).partial_fit_batches(batches))
-    monkeypatch.setattr("diffusers_ext.mixtures.classifier.SAMPLE", 25)
+    monkeypatch.setattr("diffusers_ext.mixtures.batched.SAMPLE", 25)
     sampled = VMFMixtureClassifier(16).partial_fit_batches(batches)
     assert float(sampled.space.counts.sum()) == len(features) and len(sampled.session_log_) == 1
     assert (sampled.predict(features) == labels.numpy()).all()
@@ -372,7 +372,7 @@ def test_predictions_do_without_integer_products(monkeypatch):
     features, labels, _ = small()
     monkeypatch.setattr("diffusers_ext.mixtures.prediction.integer_products", lambda: False)
     learner = VMFMixtureClassifier(16).partial_fit(features, labels)
-    assert learner._predictor().screen is None and (learner.predict(features) == labels.numpy()).all()
+    assert learner._ready().predictor.screen is None and (learner.predict(features) == labels.numpy()).all()
     assert learner.predict(features[:0]).shape == (0,)
 
 
