@@ -83,6 +83,12 @@ def take_turns(sides: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int
     return timings
 
 
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of the processes that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def peak_memory() -> float:
     """Return the largest resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -157,7 +163,7 @@ class Report:
     question: str
     options: dict[str, Any]
     tables: list[dict] = field(default_factory=list)
-    began: Timing = field(default_factory=lambda: Timing(time.process_time(), time.perf_counter(), None))
+    began: Timing = field(default_factory=lambda: Timing(cpu_seconds(), time.perf_counter(), None))
 
     def table(self, title: str, rows: Iterable[Mapping[str, Any]], digits: str | Mapping[str, str] = ".3f") -> None:
         """Add and print a table; a row is {column: text, number, Spread or None}.
@@ -187,7 +193,7 @@ class Report:
             "versions": versions(),
             "machine": machine(),
             "options": self.options,
-            "cpu_seconds": round(time.process_time() - self.began.cpu, 1),
+            "cpu_seconds": round(cpu_seconds() - self.began.cpu, 1),
             "wall_seconds": round(time.perf_counter() - self.began.wall, 1),
             "peak_memory_mib": round(peak_memory()),
             "tables": tables,

@@ -83,7 +83,8 @@ def ratio(method: str, conditions: torch.Tensor, seed: int) -> float:
     import torch
     from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 
-    from diffusers_ext.control.hint import HINT_CHANNELS, init_hint
+    from diffusers_ext.control.hint import init_hint
+    from diffusers_ext.diffusion.bases.unet import HINT_CHANNELS
 
     torch.manual_seed(seed)
     hint = ControlNetConditioningEmbedding(320, 3, HINT_CHANNELS)
