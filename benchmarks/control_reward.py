@@ -1,6 +1,6 @@
-"""Does a ControlNet that is tuned for consistency keep to its conditions better than with as many plain steps?
+"""Does a ControlNet that is tuned for consistency follow its conditions better than with as many plain steps?
 
-    python benchmarks/control_reward.py --seeds 0       # some four CPU minutes; all three: a quarter of an hour
+    python benchmarks/control_reward.py --seeds 0       # four CPU minutes; all three seeds: a quarter of an hour
 
 On the embedded model: a ControlNet after few plain steps, which follows its outlines roughly; then as many more from the
 same weights with the same samples in the same order, at the same rate:
@@ -10,34 +10,35 @@ same weights with the same samples in the same order, at the same rate:
     cpo            and preference of the own condition to a moved one, without decoding
 
 Measured on pictures of colour pairs that occur in no training caption, the same for all: IoU of the drawn with the wanted
-disc, and the CIEDE2000 of both regions to the colours of the caption. Prints a markdown table of means over pictures and
-seeds, and what each arm differs from plain steps by, picture by picture, with a 95 % interval over the pictures.
+disc, and the CIEDE2000 of both regions to the colours of the caption. The first table has means over pictures and
+seeds; the second how much each arm differs from plain steps, picture by picture, with a 95 % interval over the pictures,
+and each seed's mean.
 
-Rows go to results.jsonl in the output folder; what is there already is not run again.
+Finished rows are kept in rows.jsonl of the output folder and are not run again.
 """
 
-import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from reward_tuning import once, read_rows, script
+from harness import BenchmarkOptions, Journal, Report, run, run_script
+from spreads import Spread, interval
 
-from diffusers_ext.options import COUNT, NATURAL, POSITIVE, SEED, option, run
+from diffusers_ext.options import COUNT, NATURAL, POSITIVE, SEED, option
 
 MEASURES = {"iou": "IoU", "circle_error": "colour error of the circle", "background_error": "of the background"}
 STEPS, GUIDANCE = 10, 2.0  # of the sampler that draws what is measured
 
 
 @dataclass
-class Options:
-    output_dir: str = option("runs/control-reward-benchmark", "runs and rows")
+class Options(BenchmarkOptions):
+    output_dir: str = option("runs/control-reward-benchmark", "folder of runs and finished rows")
     seeds: list[int] = option([0, 1, 2], "seeds", SEED)
-    arms: list[str] = option(["plain", "consistency", "cpo"], "what the steps after the first ones are")
-    start_steps: int = option(60, "plain steps before", COUNT)
-    steps: int = option(60, "steps of each arm", COUNT)
-    learning_rate: float = option(1e-3, "of all of them", POSITIVE)
-    consistency: str = option("control_reward:discs", "consistency: which agreement; edges is another")
+    arms: list[str] = option(["plain", "consistency", "cpo"], "losses of the steps after the first ones")
+    start_steps: int = option(60, "plain steps that all arms start from", COUNT)
+    steps: int = option(60, "further steps of each arm", COUNT)
+    learning_rate: float = option(1e-3, "learning rate of all steps", POSITIVE)
+    consistency: str = option("control_reward:discs", "consistency: the agreement; edges is another")
     consistency_weight: float = option(0.3, "consistency: its weight", POSITIVE)
     reward_timestep_max: int = option(1000, "consistency: highest timestep that is rewarded; 200 is published", COUNT)
     cpo_timestep_max: int = option(600, "cpo: highest timestep where preferred", COUNT)
@@ -45,16 +46,20 @@ class Options:
     cpo_margin: float = option(0.1, "cpo: by how much the wrong condition's error should be larger", POSITIVE)
     cpo_diffusion_weight: float = option(1.0, "cpo: weight of the denoising loss", POSITIVE)
     pictures: int = option(48, "pictures to measure on", COUNT)
-    first_picture: int = option(0, "index of the first of them: others than a setting was chosen on", NATURAL)
+    first_picture: int = option(
+        0, "index of the first picture; take others than those that settings were chosen on", NATURAL
+    )
 
 
-def main(options: Options) -> None:
+def main(options: Options, report: Report) -> None:
     folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / "rows.jsonl", options, ("seeds", "arms"))
+    rows = []
     for seed in options.seeds:
         for arm in ("start", *options.arms):
-            once(folder, {"arm": arm, "seed": seed}, lambda row: measure(train(options, folder, **row), options))
-    print(table([row for row in read_rows(folder) if row["seed"] in options.seeds]))
+            measures = lambda arm=arm, seed=seed: measure(train(options, folder, arm, seed), options)  # noqa: E731
+            rows.append(journal.once({"arm": arm, "seed": seed}, measures))
+    tables(rows, report)
 
 
 def train(options: Options, folder: Path, arm: str, seed: int) -> Path:
@@ -67,11 +72,11 @@ def train(options: Options, folder: Path, arm: str, seed: int) -> Path:
     common += ["--encoder_cache_dir", folder / "cache", "--checkpointing_steps", 10000, "--validation_steps", 10000]
     common += ["--num_validation_images", 1, "--resume_from_checkpoint", "latest"]
     if arm == "start":
-        script("train_controlnet", *common, "--max_train_steps", options.start_steps)
+        run_script("train_controlnet", *common, "--max_train_steps", options.start_steps)
         return output
     common += ["--controlnet_model_name_or_path", start, "--max_train_steps", options.steps]
     if arm == "plain":
-        script("train_controlnet", *common)
+        run_script("train_controlnet", *common)
         return output
     if arm == "consistency":
         common += ["--consistency", options.consistency, "--consistency_weight", options.consistency_weight]
@@ -80,7 +85,7 @@ def train(options: Options, folder: Path, arm: str, seed: int) -> Path:
         common += ["--cpo_beta", options.cpo_beta, "--cpo_margin", options.cpo_margin]
         common += ["--reward_timestep_max", options.cpo_timestep_max]
         common += ["--cpo_diffusion_weight", options.cpo_diffusion_weight]
-    script("train_control_reward", *common, "--method", arm)
+    run_script("train_control_reward", *common, "--method", arm)
     return output
 
 
@@ -94,39 +99,42 @@ def measure(model: Path, options: Options) -> dict[str, list[float]]:
     from diffusers_ext.toy.circles import Fill50k
     from diffusers_ext.toy.measures import condition_following
 
-    torch.set_num_threads(1)
     pipe = StableDiffusionControlNetPipeline.from_pretrained(
         embedded_model(), controlnet=ControlNetModel.from_pretrained(model), safety_checker=None
     )
     end = options.first_picture + options.pictures
-    data = [Fill50k(end, 64, split="test")[0, at] for at in range(options.first_picture, end)]
-    prompts, conditions = [each["text"] for each in data], [each["conditioning_pixel_values"] for each in data]
+    samples = [Fill50k(end, 64, split="test")[0, index] for index in range(options.first_picture, end)]
+    prompts = [sample["text"] for sample in samples]
+    conditions = [sample["conditioning_pixel_values"] for sample in samples]
     drawing = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "height": 64, "width": 64}
     pictures = draw(pipe, prompts, options.first_picture, image=conditions, **drawing)
-    found = condition_following(pictures, torch.stack(conditions), prompts)
-    return {name: getattr(found, name).tolist() for name in MEASURES}
+    following = condition_following(pictures, torch.stack(conditions), prompts)
+    return {name: getattr(following, name).tolist() for name in MEASURES}
 
 
-def table(rows: list[dict]) -> str:
-    """Means, and differences to plain steps; a picture's difference is the mean over the seeds."""
+def tables(rows: list[dict], report: Report) -> None:
+    """Report means, and differences to plain steps."""
     arms = {arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)}
-    lines = [f"| arm (seeds) | {' | '.join(MEASURES.values())} |", f"|{'---|' * (len(MEASURES) + 1)}"]
-    for arm, own in arms.items():
-        means = [statistics.mean(value for row in own for value in row[name]) for name in MEASURES]
-        lines.append(f"| {arm} ({len(own)}) | {' | '.join(f'{mean:.3f}' for mean in means)} |")
-    for arm in [arm for arm in arms if arm not in ("start", "plain")]:
+    means = []
+    for arm, group in arms.items():
+        values = {
+            label: statistics.fmean(value for row in group for value in row[name]) for name, label in MEASURES.items()
+        }
+        means.append({"arm": arm, "seeds": len(group), **values})
+    report.table("means over pictures and seeds", means)
+    differences = []
+    for arm in [arm for arm in arms if arm not in ("start", "plain") and "plain" in arms]:
         pairs = [(row, plain) for row in arms[arm] for plain in arms["plain"] if row["seed"] == plain["seed"]]
-        lines.append(f"| {arm} less plain | {' | '.join(difference(pairs, name) for name in MEASURES)} |")
-    return "\n".join(lines)
+        for name, label in MEASURES.items():
+            seeds = [[value - other for value, other in zip(row[name], plain[name])] for row, plain in pairs]
+            row = {"arm": arm, "measure": label, "less plain": over_pictures(seeds)}
+            differences.append({**row, "by seed": ", ".join(f"{statistics.fmean(values):+.3f}" for values in seeds)})
+    report.table("less plain steps", differences, "+.3f")
 
 
-def difference(pairs: list[tuple[dict, dict]], name: str) -> str:
-    """Mean and 95 % interval over pictures, and each seed's mean."""
-    seeds = [[one - other for one, other in zip(row[name], plain[name])] for row, plain in pairs]
-    pictures = [statistics.mean(values) for values in zip(*seeds)]
-    half = 1.96 * statistics.stdev(pictures) / math.sqrt(len(pictures))
-    each = ", ".join(f"{statistics.mean(values):+.3f}" for values in seeds)
-    return f"{statistics.mean(pictures):+.3f} ± {half:.3f} ({each})"
+def over_pictures(seeds: list[list[float]]) -> Spread:
+    """Return the mean over pictures, with its interval, of each picture's mean over seeds."""
+    return interval([statistics.fmean(values) for values in zip(*seeds)])
 
 
 def discs(pictures, conditions):

@@ -4,8 +4,9 @@
 
 Three trainings, each in a process of its own, take turns of a few steps, forwards and backwards (A B C, C B A, ...), while the
 others wait: the reference, this project's script, and this project's script on a warm --encoder_cache_dir. Same pictures,
-same base, same ControlNet to start from, same batch, float32 on one thread, both logging to TensorBoard. Prints a markdown
-table of CPU time per step, its ratio to the reference's in the same turn, start-up and peak memory.
+same base, same ControlNet to start from, same batch, float32 on one thread, both logging to TensorBoard. Three rounds of
+the embedded model take half an hour on a core. Columns: CPU milliseconds a step; its ratio to the reference's in the same
+turn; CPU and wall seconds to the first step; peak memory.
 
 A turn is ten steps, as metrics are written every ten. --model sd15, the architecture of Stable Diffusion 1.5 with random
 weights at 256 px, needs 12 GB of memory a process and 6 GB of disk: there the processes run one after the other, and
@@ -15,7 +16,6 @@ a turn is one step. Neither script saves or draws while it is timed. The referen
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,17 +24,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.errors import InputError
-from diffusers_ext.options import COUNT, option, run
+from harness import ROOT, BenchmarkOptions, Report, run
+from spreads import paired_ratio, quartiles
 
-ROOT = Path(__file__).parents[1]
+from diffusers_ext.errors import InputError
+from diffusers_ext.options import COUNT, option
+
 OURS, CLOCK = ROOT / "training" / "train_controlnet.py", ROOT / "benchmarks" / "step_clock.py"
 KINDS = ("reference", "without cache", "warm cache")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Side in pixels, batch size, pictures in the data set; turns of so many steps; whether the processes run together."""
+    """Side in pixels, batch size, pictures in the data set, turns, steps of a turn, whether the processes run together."""
 
     resolution: int
     batch_size: int
@@ -48,7 +50,7 @@ SETTINGS = {"embedded": Setting(64, 4, 200, 10, 10, True), "sd15": Setting(256, 
 
 
 @dataclass
-class Options:
+class Options(BenchmarkOptions):
     reference: str | None = option(None, "path of diffusers' examples/controlnet/train_controlnet.py")
     model: str = option("embedded", "the base: the embedded model, or SD 1.5's architecture", tuple(SETTINGS))
     steps: int | None = option(None, "optimiser steps timed in a round, after the first; default: 100, sd15 3", COUNT)
@@ -57,9 +59,7 @@ class Options:
     scratch: str | None = option(None, "folder for data, models and runs; default: a temporary one, removed afterwards")
 
 
-def main(options: Options) -> None:
-    from diffusers_ext.engine.run_folder import versions
-
+def main(options: Options, report: Report) -> None:
     if options.reference is None or not Path(options.reference).is_file():
         raise InputError(
             f"--reference {options.reference}: no such file; give the path of diffusers' train_controlnet.py"
@@ -72,8 +72,7 @@ def main(options: Options) -> None:
     finally:
         if options.scratch is None:
             shutil.rmtree(scratch)
-    print(", ".join(f"{name} {version}" for name, version in versions().items()))
-    print(table(records))
+    report.table(f"a training step, {options.model}", table(records), FORMATS)
 
 
 def measure(options: Options, setting: Setting, scratch: Path) -> dict[str, list[dict]]:
@@ -137,7 +136,7 @@ class Timed:
         line = self.process.stdout.readline()
         if not line:
             raise InputError(
-                f"{self.process.args[3]} ended early; what it said ends with\n{self.log.read_text()[-2000:]}"
+                f"{self.process.args[3]} ended early; its output ends with\n{self.log.read_text()[-2000:]}"
             )
         answer = json.loads(line)
         self.peak = answer["peak"]
@@ -151,11 +150,11 @@ def prepare(model: str, setting: Setting, scratch: Path) -> tuple[Path, Path, Pa
 
     from diffusers_ext.control.hint import new_controlnet
     from diffusers_ext.diffusion.bases.encoders import vae_config, vae_scale_factor
-    from diffusers_ext.toy import circles as fill50k
+    from diffusers_ext.toy import circles
     from diffusers_ext.toy.embedded import embedded_model
 
     torch.manual_seed(0)
-    data = fill50k.write(scratch / "pairs", setting.pictures, setting.resolution)
+    data = circles.write(scratch / "pairs", setting.pictures, setting.resolution)
     base, controlnet = Path(embedded_model()) if model == "embedded" else scratch / "base", scratch / "controlnet"
     if not base.exists():
         random_stable_diffusion(base)
@@ -201,7 +200,6 @@ def commands(
         "image_column": "image",
         "conditioning_image_column": "conditioning_image",
         "caption_column": "text",
-        "cache_dir": scratch / "datasets",
         "resolution": setting.resolution,
         "train_batch_size": options.train_batch_size or setting.batch_size,
         "learning_rate": 1e-5,
@@ -212,7 +210,7 @@ def commands(
         "validation_steps": never,
     }
     own = {
-        "reference": (options.reference, {}),
+        "reference": (options.reference, {"cache_dir": scratch / "datasets"}),
         "without cache": (OURS, {}),
         "warm cache": (OURS, {"encoder_cache_dir": scratch / "cache"}),
     }
@@ -226,27 +224,27 @@ def flags(settings: dict) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def table(records: dict[str, list[dict]]) -> str:
-    """Medians over all turns and rounds; of the ratios within turns also the quartiles."""
-    lines = [
-        "| | CPU ms a step | of the reference (quartiles) | to the first step, CPU s (wall s) | peak MiB |",
-        "|---|---|---|---|---|",
-    ]
+FORMATS = {"CPU ms a step": ".1f", "to the first step, CPU s": ".1f", "wall s": ".1f", "peak MiB": ".0f"}
+
+
+def table(records: dict[str, list[dict]]) -> list[dict]:
+    """Return medians over all turns and rounds, and ratios within turns."""
     reference = steps_of(records["reference"])
-    for kind, rounds in records.items():
-        low, ratio, high = quartiles([step / peer for step, peer in zip(steps_of(rounds), reference)])
-        cpu, wall, peak = (statistics.median(each[name] for each in rounds) for name in ("cpu", "wall", "peak"))
-        cells = f"{statistics.median(steps_of(rounds)):.1f} | {ratio:.3f} ({low:.3f} to {high:.3f}) | {cpu:.1f} ({wall:.1f}) | {peak:.0f}"
-        lines.append(f"| {kind} | {cells} |")
-    return "\n".join(lines)
+    return [
+        {
+            "side": kind,
+            "CPU ms a step": quartiles(steps_of(rounds)),
+            "of the reference": paired_ratio(steps_of(rounds), reference),
+            "to the first step, CPU s": quartiles([record["cpu"] for record in rounds]),
+            "wall s": quartiles([record["wall"] for record in rounds]),
+            "peak MiB": quartiles([record["peak"] for record in rounds]),
+        }
+        for kind, rounds in records.items()
+    ]
 
 
 def steps_of(rounds: list[dict]) -> list[float]:
-    return [step for each in rounds for step in each["steps"]]
-
-
-def quartiles(values: Sequence[float]) -> list[float]:
-    return statistics.quantiles(values, n=4, method="inclusive")
+    return [step for record in rounds for step in record["steps"]]
 
 
 if __name__ == "__main__":

@@ -11,8 +11,13 @@ are digit and colour. Text predicts the colours; in mnist-true the data tell the
 ablation: PACS, by default from photographs, each option of LADS alone: accuracy, and how far the classes collapse.
 
 Pictures are zips or folders that `data/labelled.py` reads. Of the source domain a part is held out, half to choose epochs
-by and half to measure on. Prints markdown tables: mean ± standard deviation over the seeds, and p of a paired t-test.
+by and half to measure on. Columns: accuracy in percent, mean and standard deviation over the seeds, in the source domain,
+in each target, out of domain (OOD) and over both (extended); the difference to the linear probe out of domain with p of a
+paired t-test. A second table has what the networks made of the training images. Finished cases are kept in rows.jsonl of
+the output folder: the same command resumes after an interruption.
 """
+
+from __future__ import annotations
 
 import json
 import tempfile
@@ -20,18 +25,20 @@ import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-import torch
+from harness import ROOT, BenchmarkOptions, Journal, Report, plain, run
+from spreads import deviation
 
-from diffusers_ext.data.labelled import LabelledImages, read_labelled
-from diffusers_ext.embeddings.backbones import load_backbone
-from diffusers_ext.lads.baselines import baselines, linear, markdown, measure, of_lads, take_few
-from diffusers_ext.lads.data import Embedded, Splits
-from diffusers_ext.lads.domains import Domains, DomainText, embed_domains
 from diffusers_ext.lads.options import LADSDataOptions, LADSOptions, LADSRunOptions
-from diffusers_ext.lads.run import Fits, describe, diagnostics_table, embed_splits, neighbour_grid, read_table
-from diffusers_ext.lads.training import augmented_set, text_by_images, train_bank, train_probe
-from diffusers_ext.options import COUNT, NATURAL, option, run
+from diffusers_ext.options import COUNT, NATURAL, option
+
+if TYPE_CHECKING:
+    from diffusers_ext.data.labelled import LabelledImages
+    from diffusers_ext.lads.baselines import Row
+    from diffusers_ext.lads.data import Embedded, Splits
+    from diffusers_ext.lads.domains import Domains, DomainText
+    from diffusers_ext.lads.run import Fits
 
 PACS = {"photo": "a photo of a {}", "art_painting": "a painting of a {}", "cartoon": "a cartoon of a {}"}
 PACS |= {"sketch": "a sketch of a {}"}
@@ -41,7 +48,7 @@ EMOJI = {name: f"a {spoken} style emoji of {{}}" for name, spoken in EMOJI.items
 MNIST_CUT = 3000, 500, 1500  # digits of the test file to train, choose and measure on
 COLOURS = {"red": ['a photo of the red number: "{}".'], "blue": ['a photo of the blue number: "{}".']}
 PROBE = {"probe_learning_rate": 0.01, "probe_epochs": 40}
-BALANCED = json.loads((Path(__file__).parents[1] / "training" / "presets" / "lads_balanced.json").read_text())
+BALANCED = json.loads((ROOT / "training" / "presets" / "lads_balanced.json").read_text())
 EXTENSION = {"LADS": {}, "LADS, balanced": BALANCED}
 BIAS = {"alpha": 1.0, "neighbour_weight": 0.1, "hidden_dim": 512, "learning_rate": 0.005}
 COLOURED = {"LADS": BIAS, "LADS, image directions": {**BIAS, "image_directions": True}}
@@ -71,48 +78,59 @@ class Settings(LADSOptions, LADSDataOptions, LADSRunOptions):
 
 
 @dataclass
-class Options:
+class Options(BenchmarkOptions):
     backbone: str | None = option(
         None, "an open_clip model with a text tower; see diffusers_ext/embeddings/backbones.py"
     )
     pacs: str | None = option(None, "PACS, a zip or a folder")
     emoji: str | None = option(None, "emoji in several styles with group and domain, a zip or a folder")
     mnist: str | None = option(None, "folder of MNIST's idx files")
-    parts: list[str] | None = option(None, "which to run; default: all", PARTS)
+    parts: list[str] | None = option(None, "parts to run; default: all", PARTS)
     sources: list[str] | None = option(
         None, "source domains of pacs, emoji or ablation; default: all four, three styles, photo"
     )
-    variants: list[str] | None = option(None, "rows of the ablation; default: all", tuple(ALONE))
+    variants: list[str] | None = option(None, "ablation: rows; default: all", tuple(ALONE))
+    output_dir: str = option("runs/domain-extension", "folder of finished rows")
     seeds: int = option(5, "runs of everything that is drawn", COUNT)
-    cache_dir: str = option("runs/feature-cache", "where embeddings are kept")
+    cache_dir: str = option("runs/feature-cache", "folder of embeddings")
     few_images: int = option(
         0, "images of each target domain for the few-image baseline; they leave all test sets", NATURAL
     )
-    grid: str | None = option(None, "folder for pictures of neighbours")
+    grid: str | None = option(None, "folder for pictures of neighbours; default: none are drawn")
 
 
-def main(options: Options) -> None:
-    torch.set_num_threads(1)
+def main(options: Options, report: Report) -> None:
+    selecting = ("parts", "sources", "variants", "cache_dir", "grid", "pacs", "emoji", "mnist", "backbone")
+    journal = Journal(Path(options.output_dir) / "rows.jsonl", options, selecting)
     parts = options.parts or PARTS
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(options, Path(scratch))
+
+        def show(title: str, make, variants: dict[str, dict]) -> None:
+            row = journal.once({"case": title}, lambda: {"tables": bench.tables(title, make(), variants)})
+            for name, lines in row["tables"].items():
+                report.table(name, lines, ".3g" if "moved" in name else ".2f")
+
         if "pacs" in parts:
             for source in options.sources or PACS:
-                bench.show(f"PACS from {source}", bench.extension(options.pacs, PACS, source), EXTENSION)
+                show(f"PACS from {source}", lambda: bench.extension(options.pacs, PACS, source), EXTENSION)  # noqa: B023
         if "emoji" in parts:
             for source in options.sources or ("noto", "openmoji-lineart", "fluent-3d"):
-                bench.show(f"Emoji from {source}", bench.extension(options.emoji, EMOJI, source, "group"), EXTENSION)
+                make = lambda: bench.extension(options.emoji, EMOJI, source, "group")  # noqa: B023, E731
+                show(f"Emoji from {source}", make, EXTENSION)
         if "mnist" in parts:
-            bench.show("ColoredMNIST, colours as text sees them", bench.colours(False), COLOURED)
+            show("ColoredMNIST, colours as text predicts them", lambda: bench.colours(False), COLOURED)
         if "mnist-true" in parts:
-            bench.show("ColoredMNIST, true colours", bench.colours(True), COLOURED)
+            show("ColoredMNIST, true colours", lambda: bench.colours(True), COLOURED)
         if "ablation" in parts:
             for source in options.sources or ("photo",):
-                bench.show_ablation(f"PACS from {source}", bench.extension(options.pacs, PACS, source))
+                bench.ablation(f"PACS from {source}", bench.extension(options.pacs, PACS, source), journal, report)
 
 
 @dataclass
 class Case:
+    """Embedded pictures, embedded words, and the names of the targets."""
+
     splits: Splits
     text: DomainText
     names: list[str]
@@ -123,11 +141,16 @@ class Bench:
 
     def __init__(self, options: Options, scratch: Path):
         self.options, self.scratch, self.seeds = options, scratch, range(options.seeds)
+        from diffusers_ext.embeddings.backbones import load_backbone
+
         self.backbone = load_backbone(options.backbone)
         self.settings = Settings(encoder_cache_dir=options.cache_dir, **PROBE)
 
     def extension(self, data: str, templates: dict[str, str], source: str, label: str = "label") -> Case:
         """One domain to train on, the others by words."""
+        from diffusers_ext.data.labelled import read_labelled
+        from diffusers_ext.lads.domains import Domains
+
         table = read_labelled(self.unpacked(data), label_column=label)
         targets = {name: [text] for name, text in templates.items() if name != source}
         domains = Domains.read({"source": [templates[source]], "targets": targets})
@@ -135,7 +158,10 @@ class Bench:
 
     def colours(self, true: bool) -> Case:
         """Digits whose colours text predicts, or the data tell."""
-        made = replace(
+        from diffusers_ext.lads.domains import Domains
+        from diffusers_ext.lads.run import read_table
+
+        settings = replace(
             self.settings,
             train_data_dir=self.options.mnist,
             dataset_format="colored_mnist",
@@ -143,9 +169,12 @@ class Bench:
             true_domains=true,
         )
         text = {"swap": COLOURS, "class_text": 'a photo of the number "{}"'}
-        return self.case(read_table(made), Domains.read(text), made)
+        return self.case(read_table(settings), Domains.read(text), settings)
 
     def case(self, table: LabelledImages, domains: Domains, settings: Settings) -> Case:
+        from diffusers_ext.lads.domains import embed_domains
+        from diffusers_ext.lads.run import embed_splits
+
         text = embed_domains(domains, table.labels, self.backbone.embed_texts)
         splits = embed_splits(table, domains, text, self.backbone, settings, True)
         return Case(splits, text, ["the other"] if domains.swap else list(domains.targets))
@@ -160,6 +189,9 @@ class Bench:
 
     def fit(self, case: Case, changes: dict, few: dict[str, Embedded] | None = None) -> Fits:
         """Train LADS alone, with every seed. few: images of each target, for directions by images."""
+        from diffusers_ext.lads.run import Fits
+        from diffusers_ext.lads.training import augmented_set, text_by_images, train_bank, train_probe
+
         settings, (splits, text) = replace(self.settings, **changes), (case.splits, case.text)
         if settings.image_directions:
             text = text_by_images(splits.train, text, [few[name] for name in case.names] if few else [])
@@ -168,48 +200,81 @@ class Bench:
         start = text.adaptive if settings.zero_shot_init else None
         return Fits(bank, train_probe(rows, splits.val, settings, self.seeds, start).probe, [])
 
-    def show(self, title: str, case: Case, variants: dict[str, dict]) -> None:
-        """Print the whole table of one case, LADS with each of some options, and what each made of the images."""
-        sizes = {"train": len(case.splits.train), "val": len(case.splits.val)}
-        sizes |= {name: len(test) for name, test in case.splits.tests.items()}
-        print(f"\n{title}: {', '.join(f'{name} {count:,}' for name, count in sizes.items())} images\n")
+    def tables(self, title: str, case: Case, variants: dict[str, dict]) -> dict[str, list[dict]]:
+        """Return all tables of a case: every baseline, LADS with each of some options, and what each made of the images."""
+        from diffusers_ext.lads.baselines import baselines, measure, of_lads, take_few
+        from diffusers_ext.lads.run import describe
+
         few: dict[str, Embedded] = {}
         if self.options.few_images and not case.text.swap:
             few, splits = take_few(case.splits, self.options.few_images)
             case = replace(case, splits=splits)
-        methods = baselines(case.splits, case.text, self.settings, self.seeds, few)
-        if few:
             variants = {**variants, f"LADS, directions of {self.options.few_images} images": {"image_directions": True}}
+        methods = baselines(case.splits, case.text, self.settings, self.seeds, few)
         fits = {name: self.fit(case, changes, few) for name, changes in variants.items()}
-        for name, each in fits.items():
-            methods |= of_lads(each.probe, case.text, case.splits.val, name)
-        print(markdown(measure(methods, case.splits, self.seeds)), flush=True)
-        for name, each in fits.items():
-            print(f"\n{name}:\n\n{diagnostics_table(describe(case.splits, each, case.text, case.names))}", flush=True)
+        for name, fit in fits.items():
+            methods |= of_lads(fit.probe, case.text, case.splits.val, name)
+        tables = {f"{title}: {sizes(case.splits)}": accuracies(measure(methods, case.splits, self.seeds))}
+        for name, fit in fits.items():
+            diagnostics = describe(case.splits, fit, case.text, case.names)
+            tables[f"{title}, {name}: of the moved training images"] = by_measure(diagnostics)
             if self.options.grid:
-                Path(self.options.grid).mkdir(parents=True, exist_ok=True)
-                picture = neighbour_grid(case.splits, each.bank, case.names)
-                picture.save(Path(self.options.grid) / f"{title}, {name}.png")
+                self.draw(f"{title}, {name}", case, fit)
+        return tables
 
-    def show_ablation(self, title: str, case: Case) -> None:
-        shown = ("within_class", "drift", "own_neighbour", "class_consistency", "domain_consistency")
-        heads = [
-            "in domain",
-            *case.splits.out_of_domain,
-            "OOD",
-            "extended",
-            *(name.replace("_", " ") for name in shown),
-        ]
-        print(
-            f"\n{title}, each option alone\n\n| LADS | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|"
-        )
+    def draw(self, title: str, case: Case, fit: Fits) -> None:
+        """Save a picture of real pictures beside those that networks move training pictures to."""
+        from diffusers_ext.lads.run import neighbour_grid
+
+        Path(self.options.grid).mkdir(parents=True, exist_ok=True)
+        neighbour_grid(case.splits, fit.bank, case.names).save(Path(self.options.grid) / f"{title}.png")
+
+    def ablation(self, title: str, case: Case, journal: Journal, report: Report) -> None:
+        """Report each option alone: accuracy, and how far the classes collapse."""
+        from diffusers_ext.lads.baselines import linear, measure
+        from diffusers_ext.lads.run import describe
+
+        measures = ("within_class", "drift", "own_neighbour", "class_consistency", "domain_consistency")
+
+        def line(changes: dict) -> dict:
+            fit = self.fit(case, changes)
+            (row,) = accuracies(measure({"LADS": linear(fit.probe)}, case.splits, self.seeds))
+            domains = describe(case.splits, fit, case.text, case.names).values()
+            return {
+                "line": row | {name.replace("_", " "): fmean(domain[name] for domain in domains) for name in measures}
+            }
+
+        rows = []
         for name in self.options.variants or ALONE:
-            fits = self.fit(case, ALONE[name])
-            row = measure({"LADS": linear(fits.probe)}, case.splits, self.seeds)[0]
-            found = describe(case.splits, fits, case.text, case.names).values()
-            cells = [row.cell(each) for each in [*case.splits.tests, "out_of_domain", "extended"]]
-            cells += [f"{fmean(each[what] for each in found):.3g}" for what in shown]
-            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            row = journal.once({"case": f"{title}, ablation", "variant": name}, lambda: line(ALONE[name]))  # noqa: B023
+            rows.append({**row["line"], "method": name})
+        report.table(f"{title}, each option alone", rows)
+
+
+def sizes(splits: Splits) -> str:
+    counts = {"train": len(splits.train), "val": len(splits.val)}
+    counts |= {name: len(test) for name, test in splits.tests.items()}
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) + " images"
+
+
+def accuracies(rows: list[Row]) -> list[dict]:
+    """Return the rows of a table of accuracies in percent, over seeds."""
+    names = {"out_of_domain": "OOD", "extended_micro": "extended, micro", "worst_group": "worst group"}
+    lines = []
+    for row in rows:
+        cells = {
+            names.get(measure, measure.replace("_", " ")): deviation(values) for measure, values in row.values.items()
+        }
+        change = row.difference
+        cells["OOD − linear probe"] = f"{change.mean:+.2f} (p {change.p:.2g})" if change else None
+        lines.append(plain({"method": row.method, **cells}))
+    return lines
+
+
+def by_measure(columns: dict[str, dict[str, float]]) -> list[dict]:
+    """Turn {column: {measure: value}} into rows of a table."""
+    names = next(iter(columns.values()))
+    return [{"measure": name.replace("_", " "), **{c: column[name] for c, column in columns.items()}} for name in names]
 
 
 if __name__ == "__main__":

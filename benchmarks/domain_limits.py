@@ -10,29 +10,34 @@ squared length, in images and in text; and the cosine without the gap (--without
 real ones: the distance of class means before and after (the MMD of a linear kernel), and the percentage whose nearest real
 picture of the target is of their class.
 
-oracles: accuracy where the words' moves are replaced by the true ones, shared or of each class; where the networks are
-replaced by adding those; and by the shared move of --few pictures without labels, which a user could have.
+oracles: accuracy in percent, mean and standard deviation over seeds, where the moves of the words are replaced by the true
+ones, shared or of each class; where the networks are replaced by adding those; and by the shared move of --few pictures
+without labels, which a user could have.
 """
 
+from __future__ import annotations
+
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from domain_extension import PACS, Bench, Case
+from domain_extension import PACS, Bench, Case, accuracies, by_measure
 from domain_extension import Options as BenchOptions
-from torch.nn import functional as F
+from harness import BenchmarkOptions, Report, run
 
-from diffusers_ext.lads.bank import augment
-from diffusers_ext.lads.baselines import linear, markdown, measure, probe_with, take_few
-from diffusers_ext.lads.data import Embedded
-from diffusers_ext.lads.domains import DomainText
-from diffusers_ext.lads.measures import nearest
-from diffusers_ext.lads.objective import modality_gap, without
-from diffusers_ext.options import COUNT, option, run
+from diffusers_ext.options import COUNT, option
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusers_ext.lads.data import Embedded
+    from diffusers_ext.lads.domains import DomainText
 
 
 @dataclass
-class Options:
+class Options(BenchmarkOptions):
     backbone: str | None = option(
         None, "an open_clip model with a text tower; see diffusers_ext/embeddings/backbones.py"
     )
@@ -40,28 +45,35 @@ class Options:
     sources: list[str] | None = option(None, "source domains; default: all four", tuple(PACS))
     seeds: int = option(3, "runs of everything that is drawn", COUNT)
     few: int = option(5, "pictures of each target for the move that needs no labels; they leave all test sets", COUNT)
-    cache_dir: str = option("runs/feature-cache", "where embeddings are kept")
+    cache_dir: str = option("runs/feature-cache", "folder of embeddings")
 
 
-def main(options: Options) -> None:
-    torch.set_num_threads(1)
-    bench = Bench(BenchOptions(backbone=options.backbone, seeds=options.seeds, cache_dir=options.cache_dir), None)
-    for source in options.sources or PACS:
-        case = bench.extension(options.pacs, PACS, source)
-        few, splits = take_few(case.splits, options.few)
-        case = replace(case, splits=splits)
-        true = true_moves(case)
-        print(f"\nPACS from {source}, words\n\n{words(case, true, bench)}", flush=True)
-        print(f"\nPACS from {source}, oracles\n\n{oracles(case, true, few, bench)}", flush=True)
+def main(options: Options, report: Report) -> None:
+    from diffusers_ext.lads.baselines import take_few
+
+    with tempfile.TemporaryDirectory() as scratch:
+        bench_options = BenchOptions(backbone=options.backbone, seeds=options.seeds, cache_dir=options.cache_dir)
+        bench = Bench(bench_options, Path(scratch))
+        for source in options.sources or PACS:
+            case = bench.extension(options.pacs, PACS, source)
+            few, splits = take_few(case.splits, options.few)
+            case = replace(case, splits=splits)
+            true = true_moves(case)
+            report.table(f"PACS from {source}, words", words(case, true, bench), ".3g")
+            report.table(f"PACS from {source}, oracles", oracles(case, true, few, bench), ".2f")
 
 
 def class_means(data: Embedded) -> torch.Tensor:
     """Return the mean image of each class, (C, D)."""
+    import torch
+
     return torch.stack([data.x[data.labels == label].mean(0) for label in range(len(data.classes))])
 
 
 def true_moves(case: Case) -> torch.Tensor:
     """Return by how much each class's mean image differs between source and targets, (K, C, D)."""
+    import torch
+
     targets = torch.stack([class_means(case.splits.out_of_domain[name]) for name in case.names])
     return targets - class_means(case.splits.train)
 
@@ -71,8 +83,13 @@ def shared(moves: torch.Tensor) -> torch.Tensor:
     return moves.mean(1, keepdim=True).expand_as(moves)
 
 
-def words(case: Case, true: torch.Tensor, bench: Bench) -> str:
+def words(case: Case, true: torch.Tensor, bench: Bench) -> list[dict]:
     """Return the table of how the moves in text agree with those of the images."""
+    from torch.nn import functional as F
+
+    from diffusers_ext.lads.bank import augment
+    from diffusers_ext.lads.objective import modality_gap, without
+
     train, text = case.splits.train, case.text
     said = text.targets - text.source[0]
     flat = without(said, modality_gap(train.x, text.source))
@@ -93,22 +110,29 @@ def words(case: Case, true: torch.Tensor, bench: Bench) -> str:
         "shared portion, text": portion(said),
     }
     for name, images in (("before", train.x.expand_as(moved)), ("moved", moved)):
-        beside = [resemblance(train, *each) for each in zip(images, (case.splits.out_of_domain[k] for k in case.names))]
-        rows[f"distance of class means, {name}"], rows[f"nearest picture's class, %, {name}"] = zip(*beside)
-    lines = [["", *case.names], ["---"] * (len(case.names) + 1)]
-    lines += [[name, *(f"{value:.3g}" for value in values)] for name, values in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        targets = (case.splits.out_of_domain[target] for target in case.names)
+        pairs = [resemblance(train, moved_to, target) for moved_to, target in zip(images, targets)]
+        rows[f"distance of class means, {name}"], rows[f"nearest picture's class, %, {name}"] = zip(*pairs)
+    columns = {target: {row: values[k] for row, values in rows.items()} for k, target in enumerate(case.names)}
+    return by_measure(columns)
 
 
 def resemblance(train: Embedded, images: torch.Tensor, target: Embedded) -> tuple[float, float]:
     """Compare images (N, D), of the training images' classes, with real ones: distance of class means, agreement of class."""
+    from diffusers_ext.lads.measures import nearest
+
     distance = (class_means(replace(train, x=images)) - class_means(target)).norm(dim=-1).mean().item()
-    _, found = nearest(images, target.x)
-    return distance, 100 * (target.labels[found] == train.labels).double().mean().item()
+    _, neighbours = nearest(images, target.x)
+    return distance, 100 * (target.labels[neighbours] == train.labels).double().mean().item()
 
 
-def oracles(case: Case, true: torch.Tensor, few: dict[str, Embedded], bench: Bench) -> str:
+def oracles(case: Case, true: torch.Tensor, few: dict[str, Embedded], bench: Bench) -> list[dict]:
     """Return the table of accuracies with what LADS cannot know."""
+    import torch
+    from torch.nn import functional as F
+
+    from diffusers_ext.lads.baselines import linear, measure, probe_with
+
     splits, settings, seeds = case.splits, bench.settings, bench.seeds
     centres = torch.stack([few[name].x.mean(0) for name in case.names])
     by_few = (centres - splits.train.x.mean(0))[:, None].expand_as(true)
@@ -130,7 +154,7 @@ def oracles(case: Case, true: torch.Tensor, few: dict[str, Embedded], bench: Ben
         f"LADS, {name}": lads(replace(case.text, targets=case.text.source[0] + move)) for name, move in moves.items()
     }
     methods |= {f"probe + {name}, added": added(move) for name, move in moves.items()}
-    return markdown(measure(methods, splits, seeds))
+    return accuracies(measure(methods, splits, seeds))
 
 
 if __name__ == "__main__":

@@ -1,98 +1,112 @@
-"""Incremental learning: the mixture beside every baseline, on real pictures and planted streams; cost and its growth.
+"""Incremental learning: does the mixture keep up with every baseline, on real pictures and planted streams, and at what cost?
 
     python benchmarks/incremental.py --parts real --pacs path/to/pacs --emoji path/to/emoji \\
         --backbones timm:tf_efficientnet_lite0@weights.safetensors,mean=127/255,std=128/255,size=160
-    python benchmarks/incremental.py --parts planted speed growth
+    python benchmarks/incremental.py --parts planted speed growth        # half an hour on a core
+    python benchmarks/incremental.py --parts planted --streams balanced --learners "vMF mixture" "ridge"
 
-real: folders with metadata.jsonl of `label` and `domain` (the emoji's label is their `group`, and no emoji is in both halves, in
-whichever style). NC, ND and NCD over several orders, frozen features; a row of --output for each run, so that an interrupted
-benchmark goes on; then the table. planted: final accuracies and recovered modes on streams whose truth is known, seeds 10 to 12.
-speed: a session of 50,000 x 512 features in 100 classes of 10 modes, and predictions a second at 1,000 components, CPU and wall
-clock, of the mixture in one space and in both, and of head="pooled". growth: the cost of predicting against the number of components, up to 100,000.
+real: folders with metadata.jsonl of `label` and `domain`; the label of the emoji is their `group`, and no emoji is in both
+halves, in whichever style. Sessions bring new classes (NC), new domains (ND) or both (NCD), in several orders, on frozen
+features. Columns: average incremental accuracy and final accuracy in percent, over orders; of NCD also forgetting, the
+worst domain, numbers stored, seconds to fit, microseconds to predict. Finished runs are kept in rows.jsonl of the output
+folder: the same command resumes after an interruption.
+planted: final accuracies and recovered modes on streams whose truth is known, means over seeds 10 to 12.
+speed: a session of 50,000 x 512 features in 100 classes of 10 modes, and predictions a second at 1,000 components, of the
+mixture in one space and in both, and of head="pooled".
+growth: microseconds of CPU time to predict a row against the number of components, up to 100,000.
 """
 
-import json
 import statistics
 import tempfile
-import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from diffusers_ext.options import COUNT, NATURAL, option, run
+from harness import BenchmarkOptions, Journal, Report, run, timed
+from spreads import deviation
 
+from diffusers_ext.options import COUNT, NATURAL, option
+
+PARTS = ("real", "planted", "speed", "growth")
 OURS = "vMF mixture"
 RECOVERED = ("modes_per_class", "kappa_ratio", "rand_index")
 
 
 @dataclass
-class Options:
-    parts: list[str] = option(["planted", "speed", "growth"], "what to measure: real, planted, speed, growth")
+class Options(BenchmarkOptions):
+    parts: list[str] = option(list(PARTS[1:]), "parts to run", PARTS)
     pacs: str | None = option(None, "real: folder of PACS with metadata.jsonl")
     emoji: str | None = option(None, "real: folder of emoji in several styles with metadata.jsonl")
     backbones: list[str] | None = option(None, "real: references of frozen backbones, see embeddings/backbones.py")
     stages: int = option(
-        5, "real: of the first backbone, if EfficientNet's, the pooled features of so many stages too; 0: not", NATURAL
+        5,
+        "real: stages of the first backbone, an EfficientNet, whose pooled features are measured too; 0: none",
+        NATURAL,
     )
-    cache_dir: str | None = option(None, "real: where features are kept; default: a folder that is removed")
-    output: str = option("incremental.jsonl", "real: a row per learner, stream and order")
+    cache_dir: str | None = option(None, "real: folder of features; default: a temporary one")
+    output_dir: str = option("runs/incremental-benchmark", "real: folder of finished rows")
     orders: int = option(5, "real: orders of classes, domains and blocks, seeds 0 ..", COUNT)
     learners: list[str] | None = option(None, "real, planted: only these learners; default: all")
     projections: list[int] = option(
         [2000], "of RanPAC, and of what is pooled with it; each number is a learner, the paper's is 10000", COUNT
     )
     streams: list[str] | None = option(None, "planted: only these streams; default: all of streams/planted.py")
-    threads: int = option(1, "threads of torch", COUNT)
+    components: list[int] = option(
+        [1000, 3000, 10_000, 30_000, 100_000], "growth: numbers of components, multiples of ten", COUNT
+    )
+    rows: int = option(50_000, "speed: features of the session", COUNT)
 
 
-def main(options: Options) -> None:
-    import torch
+class Set(NamedTuple):
+    """A data set as one backbone sees it: features (N, d), labels, domains and test half (N,), groups of classes."""
 
-    torch.set_num_threads(options.threads)
-    if "real" in options.parts:
-        real(options)
-        print(table(Path(options.output)))
-    if "planted" in options.parts:
-        for row in planted_streams(options.streams, options.learners):
-            print(json.dumps(row), flush=True)
-    if "speed" in options.parts:
-        print(json.dumps(speed()), flush=True)
-    if "growth" in options.parts:
-        for row in growth():
-            print(json.dumps(row), flush=True)
+    data: str
+    backbone: str
+    features: Any
+    labels: Any
+    domains: Any
+    test: Any
+    groups: int
+    texts: dict | None  # embeddings of class names, for the zero-shot row
 
 
-def real(options: Options) -> None:
-    """Run what has no row yet."""
+def main(options: Options, report: Report) -> None:
+    measures: dict[str, Callable] = dict(zip(PARTS, (real, planted_streams, speed, growth)))
+    for part in PARTS:
+        if part in options.parts:
+            measures[part](options, report)
+
+
+def real(options: Options, report: Report) -> None:
+    """Measure every learner on every stream of real pictures that has no row yet."""
     import torch
 
     from diffusers_ext.streams.measures import evaluate_stream
     from diffusers_ext.streams.sessions import SETTINGS, build_sessions
 
-    output = Path(options.output)
-    done = {key(json.loads(line)) for line in output.read_text().splitlines()} if output.exists() else set()
+    selecting = (*("parts", "orders", "learners", "streams", "cache_dir", "backbones", "pacs", "emoji"), "projections")
+    journal = Journal(Path(options.output_dir) / "rows.jsonl", options, (*selecting, "components", "rows"))
     with tempfile.TemporaryDirectory() as scratch:
         sets = list(read_sets(options, options.cache_dir or scratch))
+    rows = []
     for seed in range(options.orders):
-        for name, backbone, features, labels, domains, test, groups, texts in sets:
+        for data in sets:
             for setting in SETTINGS:
-                sessions = build_sessions(labels, domains, setting, groups, seed)
-                made = learners(features.shape[1], seed, tuple(options.projections), texts)
-                for learner, make in made.items():
-                    row = {"data": name, "backbone": backbone, "setting": setting, "order": seed, "learner": learner}
-                    if key(row) in done or (options.learners and learner not in options.learners):
+                sessions = build_sessions(data.labels, data.domains, setting, data.groups, seed)
+                makers = learners(data.features.shape[1], seed, tuple(options.projections), data.texts)
+                for learner, make in makers.items():
+                    if options.learners and learner not in options.learners:
                         continue
-                    result = evaluate_stream(make(), torch.from_numpy(features), sessions, test)
-                    row.update(result)
-                    with open(output, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
-
-
-def key(row: dict) -> tuple:
-    return tuple(row[name] for name in ("data", "backbone", "setting", "order", "learner"))
+                    about = {"data": data.data, "backbone": data.backbone, "setting": setting, "order": seed}
+                    features = torch.from_numpy(data.features)
+                    measure = lambda: evaluate_stream(make(), features, sessions, data.test)  # noqa: B023, E731
+                    rows.append(journal.once({**about, "learner": learner}, measure))
+    real_tables(rows, report)
 
 
 def learners(dim: int, seed: int, projections: tuple[int, ...] = (2000,), texts: dict | None = None) -> dict:
-    """Every learner by name, made when it is called; texts: embeddings of class names, for the zero-shot row."""
+    """Return every learner by name, made when it is called; texts: embeddings of class names, for the zero-shot row."""
     from diffusers_ext import VMFMixtureClassifier
     from diffusers_ext.streams.baselines import ZeroShot, baselines
 
@@ -103,18 +117,18 @@ def learners(dim: int, seed: int, projections: tuple[int, ...] = (2000,), texts:
     return {
         OURS: lambda: VMFMixtureClassifier(dim, seed=seed),
         **{
-            f"{OURS}, head pooled {each}": lambda each=each: VMFMixtureClassifier(
-                dim, seed=seed, head="pooled", projections=each
+            f"{OURS}, head pooled {count}": lambda count=count: VMFMixtureClassifier(
+                dim, seed=seed, head="pooled", projections=count
             )
-            for each in projections
+            for count in projections
         },
         f"{OURS}, head auto": lambda: VMFMixtureClassifier(dim, seed=seed, head="auto"),
         **made,
     }
 
 
-def read_sets(options: Options, cache: str):
-    """Yield (name, backbone, features, labels, domains, test half, groups of classes, embeddings of class names or None)."""
+def read_sets(options: Options, cache: str) -> Iterator[Set]:
+    """Yield every data set under every backbone."""
     from diffusers_ext.data.labelled import read_labelled
     from diffusers_ext.embeddings.backbones import features, load_backbone
 
@@ -123,26 +137,24 @@ def read_sets(options: Options, cache: str):
         tables["PACS"] = (read_labelled(options.pacs), 3)
     if options.emoji:
         tables["emoji"] = (read_labelled(options.emoji, label_column="group"), 4)
-    for reference in options.backbones or []:
+    for number, reference in enumerate(options.backbones or []):
         whole = load_backbone(reference)
-        for backbone in [
-            whole,
-            *([cut(whole, options.stages)] if reference == options.backbones[0] and options.stages else []),
-        ]:
-            for name, (read, groups) in tables.items():
-                test = test_half(read, name)
-                found = features(backbone, read.files, cache, show=True)
-                texts = class_texts(backbone, read.labels) if name == "PACS" and backbone.has_text else None
-                yield name, short(backbone.name), found, read.label_index, read.domain_index, test, groups, texts
+        parts = [cut(whole, options.stages)] if number == 0 and options.stages else []
+        for backbone in [whole, *parts]:
+            for name, (table, groups) in tables.items():
+                embedded = features(backbone, table.files, cache, show=True)
+                texts = class_texts(backbone, table.labels) if name == "PACS" and backbone.has_text else None
+                indices, test = (table.label_index, table.domain_index), test_half(table, name)
+                yield Set(name, short(backbone.name), embedded, *indices, test, groups, texts)
 
 
 def class_texts(backbone, names) -> dict:
-    """Embeddings of the classes' names under four templates, their unit mean: {class: (d,)}."""
+    """Return embeddings of the classes' names under four templates, their unit mean: {class: (d,)}."""
     from torch.nn import functional as F
 
     forms = ("a photo of a {}", "a painting of a {}", "a cartoon of a {}", "a sketch of a {}")
-    found = [backbone.embed_texts([form.format(name) for form in forms]).mean(0) for name in names]
-    return {label: F.normalize(each, dim=0) for label, each in enumerate(found)}
+    means = [backbone.embed_texts([form.format(name) for form in forms]).mean(0) for name in names]
+    return {label: F.normalize(mean, dim=0) for label, mean in enumerate(means)}
 
 
 def cut(backbone, stages: int):
@@ -161,7 +173,7 @@ def short(reference: str) -> str:
 
 
 def test_half(table, name: str):
-    """The split that the data name, or a fifth of the emoji, each in all its styles: (N,) bool."""
+    """Return the split that the data name, or a fifth of the emoji, each in all its styles: (N,) bool."""
     import numpy as np
 
     from diffusers_ext.randomness import generator
@@ -173,78 +185,82 @@ def test_half(table, name: str):
     return np.array([Path(file).stem in chosen for file in table.files])
 
 
-def table(path: Path) -> str:
-    """Average incremental and final accuracy, mean and standard deviation over orders, as Markdown."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    names = list(dict.fromkeys(row["learner"] for row in rows))
-    lines = []
+def real_tables(rows: list[dict], report: Report) -> None:
+    """Report each learner on each data set and backbone, over orders."""
+    costs = {"stored_floats": "floats", "fit_seconds": "fit s", "predict_microseconds": "predict µs"}
     for data, backbone in dict.fromkeys((row["data"], row["backbone"]) for row in rows):
-        lines += [
-            f"\n{data}, {backbone}\n",
-            "| learner | NC | ND | NCD | forgetting NCD | worst domain NCD | floats | fit s | predict µs |",
-        ]
-        lines += ["|---" * 9 + "|"]
-        for name in names:
-            of = {
-                s: [
-                    r
-                    for r in rows
-                    if (r["data"], r["backbone"], r["learner"], r["setting"]) == (data, backbone, name, s)
-                ]
-                for s in ("NC", "ND", "NCD")
-            }
-            if not all(of.values()):
-                continue
-            cells = [f"{mean(of[s], 'average_incremental_accuracy')} / {mean(of[s], 'final_accuracy')}" for s in of]
-            rest = [mean(of["NCD"], each) for each in ("forgetting", "worst_domain")]
-            costs = [
-                f"{statistics.mean(r[each] for r in of['NCD']):,.{digits}f}"
-                for each, digits in (("stored_floats", 0), ("fit_seconds", 1), ("predict_microseconds", 0))
-            ]
-            lines.append("| " + " | ".join([name, *cells, *rest, *costs]) + " |")
-    return "\n".join(lines)
+        lines = []
+        for name in dict.fromkeys(row["learner"] for row in rows):
+            runs: dict[str, list[dict]] = {"NC": [], "ND": [], "NCD": []}
+            for row in rows:
+                if (row["data"], row["backbone"], row["learner"]) == (data, backbone, name):
+                    runs[row["setting"]].append(row)
+            line = {"learner": name, **accuracies(runs)}
+            for cost, label in costs.items():
+                line[label] = statistics.fmean(row[cost] for row in runs["NCD"])
+            lines.append(line)
+        report.table(
+            f"{data}, {backbone}", lines, {**ACCURACIES, "floats": ",.0f", "fit s": ".1f", "predict µs": ".0f"}
+        )
 
 
-def mean(rows: list[dict], name: str) -> str:
-    values = [row[name] for row in rows]
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+ACCURACIES = {f"{setting} {name}": ".1f" for setting in ("NC", "ND", "NCD") for name in ("average", "final")}
+ACCURACIES |= {"NCD forgetting": ".1f", "NCD worst domain": ".1f"}
 
 
-def planted_streams(kinds: list[str] | None, chosen: list[str] | None):
-    """Yield final accuracies on planted streams, means over seeds 10 to 12."""
-    from diffusers_ext.streams.planted import KINDS, planted
-    from diffusers_ext.streams.planted_checks import on_planted, oracle
+def accuracies(runs: dict[str, list[dict]]) -> dict:
+    """Return the accuracies of runs by setting, over orders or seeds, as columns of a table."""
+    line: dict[str, Any] = {}
+    for setting, rows in runs.items():
+        for measure, label in (("average_incremental_accuracy", "average"), ("final_accuracy", "final")):
+            line[f"{setting} {label}"] = deviation([row[measure] for row in rows]) if rows else None
+    for measure, label in (("forgetting", "forgetting"), ("worst_domain", "worst domain")):
+        rows = runs.get("NCD")
+        line[f"NCD {label}"] = deviation([row[measure] for row in rows]) if rows else None
+    return line
+
+
+def planted_streams(options: Options, report: Report) -> None:
+    """Report final accuracies on planted streams, and what the mixture recovers."""
+    from diffusers_ext.streams.planted import KINDS
     from diffusers_ext.streams.sessions import SETTINGS
 
-    for kind in kinds or KINDS:
+    finals, recovered = [], []
+    for kind in options.streams or KINDS:
         for setting in SETTINGS if kind != "single" else ("NC",):
-            sums: dict[str, list] = {}
-            bounds = [oracle(planted(kind, seed), setting, seed) for seed in (10, 11, 12)]
-            for seed in (10, 11, 12):
-                halves = planted(kind, seed)
-                for learner, make in learners(halves[0].features.shape[1], seed).items():
-                    if chosen is None or learner in chosen:
-                        sums.setdefault(learner, []).append(on_planted(make(), halves, setting, seed))
-            yield {
-                "stream": kind,
-                "setting": setting,
-                "final": {
-                    name: round(statistics.mean(each["final_accuracy"] for each in found), 1)
-                    for name, found in sums.items()
-                },
-                "mixture": {
-                    name: round(statistics.mean(each[name] for each in sums[OURS]), 3)
-                    for name in (*RECOVERED, "forgetting", "fit_seconds", "predict_microseconds", "stored_floats")
-                },
-                "oracle": {
-                    name: round(statistics.mean(each[name] for each in bounds), 1)
-                    for name in ("final_accuracy", "forgetting")
-                },
-            }
+            runs, bounds = on_seeds(kind, setting, options.learners)
+            about = {"stream": kind, "setting": setting}
+            means = {name: mean(rows, "final_accuracy") for name, rows in runs.items()}
+            finals.append({**about, **means, "oracle": mean(bounds, "final_accuracy")})
+            names = (*RECOVERED, "forgetting", "fit_seconds", "predict_microseconds", "stored_floats")
+            if OURS in runs:
+                recovered.append({**about, **{name.replace("_", " "): mean(runs[OURS], name) for name in names}})
+    report.table("planted: final accuracy", finals, ".1f")
+    report.table("planted: what the mixture recovers and costs", recovered)
 
 
-def speed() -> dict:
-    """A large session, and predictions at 1,000 components: seconds of CPU and of the clock."""
+def on_seeds(kind: str, setting: str, names: list[str] | None) -> tuple[dict[str, list[dict]], list[dict]]:
+    """Return the measures of every learner, and of the oracle, on a planted stream with seeds 10 to 12."""
+    from diffusers_ext.streams.planted import planted
+    from diffusers_ext.streams.planted_checks import on_planted, oracle
+
+    runs: dict[str, list[dict]] = {}
+    bounds = []
+    for seed in (10, 11, 12):
+        halves = planted(kind, seed)
+        bounds.append(oracle(halves, setting, seed))
+        for learner, make in learners(halves[0].features.shape[1], seed).items():
+            if names is None or learner in names:
+                runs.setdefault(learner, []).append(on_planted(make(), halves, setting, seed))
+    return runs, bounds
+
+
+def mean(rows: list[dict], name: str) -> float:
+    return statistics.fmean(row[name] for row in rows)
+
+
+def speed(options: Options, report: Report) -> None:
+    """Time a large session, and predictions at 1,000 components."""
     import numpy as np
     import torch
 
@@ -255,58 +271,59 @@ def speed() -> dict:
     draw = generator(0, "speed", 0)
     means = draw.standard_normal((1000, 512))
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    mode = np.arange(50_000) % 1000
+    mode = np.arange(options.rows) % 1000
     features, labels = torch.from_numpy(sample(draw, means[mode], 500.0)).float(), torch.from_numpy(mode // 10)
-    result = {"threads": torch.get_num_threads()}
+    rows = []
     for name, settings in (("one space", {"transform": "none"}), ("both spaces", {}), ("pooled", {"head": "pooled"})):
         classifier = VMFMixtureClassifier(512, **settings)
-        start, clock = time.process_time(), time.perf_counter()
-        classifier.partial_fit(features, labels)
-        result[f"session, {name}"] = {
-            "cpu": round(time.process_time() - start, 1),
-            "clock": round(time.perf_counter() - clock, 1),
-        }
+        session = timed(lambda: classifier.partial_fit(features, labels))  # noqa: B023
         classifier.predict(features[:1000])
-        start, clock = time.process_time(), time.perf_counter()
-        right = (classifier.predict(features) == labels.numpy()).mean()
-        cpu, clock = time.process_time() - start, time.perf_counter() - clock
-        result[f"predict, {name}"] = {
+        prediction = timed(lambda: classifier.predict(features))  # noqa: B023
+        row = {"mixture": name, "session, CPU s": session.cpu, "session, wall s": session.wall}
+        row |= {
             "components": len(classifier.space.counts),
-            "accuracy": round(float(right), 4),
-            "rows a CPU second": round(len(labels) / cpu),
-            "rows a second": round(len(labels) / clock),
+            "accuracy, %": 100 * float((prediction.result == labels.numpy()).mean()),
         }
-    return result
+        row |= {
+            "rows a CPU second": round(len(labels) / prediction.cpu),
+            "rows a second": round(len(labels) / prediction.wall),
+        }
+        rows.append(row)
+    report.table(f"speed: {options.rows:,} features, {options.threads} threads", rows, ".1f")
 
 
-def growth():
-    """Yield microseconds a prediction, by components of which a class has ten; 512 dimensions, clear winners."""
+def growth(options: Options, report: Report) -> None:
+    """Report microseconds a prediction, by components of which a class has ten; 512 dimensions, clear winners."""
+    import torch
+
+    torch.manual_seed(0)
+    report.table("growth: CPU µs to predict a row", [at_size(components) for components in options.components], ".1f")
+
+
+def at_size(components: int) -> dict[str, float]:
     import torch
 
     from diffusers_ext.mixtures.em import Statistics
     from diffusers_ext.mixtures.prediction import CHUNK, Predictor
     from diffusers_ext.mixtures.scores import ComponentScores
 
-    torch.manual_seed(0)
-    for components in (1000, 3000, 10_000, 30_000, 100_000):
-        means = torch.nn.functional.normalize(torch.randn(components, 512))
-        statistics_ = Statistics(torch.ones(components).double(), means.double(), torch.arange(components) // 10)
-        predictor = Predictor(
-            ComponentScores(statistics_, 500.0, components // 10, "uniform", "plugin"), lambda part: part
-        )
-        noise = torch.randn(max(64, 4_000_000 // components), 512) / 512**0.5
-        part = torch.nn.functional.normalize(means[torch.arange(len(noise)) % components] + noise)  # cosine 0.7
-        found, directions = {"components": components}, predictor.scores.directions.T
-        for name, act in (
-            ("microseconds", predictor.winners),
-            ("of exact scores", predictor.class_scores),
-            ("of the product", lambda rows, by=directions: [each @ by for each in rows.split(CHUNK)]),
-        ):
-            act(part[:64])
-            start = time.process_time()
-            act(part)
-            found[name] = round(1e6 * (time.process_time() - start) / len(part), 1)
-        yield found
+    means = torch.nn.functional.normalize(torch.randn(components, 512))
+    statistics_ = Statistics(torch.ones(components).double(), means.double(), torch.arange(components) // 10)
+    scores = ComponentScores(statistics_, 500.0, components // 10, "uniform", "plugin")
+    predictor = Predictor(scores, lambda part: part)
+    noise = torch.randn(max(64, 4_000_000 // components), 512) / 512**0.5
+    part = torch.nn.functional.normalize(means[torch.arange(len(noise)) % components] + noise)  # cosine 0.7
+    directions = predictor.scores.directions.T
+    calls = {
+        "winners": predictor.winners,
+        "exact scores": predictor.class_scores,
+        "the product alone": lambda rows: [chunk @ directions for chunk in rows.split(CHUNK)],
+    }
+    row: dict[str, float] = {"components": components}
+    for name, call in calls.items():
+        call(part[:64])
+        row[name] = 1e6 * timed(lambda: call(part)).cpu / len(part)  # noqa: B023
+    return row
 
 
 if __name__ == "__main__":

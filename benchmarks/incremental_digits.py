@@ -1,21 +1,28 @@
-"""A backbone that learns, on digits in four domains: the mixture beside one component a class, a linear layer that replays, ablations.
+"""Does a backbone that learns with its mixture beat one component a class, linear replay, and its own ablations?
 
-    python benchmarks/incremental_digits.py --mnist path/to/mnist --photos path/to/photographs --output digits.jsonl
+    python benchmarks/incremental_digits.py --mnist path/to/mnist --photos path/to/photographs      # hours on a core
 
-mnist: a folder with MNIST's test file (10,000 digits); photos: any folder of photographs. The domains, after iDigits, of which SVHN and
-SynDigits are replaced by what can be made without them: "mnist"; "blended", the absolute difference of a digit and a patch of a photograph
-(the recipe of MNIST-M); "printed", DejaVu digits turned, scaled and coloured; "outline", a digit's edge, dark on light. No digit of MNIST
-is in two domains or in both halves. A small ConvNeXt starts from drawn weights, so that all it knows is from the stream. A row of
---output for each run; an interrupted benchmark goes on; then the table: average incremental / final accuracy over the seeds.
+mnist: a folder with MNIST's test file (10,000 digits); photos: any folder of photographs. Digits in four domains, after
+iDigits, of which SVHN and SynDigits are replaced by what can be made without them: "mnist"; "blended", the absolute
+difference of a digit and a patch of a photograph (the recipe of MNIST-M); "printed", DejaVu digits turned, scaled and
+coloured; "outline", a digit's edge, dark on light. No digit of MNIST is in two domains or in both halves. A small ConvNeXt
+starts from drawn weights, so that all it knows is from the stream.
+
+Columns: average incremental and final accuracy in percent over the seeds, for sessions of new classes (NC), new domains
+(ND) or both (NCD); of NCD also forgetting and the worst domain. Finished runs are kept in rows.jsonl of the output folder:
+the same command resumes after an interruption.
 """
 
 import json
-import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from diffusers_ext.options import COUNT, option, run
+from harness import BenchmarkOptions, Journal, Report, run, run_script
+from incremental import ACCURACIES, accuracies
+
+from diffusers_ext.options import COUNT, option
 
 DOMAINS = ("mnist", "blended", "printed", "outline")
 SIDE = 32
@@ -31,63 +38,64 @@ VARIANTS = {  # what each changes in the options of training/train_incremental.p
 
 
 @dataclass
-class Options:
+class Options(BenchmarkOptions):
     mnist: str = option("mnist", "folder of MNIST's t10k files")
     photos: str = option("photos", "folder of photographs, for the blended domain")
-    output: str = option("digits.jsonl", "a row per variant, setting and seed")
+    output_dir: str = option("runs/digits-benchmark", "folder of finished rows")
     train: int = option(40, "digits to learn of each class and domain", COUNT)
     test: int = option(20, "digits to test on, of each class and domain", COUNT)
     memory: int = option(200, "pictures remembered in all", COUNT)
     epochs: int = option(10, "passes over each session and its memory", COUNT)
-    seeds: int = option(3, "seeds 0 .., of weights, order and draws", COUNT)
+    seeds: int = option(3, "number of seeds, from 0, of weights, order and draws", COUNT)
     settings: list[str] = option(["NC", "ND", "NCD"], "what sessions bring")
-    variants: list[str] | None = option(None, "only these variants; default: all")
-    frozen: bool = option(True, "also the mixture and every baseline on the features of the drawn weights, unlearnt")
-    threads: int = option(1, "threads of torch", COUNT)
+    variants: list[str] | None = option(None, "variants to run; default: all")
+    frozen: bool = option(True, "measure the mixture and every baseline on frozen features of the drawn weights too")
 
 
-def main(options: Options) -> None:
-    import torch
-
-    torch.set_num_threads(options.threads)
-    output = Path(options.output)
-    done = {key(json.loads(line)) for line in output.read_text().splitlines()} if output.exists() else set()
+def main(options: Options, report: Report) -> None:
+    selecting = ("seeds", "settings", "variants", "frozen", "mnist", "photos")
+    journal, rows = Journal(Path(options.output_dir) / "rows.jsonl", options, selecting), []
     with tempfile.TemporaryDirectory() as scratch:
         data = make_digits(Path(scratch) / "digits", options)
         for seed in range(options.seeds):
             backbone = drawn_backbone(Path(scratch) / f"backbone-{seed}", seed)
             for setting in options.settings:
+                stream = Stream(data, backbone, setting, seed)
                 for name in options.variants or VARIANTS:
-                    row = {"setting": setting, "seed": seed, "learner": name}
-                    if key(row) not in done:
-                        write(output, row, learn(data, backbone, setting, seed, VARIANTS[name], options))
-                if options.frozen and ("frozen", setting, seed) not in {(k[2][:6], k[0], k[1]) for k in done}:
-                    for name, found in frozen(data, backbone, setting, seed).items():
-                        write(output, {"setting": setting, "seed": seed, "learner": f"frozen: {name}"}, found)
-    print(table(output))
+                    about = {"setting": setting, "seed": seed, "learner": name}
+                    rows.append(journal.once(about, lambda: learn(stream, VARIANTS[name], options)))  # noqa: B023
+                if options.frozen:
+                    about = {"setting": setting, "seed": seed, "learner": "frozen"}
+                    row = journal.once(about, lambda: {"rivals": frozen(stream)})  # noqa: B023
+                    rows += [{**about, "learner": f"frozen: {name}", **value} for name, value in row["rivals"].items()]
+    lines = []
+    for name in dict.fromkeys(row["learner"] for row in rows):
+        runs: dict[str, list[dict]] = {setting: [] for setting in ("NC", "ND", "NCD")}
+        for row in rows:
+            if row["learner"] == name:
+                runs[row["setting"]].append(row)
+        lines.append({"learner": name, **accuracies(runs)})
+    report.table("digits", lines, ACCURACIES)
 
 
-def key(row: dict) -> tuple:
-    return row["setting"], row["seed"], row["learner"]
+@dataclass(frozen=True)
+class Stream:
+    """Labelled pictures in sessions, and the backbone that starts on them."""
+
+    data: Path
+    backbone: str
+    setting: str
+    seed: int
 
 
-def write(output: Path, row: dict, result: dict) -> None:
-    with open(output, "a", encoding="utf-8") as file:
-        file.write(json.dumps({**row, **result}) + "\n")
-
-
-def learn(data: Path, backbone: str, setting: str, seed: int, changed: dict, options: Options) -> dict:
+def learn(stream: Stream, changed: dict[str, Any], options: Options) -> dict:
     """Run training/train_incremental.py with the trainable regime; return the stream's measures."""
-    import runpy
-    import time
-
-    script = runpy.run_path(str(Path(__file__).parents[1] / "training" / "train_incremental.py"))
     with tempfile.TemporaryDirectory() as scratch:
-        given = {
-            "data": str(data),
-            "backbone": backbone,
-            "setting": setting,
-            "seed": seed,
+        given: dict[str, Any] = {
+            "data": stream.data,
+            "backbone": stream.backbone,
+            "setting": stream.setting,
+            "seed": stream.seed,
             "regime": "trainable",
             "memory": options.memory,
             "num_train_epochs": options.epochs,
@@ -96,17 +104,15 @@ def learn(data: Path, backbone: str, setting: str, seed: int, changed: dict, opt
             "lr_warmup_steps": 0,
             "train_batch_size": 64,
             "batch_size": 128,
-            "baselines": False,
             "output_dir": f"{scratch}/run",
         }
-        start = time.process_time()
-        script["main"](script["Options"](**{**given, **changed}))
-        measures = json.loads(Path(scratch, "run", "results.json").read_text(encoding="utf-8"))
-        return {**measures, "cpu_seconds": time.process_time() - start}
+        words = [word for name, value in {**given, **changed}.items() for word in (f"--{name}", value)]
+        run_script("train_incremental", *words, "--no-baselines")
+        return json.loads(Path(scratch, "run", "results.json").read_text(encoding="utf-8"))
 
 
-def frozen(data: Path, backbone: str, setting: str, seed: int) -> dict[str, dict]:
-    """The mixture and every baseline on frozen features: {name: measures}."""
+def frozen(stream: Stream) -> dict[str, dict]:
+    """Measure the mixture and every baseline on frozen features: {name: measures}."""
     import numpy as np
     import torch
 
@@ -117,14 +123,14 @@ def frozen(data: Path, backbone: str, setting: str, seed: int) -> dict[str, dict
     from diffusers_ext.streams.measures import evaluate_stream
     from diffusers_ext.streams.sessions import build_sessions
 
-    table = read_labelled(data)
+    table = read_labelled(stream.data)
     with tempfile.TemporaryDirectory() as cache:
-        found = torch.from_numpy(features(load_backbone(backbone), table.files, cache, 128))
-    sessions = build_sessions(table.label_index, table.domain_index, setting, 5, seed)
+        embedded = torch.from_numpy(features(load_backbone(stream.backbone), table.files, cache, 128))
+    sessions = build_sessions(table.label_index, table.domain_index, stream.setting, 5, stream.seed)
     test = np.array([sample.split == "test" for sample in table.samples])
-    dim = found.shape[1]
-    rivals = {"vMF mixture": VMFMixtureClassifier(dim, seed=seed), **baselines(dim, seed)}
-    return {name: evaluate_stream(learner, found, sessions, test) for name, learner in rivals.items()}
+    dim = embedded.shape[1]
+    rivals = {"vMF mixture": VMFMixtureClassifier(dim, seed=stream.seed), **baselines(dim, stream.seed)}
+    return {name: evaluate_stream(learner, embedded, sessions, test) for name, learner in rivals.items()}
 
 
 def drawn_backbone(folder: Path, seed: int) -> str:
@@ -157,21 +163,21 @@ def make_digits(folder: Path, options: Options) -> Path:
 
     images, labels = read_digits(options.mnist, "t10k")
     images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
-    patches, each = photographs(Path(options.photos)), options.train + options.test
+    patches, count = photographs(Path(options.photos)), options.train + options.test
     for digit in range(10):
         rows = generator(0, "digits", digit).permutation((labels == digit).nonzero()[0])
         for number, domain in enumerate(DOMAINS):
-            for at in range(each):
-                draw = generator(0, f"digit {domain}", digit, at)
-                pixels = MAKERS[domain](images[rows[number * each + at]], digit, patches, draw)
-                path = folder / ("train" if at < options.train else "test") / domain / str(digit) / f"{at}.png"
+            for index in range(count):
+                draw = generator(0, f"digit {domain}", digit, index)
+                pixels = MAKERS[domain](images[rows[number * count + index]], digit, patches, draw)
+                path = folder / ("train" if index < options.train else "test") / domain / str(digit) / f"{index}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).convert("RGB").save(path)
     return folder
 
 
 def photographs(folder: Path) -> list:
-    """Up to 200 photographs, (H, W, 3) uint8."""
+    """Return up to 200 photographs, (H, W, 3) uint8."""
     import numpy as np
     from PIL import Image
 
@@ -223,25 +229,6 @@ def outline(image, digit: int, patches, draw):
 
 
 MAKERS = dict(zip(DOMAINS, (as_it_is, blended, printed, outline)))
-
-
-def table(path: Path) -> str:
-    """Means and deviations over seeds, as Markdown."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = ["| learner | NC | ND | NCD | forgetting NCD | worst domain NCD |", "|---" * 6 + "|"]
-    for name in dict.fromkeys(row["learner"] for row in rows):
-        of = {s: [r for r in rows if (r["learner"], r["setting"]) == (name, s)] for s in ("NC", "ND", "NCD")}
-        cells = [f"{mean(of[s], 'average_incremental_accuracy')} / {mean(of[s], 'final_accuracy')}" for s in of]
-        rest = [mean(of["NCD"], each) for each in ("forgetting", "worst_domain")]
-        lines.append("| " + " | ".join([name, *cells, *rest]) + " |")
-    return "\n".join(lines)
-
-
-def mean(rows: list[dict], name: str) -> str:
-    values = [row[name] for row in rows]
-    if not values:
-        return "-"
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -1,102 +1,125 @@
 """What does training LADS' augmentation networks cost, beside loops that follow the official one, and with the domains?
 
-    python benchmarks/lads.py                       # both parts; some five minutes on a core of its own
+    python benchmarks/lads.py                       # both parts; some five minutes on an idle core
     python benchmarks/lads.py --parts peer          # one of peer, growth
     python benchmarks/lads.py --threads 2           # wall clock instead of CPU seconds
 
 peer: `train_bank` for 4 domains at once, against networks trained one after another in two ways. "Directions row by row"
-is how the official code goes: a data set that hands out single rows, a Python loop over each batch for its directions,
+follows the official code: a data set that hands out single rows, a Python loop over each batch for its directions,
 batches of 256 through the network, transformers' AdamW, a validation pass after each epoch. "All row by row" also sends
-each row alone through network and losses. Networks, losses and steps are the same on all sides.
-The matrix products that any of them needs are timed alone too, four networks at once: no implementation with them can be faster.
+each row alone through network and losses. Networks, losses and steps are the same on all sides. The matrix products
+that any of them needs, four networks at once, are timed alone too: no implementation with them can be faster.
 growth: an epoch with 1 to 16 domains.
 
 The case is 20,000 x 768 embeddings in 40 classes, 2,000 to choose the epoch by, and 50 epochs. A fraction is timed, in
-turn, and multiplied: an epoch of --timed_rows for ours, for one of 4 networks of the first peer, and a tenth of that for
+turns, and multiplied: an epoch of --timed_rows for ours, for one of 4 networks of the first peer, and a tenth of that for
 the second; cost is linear in rows, epochs and, for the peers, networks. Seconds are CPU time of one thread, or with more
 threads wall clock: the Python of the peers uses one of them, the products of all sides use each.
+"`train_bank` / it" is the ratio within a round.
 """
 
-import time
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import median
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from harness import BenchmarkOptions, Report, Timing, run, take_turns, timed
+from spreads import paired_ratio, quartiles
 
 from diffusers_ext import randomness
-from diffusers_ext.engine.optimizers import TransformersAdamW
-from diffusers_ext.lads.data import Embedded
-from diffusers_ext.lads.domains import DomainText
-from diffusers_ext.lads.objective import class_weights
-from diffusers_ext.lads.options import AugmentationOptions
-from diffusers_ext.lads.training import train_bank
+from diffusers_ext.options import COUNT, SEED, option
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from diffusers_ext.lads.data import Embedded
+    from diffusers_ext.lads.domains import DomainText
 
 PARTS = ("peer", "growth")
 CLASSES, BATCH, EPOCHS, ROWS, WIDTH, HIDDEN, DOMAINS = 40, 256, 50, 20_000, 768, 384, 4
+OURS = "`train_bank`"
+
+
+@dataclass
+class Options(BenchmarkOptions):
+    parts: list[str] | None = option(None, "parts to run; default: all", PARTS)
+    timed_rows: int = option(ROWS, "embeddings of the fraction that is timed", COUNT)
+    repeats: int = option(3, "rounds of all sides", COUNT)
+    seed: int = option(0, "seed of the embeddings", SEED)
 
 
 @dataclass
 class Case:
+    """Embeddings to train on and to choose the epoch by, and the texts of classes and domains."""
+
     train: Embedded
     val: Embedded
     text: DomainText
 
 
-def main(options: "Options") -> None:
-    torch.set_num_threads(options.threads)
+def main(options: Options, report: Report) -> None:
     parts = options.parts or PARTS
     if "peer" in parts:
-        show_peer(options)
+        peer(options, report)
     if "growth" in parts:
-        show_growth(options)
+        growth(options, report)
 
 
-def show_peer(options: "Options") -> None:
+def peer(options: Options, report: Report) -> None:
     case, tenth = drawn(options, options.timed_rows, DOMAINS), drawn(options, options.timed_rows // 10, DOMAINS)
     sides = {
-        "all row by row": (lambda: one_after_another(tenth, alone), 10 * DOMAINS),
-        "directions row by row, as the official code": (lambda: one_after_another(case, row_by_row), DOMAINS),
-        "`train_bank`": (lambda: bank_epoch(case), 1),
-        "the matrix products alone": (lambda: products(case), 1),
+        "all row by row": lambda: one_after_another(tenth, alone),
+        "directions row by row, as the official code": lambda: one_after_another(case, row_by_row),
+        OURS: lambda: bank_epoch(case),
+        "the matrix products alone": lambda: products(case),
     }
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(options.repeats):
-        for name, (call, times) in sides.items():
-            spent[name].append(times * timed(call))
-    ours = median(spent["`train_bank`"])
-    print(f"\n| | 4 domains, 20,000 rows, 50 epochs: {seconds()} (multiplied) | `train_bank` / it |\n|---|---|---|")
-    for name, each in spent.items():
-        whole = EPOCHS * ROWS / options.timed_rows * median(each)
-        print(f"| {name} | {whole:,.0f} | {ours / median(each):.2f} |", flush=True)
+    tiny = drawn(options, BATCH, DOMAINS)
+    one_after_another(tiny, alone), bank_epoch(tiny)  # imports are not timed
+    factors = dict(zip(sides, (10 * DOMAINS, DOMAINS, 1, 1)))
+    turns = take_turns(sides, options.repeats)
+    whole = EPOCHS * ROWS / options.timed_rows
+    seconds = {
+        name: [whole * factors[name] * seconds_of(turn, options) for turn in timings] for name, timings in turns.items()
+    }
+    unit = f"{clock(options)} (multiplied)"
+    rows = [
+        {"side": name, unit: quartiles(values), f"{OURS} / it": paired_ratio(seconds[OURS], values)}
+        for name, values in seconds.items()
+    ]
+    report.table("peer: 4 domains, 20,000 rows, 50 epochs", rows, {unit: ",.0f", f"{OURS} / it": ".2f"})
 
 
-def show_growth(options: "Options") -> None:
-    print(f"\n| domains | an epoch of 20,000 rows, {seconds()} (multiplied) | per domain |\n|---|---|---|")
+def growth(options: Options, report: Report) -> None:
+    rows = []
     for domains in (1, 2, 4, 8, 16):
         case = drawn(options, options.timed_rows, domains)
-        spent = median(timed(lambda: bank_epoch(case)) for _ in range(options.repeats))  # noqa: B023
-        spent *= ROWS / options.timed_rows
-        print(f"| {domains} | {spent:.2f} | {spent / domains:.2f} |", flush=True)
+        turns = [timed(lambda case=case: bank_epoch(case)) for _ in range(options.repeats)]
+        seconds = [ROWS / options.timed_rows * seconds_of(turn, options) for turn in turns]
+        per_domain = quartiles([value / domains for value in seconds])
+        unit = f"{clock(options)} (multiplied)"
+        rows.append({"domains": domains, unit: quartiles(seconds), "per domain": per_domain})
+    report.table("growth: an epoch of 20,000 rows", rows, ".2f")
 
 
-def seconds() -> str:
-    return "CPU s" if torch.get_num_threads() == 1 else f"wall clock s of {torch.get_num_threads()} threads"
+def clock(options: Options) -> str:
+    return "CPU s" if options.threads == 1 else f"wall clock s of {options.threads} threads"
 
 
-def timed(call: Callable) -> float:
-    """Return the seconds of a call, of CPU time where there is one thread."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    began = clock()
-    call()
-    return clock() - began
+def seconds_of(turn: Timing, options: Options) -> float:
+    """Return the seconds of a call: of CPU time where there is one thread."""
+    return turn.cpu if options.threads == 1 else turn.wall
 
 
-def drawn(options: "Options", rows: int, domains: int) -> Case:
+def drawn(options: Options, rows: int, domains: int) -> Case:
     """Draw classes as directions, images around them, and text beside both."""
+    import torch
+    from torch.nn import functional as F
+
+    from diffusers_ext.lads.data import Embedded
+    from diffusers_ext.lads.domains import DomainText
+
     draw = torch.Generator().manual_seed(int(randomness.generator(options.seed, "benchmark").integers(2**31)))
     centres = torch.randn(CLASSES, WIDTH, generator=draw)
     names = tuple(map(str, range(CLASSES)))
@@ -113,11 +136,16 @@ def drawn(options: "Options", rows: int, domains: int) -> Case:
 
 
 def bank_epoch(case: Case) -> None:
+    from diffusers_ext.lads.options import AugmentationOptions
+    from diffusers_ext.lads.training import train_bank
+
     train_bank(case.train, case.val, case.text, AugmentationOptions(num_train_epochs=1, train_batch_size=BATCH))
 
 
 def products(case: Case) -> None:
     """The products of an epoch of all networks: two a layer pass forwards, three backwards, two to measure."""
+    import torch
+
     draw = torch.Generator().manual_seed(0)
     x, o = (torch.randn(DOMAINS, WIDTH, BATCH, generator=draw) for _ in range(2))
     h, first = torch.randn(DOMAINS, HIDDEN, BATCH, generator=draw), torch.randn(DOMAINS, HIDDEN, WIDTH, generator=draw)
@@ -128,7 +156,7 @@ def products(case: Case) -> None:
             o.bmm(h.mT), second.mT.bmm(o), h.bmm(x.mT)
 
 
-class SingleRows(Dataset):
+class SingleRows:
     """One row at a time, with its label and domain."""
 
     def __init__(self, data: Embedded):
@@ -143,6 +171,13 @@ class SingleRows(Dataset):
 
 def one_after_another(case: Case, losses_of: Callable) -> None:
     """An epoch of the first network, and its validation pass."""
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+    from diffusers_ext.engine.optimizers import TransformersAdamW
+    from diffusers_ext.lads.objective import class_weights
+
     network = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, WIDTH))
     weights = class_weights(case.train.labels, CLASSES)
     optimizer = TransformersAdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
@@ -172,7 +207,10 @@ def alone(network: nn.Module, x: torch.Tensor, labels, text: DomainText, weights
 
 
 def terms(network: nn.Module, x: torch.Tensor, labels, text: DomainText) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both losses of each row, (B,)."""
+    """Return both losses of each row, (B,)."""
+    import torch
+    from torch.nn import functional as F
+
     moved, wanted = network(x), []
     for row, label in zip(x, labels):
         nearest = torch.argmax(row @ text.source[:, label].T)
@@ -185,14 +223,4 @@ def terms(network: nn.Module, x: torch.Tensor, labels, text: DomainText) -> tupl
 
 
 if __name__ == "__main__":
-    from diffusers_ext.options import COUNT, SEED, option, run
-
-    @dataclass
-    class Options:
-        parts: list[str] | None = option(None, "which to run; default: all", PARTS)
-        timed_rows: int = option(20_000, "embeddings of the fraction that is timed", COUNT)
-        repeats: int = option(3, "times each side runs, in turn; the median counts", COUNT)
-        threads: int = option(1, "of torch, on both sides", COUNT)
-        seed: int = option(0, "of the embeddings", SEED)
-
     run(main, Options)

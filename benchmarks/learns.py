@@ -1,11 +1,13 @@
 """Does a ControlNet learn to obey, how soon, and with every seed?
 
-    python benchmarks/learns.py --output_dir runs/learns
+    python benchmarks/learns.py --output_dir runs/learns                        # a quarter of an hour on a core
+    python benchmarks/learns.py --seeds 0 --steps 200 --pictures 32             # two minutes
 
-Trains training/train_controlnet.py on 2,000 of fill50k's circles with the embedded model and prints, for each seed and step,
-the gap on held-out pairs, the circles' IoU on outlines of the test split, and the colours' CIEDE2000; first the same
-for the base without control. --shuffle gives every picture another one's condition: what a run looks like that
-cannot learn. Runs that are there already are only measured.
+Trains training/train_controlnet.py on 2,000 of fill50k's circles with the embedded model. Columns, for each seed and
+step: the gap on held-out pairs (how much worse the loss is with another picture's condition, in percent); on outlines of
+the test split the drawn circles' IoU, the share of pictures with an IoU above 0.7, and the CIEDE2000 of both colours.
+The first row is the base without control. --shuffle gives every picture another one's condition: what a run looks like
+that cannot learn. Finished runs are only measured, interrupted ones are resumed.
 """
 
 import json
@@ -15,20 +17,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import COUNT, POSITIVE, SEED, option, run
+from harness import ROOT, BenchmarkOptions, Report, run
 
-ROOT = Path(__file__).parents[1]
+from diffusers_ext.options import COUNT, POSITIVE, SEED, option
+
 SIDE = 64
-HEAD = (
-    "| run | step | gap | IoU | share of IoU > 0.7 | circle ΔE2000 | background ΔE2000 |\n|---|---|---|---|---|---|---|"
-)
 
 
 @dataclass
-class Options:
-    output_dir: str = option("runs/learns", "folder of the data and of a run folder per seed")
-    seeds: list[int] = option([0, 1, 2], "one run each", SEED)
-    steps: list[int] = option([200, 400, 800], "where to measure; the last one ends the run", COUNT)
+class Options(BenchmarkOptions):
+    output_dir: str = option("runs/learns", "folder of the data, with a run folder for each seed")
+    seeds: list[int] = option([0, 1, 2], "seeds of the runs", SEED)
+    steps: list[int] = option([200, 400, 800], "steps to measure at; the last one ends the run", COUNT)
     pictures: int = option(64, "outlines of the test split to draw at each measurement", COUNT)
     train_batch_size: int = option(8, "samples per step", COUNT)
     learning_rate: float = option(1e-3, "learning rate", POSITIVE)
@@ -36,23 +36,21 @@ class Options:
     shuffle: bool = option(False, "train on conditions that belong to other pictures")
 
 
-def main(options: Options) -> None:
+def main(options: Options, report: Report) -> None:
     from diffusers_ext import embedded_model
     from diffusers_ext.diffusion.base import load_base
 
     folder = Path(options.output_dir)
     data = make_data(folder, options.shuffle)
     pipe = load_base(embedded_model())
-    print(HEAD)
-    print(f"| no control | | | {measure(pipe, options.pictures)} |", flush=True)
+    rows = [{"run": "no control", "step": None, "gap": None, **measure(pipe, options.pictures)}]
     for seed in options.seeds:
         name = "-".join(["shuffled"] * options.shuffle + [options.hint_init, f"seed-{seed}"])
         train(options, folder / name, data, seed)
         for step in options.steps:
-            print(
-                f"| {name} | {step} | {gap(folder / name, step):.3f} | {measure(pipe, options.pictures, folder / name, step)} |",
-                flush=True,
-            )
+            measures = measure(pipe, options.pictures, folder / name, step)
+            rows.append({"run": name, "step": step, "gap": gap(folder / name, step), **measures})
+    report.table("circles", rows, {"circle ΔE2000": ".1f", "background ΔE2000": ".1f", "share of IoU > 0.7": ".2f"})
 
 
 def make_data(folder: Path, shuffle: bool) -> Path:
@@ -115,8 +113,8 @@ def gap(run_folder: Path, step: int) -> float:
     return next(row["gap"] for row in read_metrics(run_folder) if "gap" in row and row["step"] == step)
 
 
-def measure(pipe, pictures: int, run_folder: Path | None = None, step: int = 0) -> str:
-    """Draw the test split's first outlines and return the table's cells, at a checkpoint or without control."""
+def measure(pipe, pictures: int, run_folder: Path | None = None, step: int = 0) -> dict[str, float]:
+    """Draw the test split's first outlines at a checkpoint, or without control, and return their measures."""
     import torch
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
@@ -136,10 +134,14 @@ def measure(pipe, pictures: int, run_folder: Path | None = None, step: int = 0) 
             **pipe.components, controlnet=controlnet, requires_safety_checker=False
         )
         images = draw(ours, prompts, image=list(conditions), **drawing)
-    found = condition_following(images, conditions, prompts)
-    values = found.summary()
-    share = (found.iou > 0.7).mean()
-    return f"{values['iou']:.3f} | {share:.2f} | {values['circle_error']:.1f} | {values['background_error']:.1f}"
+    following = condition_following(images, conditions, prompts)
+    means = following.summary()
+    return {
+        "IoU": means["iou"],
+        "share of IoU > 0.7": float((following.iou > 0.7).mean()),
+        "circle ΔE2000": means["circle_error"],
+        "background ΔE2000": means["background_error"],
+    }
 
 
 if __name__ == "__main__":

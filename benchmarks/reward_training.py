@@ -1,120 +1,123 @@
 """Training a reward from rankings: does it learn what can be learnt, and what does a step cost?
 
-    python benchmarks/reward_training.py --parts learns --pictures embedded
-    python benchmarks/reward_training.py --parts cost
+    python benchmarks/reward_training.py --parts learns --pictures embedded      # some minutes, seven more for drawing
+    python benchmarks/reward_training.py --parts cost                            # two minutes, 4 GB
 
 learns: simulated people rank spoilt circles with Bradley-Terry noise on the exact colour reward, so the accuracy that no
-reward can exceed on average is known. training/train_reward_model.py learns from them, from random weights; it is then asked
-about prompts and pictures held out, and about colour pairs that occur in no training prompt. Prints both accuracies as
-shares of that bound; some minutes on two cores.
+reward can exceed on average (Bayes accuracy) is known. training/train_reward_model.py learns from the rankings, from
+random weights. It is measured on held-out prompts and pictures, and on colour pairs that occur in no training prompt.
+Columns: accuracy; Bayes accuracy; the accuracy as a share of it; the exact reward's accuracy as a share of it.
 
-cost: CPU seconds of forward and backward on the full architecture with random weights, 70 % frozen, one prompt with seven
-images. The other side does as the official trainer's pair mode: each pair of images is a sample of its own and both
-images go through the encoders again, here in this project's model. In turns, one process, one thread; about 4 GB.
+cost: CPU seconds of forward and backward pass on the full architecture with random weights, 70 % frozen, one prompt with
+seven images. The other side does as the official trainer's pair mode: each pair of images is a sample of its own and
+both images go through the encoders again, here in this project's model. Both take turns in one process.
 """
 
-import json
-import runpy
-import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_ext.options import COUNT, POSITIVE, SEED, option, parse, run
+from harness import BenchmarkOptions, Report, run, run_script, take_turns, timed
+from spreads import paired_ratio, quartiles
 
-SCRIPT = Path(__file__).parents[1] / "training" / "train_reward_model.py"
+from diffusers_ext.options import COUNT, POSITIVE, SEED, option
+
 LEARNS = [
     *("--backbone", "tiny", "--freeze_fraction", "0", "--train_batch_size", "16", "--learning_rate", "1e-3"),
-    *("--lr_warmup_steps", "40", "--adam_weight_decay", "0.01", "--validation_steps", "200", "--random_flip"),
+    *("--adam_weight_decay", "0.01", "--validation_steps", "200", "--random_flip"),
 ]
+PARTS = ("learns", "cost")
 
 
 @dataclass
-class Options:
-    parts: list[str] = option(["learns", "cost"], "what to measure")
-    output_dir: str | None = option(None, "where rankings and runs are written; default: a folder that is removed")
+class Options(BenchmarkOptions):
+    parts: list[str] = option(list(PARTS), "parts to run", PARTS)
+    output_dir: str | None = option(None, "folder of rankings and runs; default: a temporary one")
     prompts: int = option(
-        3000, "learns: ranked prompts to learn from, six pictures each; a tenth as many to measure on", COUNT
+        3000, "learns: ranked prompts to learn from, six pictures each; a tenth more to measure on", COUNT
     )
     pictures: str = option(
         "drawn", "learns: circles drawn exactly, or made by the embedded model, then spoilt", ("drawn", "embedded")
     )
     annotators: int = option(3, "learns: simulated people who rank each prompt", COUNT)
     steps: int = option(1000, "learns: optimiser steps", COUNT)
-    temperature: float = option(0.5, "learns: the simulated people's noise", POSITIVE)
-    seed: int = option(0, "learns: of rankings and training", SEED)
+    temperature: float = option(0.5, "learns: noise of the simulated people", POSITIVE)
+    seed: int = option(0, "learns: seed of rankings and training", SEED)
     images: int = option(7, "cost: images of the prompt", COUNT)
-    rounds: int = option(3, "cost: turns of each side; the medians count", COUNT)
+    rounds: int = option(3, "cost: rounds of both sides", COUNT)
 
 
-def main(options: Options) -> None:
+def main(options: Options, report: Report) -> None:
     if "learns" in options.parts:
         with tempfile.TemporaryDirectory() as scratch:
-            print(json.dumps(learns(options, Path(options.output_dir or scratch))))
+            learns(options, Path(options.output_dir or scratch), report)
     if "cost" in options.parts:
-        print(json.dumps(cost(options)))
+        cost(options, report)
 
 
-def learns(options: Options, folder: Path) -> dict:
-    """Simulate, train, measure."""
+def learns(options: Options, folder: Path, report: Report) -> None:
+    """Simulate rankings, train, measure."""
     from diffusers_ext import load_reward
-    from diffusers_ext.preferences.agreement import preference_accuracy
     from diffusers_ext.preferences.rankings import read, write
     from diffusers_ext.preferences.simulated import Options as Simulated
-    from diffusers_ext.preferences.simulated import bayes_accuracy, read_truth, simulate
+    from diffusers_ext.preferences.simulated import read_truth, simulate
 
     common = {"size": 32, "basic_colours": True, "temperature": options.temperature, "seed": options.seed}
     common |= {"annotators": options.annotators, "pictures": options.pictures}
-    aside = options.prompts // 10
-    train = simulate(Simulated(output_dir=str(folder / "train"), count=options.prompts + aside, **common))
-    unseen = simulate(Simulated(output_dir=str(folder / "test"), count=aside, split="test", **common))
+    held_out = max(1, options.prompts // 10)
+    train = simulate(Simulated(output_dir=str(folder / "train"), count=options.prompts + held_out, **common))
+    unseen = simulate(Simulated(output_dir=str(folder / "test"), count=held_out, split="test", **common))
     prompts, truth = read(train), {**read_truth(folder / "train"), **read_truth(folder / "test")}
-    rankings = write(folder / "train" / "learnt.jsonl", prompts[:-aside])
+    rankings = write(folder / "train" / "learnt.jsonl", prompts[:-held_out])
 
-    arguments = ["--rankings", rankings, "--output_dir", folder / "run", "--max_train_steps", options.steps]
-    script, start = runpy.run_path(str(SCRIPT)), time.process_time()
-    script["main"](parse(script["Options"], [*LEARNS, "--seed", str(options.seed), *map(str, arguments)]))
-    seconds = time.process_time() - start
+    words = ["--rankings", rankings, "--output_dir", folder / "run", "--max_train_steps", options.steps]
+    words += ["--lr_warmup_steps", min(40, options.steps // 10), "--seed", options.seed]
+    spent = timed(lambda: run_script("train_reward_model", *LEARNS, *words))
     reward = load_reward(folder / "run")
-
-    def measured(prompts: list) -> dict:
-        exact = [truth[prompt.id] for prompt in prompts]
-        scores = [reward.score(prompt.prompt, list(prompt.images)).numpy() for prompt in prompts]
-        found, bound = preference_accuracy(scores, prompts), bayes_accuracy(exact, options.temperature)
-        ceiling = preference_accuracy(exact, prompts).micro
-        shares = {"share_of_bayes": round(found.micro / bound, 4), "of_the_exact_reward": round(ceiling / bound, 4)}
-        return {"accuracy": str(found), "bayes_accuracy": round(bound, 4), **shares}
-
-    return {
-        "training_prompts": options.prompts,
-        "steps": options.steps,
-        "training_cpu_seconds": round(seconds),
-        "held_out_prompts": measured(prompts[-aside:]),
-        "colour_pairs_never_seen": measured(read(unseen)),
-    }
+    sets = {"held-out prompts": prompts[-held_out:], "colour pairs never seen": read(unseen)}
+    rows = [{"measured on": name, **accuracies(reward, these, truth, options)} for name, these in sets.items()]
+    title = f"learns: {options.prompts:,} prompts, {options.steps:,} steps, {spent.cpu:.0f} CPU s of training"
+    report.table(title, rows, ".4f")
 
 
-def cost(options: Options) -> dict:
-    """Return CPU seconds per pair: each image once for all its pairs, and each pair by itself."""
+def accuracies(reward, prompts: list, truth: dict, options: Options) -> dict:
+    """Return the accuracy of a reward on ranked prompts, beside what can be reached."""
+    from diffusers_ext.preferences.agreement import preference_accuracy
+    from diffusers_ext.preferences.simulated import bayes_accuracy
+
+    exact = [truth[prompt.id] for prompt in prompts]
+    scores = [reward.score(prompt.prompt, list(prompt.images)).numpy() for prompt in prompts]
+    accuracy, bound = preference_accuracy(scores, prompts), bayes_accuracy(exact, options.temperature)
+    ceiling = preference_accuracy(exact, prompts).micro
+    shares = {"share of Bayes": accuracy.micro / bound, "the exact reward's share": ceiling / bound}
+    return {"accuracy": accuracy.micro, "in words": str(accuracy), "Bayes accuracy": bound, **shares}
+
+
+def cost(options: Options, report: Report) -> None:
+    """Time each image once for all its pairs, and each pair by itself."""
     import torch
 
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     objective, sample = build(options.images)
-    pairs, seconds = len(sample["pairs"][0]), {"once": [], "pair": []}
-    for turn in range(options.rounds):
-        seconds["once"].append(timed(objective, sample) / pairs)
-        seconds["pair"].append(timed(objective, pair_alone(sample, turn)))
-        print(f"turn {turn + 1}: {seconds['once'][-1]:.2f} and {seconds['pair'][-1]:.2f} CPU s a pair", flush=True)
-    once, alone = (statistics.median(seconds[name]) for name in ("once", "pair"))
-    return {
-        "images": options.images,
-        "pairs": pairs,
-        "cpu_seconds_per_pair": round(once, 3),
-        "cpu_seconds_per_pair_of_pair_mode": round(alone, 3),
-        "ratio": round(once / alone, 3),
+    pairs = len(sample["pairs"][0])
+    sides = {
+        "each image once": lambda: step(objective, sample),
+        "each pair alone": lambda: step(objective, pair_alone(sample, 0)),
     }
+    turns = take_turns(sides, options.rounds)
+    seconds = {"each image once": [turn.cpu / pairs for turn in turns["each image once"]]}
+    seconds["each pair alone"] = [turn.cpu for turn in turns["each pair alone"]]
+    rows = [
+        {
+            "side": name,
+            "images": options.images,
+            "pairs": pairs,
+            "CPU s a pair": quartiles(values),
+            "of each pair alone": paired_ratio(values, seconds["each pair alone"]),
+        }
+        for name, values in seconds.items()
+    ]
+    report.table("cost", rows)
 
 
 def build(images: int):
@@ -152,13 +155,10 @@ def pair_alone(sample: dict, which: int) -> dict:
     return {**sample, "images": images, "pairs": [np.array([[0, 1]])], "pair_weight": torch.ones(1)}
 
 
-def timed(objective, batch: dict) -> float:
-    """Return the CPU seconds of a forward and a backward pass."""
-    start = time.process_time()
+def step(objective, batch: dict) -> None:
+    """Run a forward and a backward pass."""
     objective(batch)["loss"].backward()
-    spent = time.process_time() - start
     objective.zero_grad()
-    return spent
 
 
 if __name__ == "__main__":

@@ -10,23 +10,24 @@ own, in turns:
     same steps   ours with the official sampler and window: what is left is not the sampler's doing
     ours         as train_reward_tuning.py runs by default: 20 steps of DDIM
 
-Prints a markdown table of medians; the ratios are medians of those within a turn. Peak memory is above that of the imports.
-The reward is fill50k:soft, which costs next to nothing; a large reward model costs every side the same.
+Columns: medians over rounds of CPU seconds a step and of peak memory above that of the imports; "of official" is the
+ratio within a round. The reward is fill50k:soft, which costs next to nothing; a large reward model costs every side the
+same.
 """
 
 import json
-import resource
-import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers_ext.options import COUNT, option, run
+from harness import BenchmarkOptions, Report, peak_memory, run, take_turns, timed
+from spreads import paired_ratio, quartiles
+
+from diffusers_ext.options import COUNT, option
 
 SIDES = ("official", "same steps", "ours")
-WARM_COMPILED = 6  # steps until no batch of a new size is compiled any more
+WARM_COMPILED = 6  # steps after which no batch of a new size is compiled
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ SETTINGS = {"embedded": Setting(8, 64, 3), "sd15": Setting(1, 256, 1)}
 
 
 @dataclass
-class Options:
+class Options(BenchmarkOptions):
     model: str = option("embedded", "the embedded model, or SD 1.5's architecture, random and narrow", tuple(SETTINGS))
     rounds: int = option(3, "turns of each side", COUNT)
     decode_batch_size: int = option(1, "ours: pictures in the decoder at a time", COUNT)
@@ -50,33 +51,28 @@ class Options:
     side: str | None = option(None, "run one side in this process, which is what the turns call", SIDES)
 
 
-def main(options: Options) -> None:
+def main(options: Options, report: Report) -> None:
     if options.side:
         print(json.dumps(measure(options)))
         return
-    rounds: list[dict] = []
-    for number in range(options.rounds):
-        turn = {}
-        for side in SIDES if number % 2 == 0 else SIDES[::-1]:
-            words = ["--model", options.model, "--decode_batch_size", str(options.decode_batch_size), "--side", side]
-            words += ["--torch_compile"] if options.torch_compile else []
-            done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
-            turn[side] = json.loads(done.stdout.splitlines()[-1])
-        print(json.dumps(turn), file=sys.stderr, flush=True)
-        rounds.append(turn)
-    print(table(rounds))
-
-
-def table(rounds: list[dict]) -> str:
-    lines = ["| | CPU s a step | of the official | MiB | of the official |", "|---|---|---|---|---|"]
+    turns = take_turns({side: lambda side=side: in_a_process(side, options) for side in SIDES}, options.rounds)
+    measures = {side: [turn.result for turn in timings] for side, timings in turns.items()}
+    rows = []
     for side in SIDES:
-        cells = []
-        for name, digits in (("cpu_seconds", 2), ("mib", 0)):
-            value = statistics.median(turn[side][name] for turn in rounds)
-            ratio = statistics.median(turn[side][name] / turn["official"][name] for turn in rounds)
-            cells += [f"{value:.{digits}f}", f"{ratio:.2f}"]
-        lines.append(f"| {side} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        row = {"side": side}
+        for name, label in (("cpu_seconds", "CPU s a step"), ("mib", "MiB")):
+            values, official = ([measure[name] for measure in measures[other]] for other in (side, SIDES[0]))
+            row |= {label: quartiles(values), f"{label}, of official": paired_ratio(values, official)}
+        rows.append(row)
+    report.table(f"a step of reward tuning, {options.model}", rows, {"MiB": ".0f"})
+
+
+def in_a_process(side: str, options: Options) -> dict[str, float]:
+    """Return what `measure` does of a side, in a process of its own."""
+    words = ["--model", options.model, "--decode_batch_size", str(options.decode_batch_size), "--side", side]
+    words += ["--torch_compile"] if options.torch_compile else []
+    done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(options: Options) -> dict[str, float]:
@@ -85,12 +81,11 @@ def measure(options: Options) -> dict[str, float]:
 
     from diffusers_ext import embedded_model, load_reward
     from diffusers_ext.diffusion.base import load_base
-    from diffusers_ext.tuning import build as tuning_start  # noqa: F401 - what all sides import counts for none
+    from diffusers_ext.tuning import build as tuning_start  # noqa: F401 - all sides count without imports
 
     setting = SETTINGS[options.model]
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    imported = peak_memory()
     pipe = load_base(embedded_model())
     if options.model == "sd15":
         pipe = narrow_stable_diffusion(pipe.tokenizer)
@@ -98,17 +93,11 @@ def measure(options: Options) -> dict[str, float]:
     step = (
         official_step(pipe, reward, setting) if options.side == "official" else our_step(pipe, reward, setting, options)
     )
-    began = time.process_time()
     warm = WARM_COMPILED if options.torch_compile and options.side != "official" else 1
-    for number in range(warm):
-        step(number)
-    print(f"{options.side}: {time.process_time() - began:.0f} CPU s before what is timed", file=sys.stderr)
-    began = time.process_time()
-    for number in range(warm, warm + setting.timed):
-        step(number)
-    spent = (time.process_time() - began) / setting.timed
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported
-    return {"cpu_seconds": round(spent, 3), "mib": round(peak / 1024, 1)}
+    before = timed(lambda: [step(number) for number in range(warm)])
+    print(f"{options.side}: {before.cpu:.0f} CPU s before what is timed", file=sys.stderr)
+    spent = timed(lambda: [step(number) for number in range(warm, warm + setting.timed)])
+    return {"cpu_seconds": round(spent.cpu / setting.timed, 3), "mib": round(peak_memory() - imported, 1)}
 
 
 def narrow_stable_diffusion(tokenizer: Any):
@@ -141,7 +130,7 @@ def samples(setting: Setting) -> tuple[list[str], Any]:
     from diffusers_ext.toy.circles import Fill50k
 
     data, numbers = Fill50k(setting.batch_size, setting.resolution, 0, "train"), range(setting.batch_size)
-    return [data.caption((0, at)) for at in numbers], torch.stack([data.picture(at) for at in numbers])
+    return [data.caption((0, index)) for index in numbers], torch.stack([data.picture(index) for index in numbers])
 
 
 def our_step(pipe, reward, setting: Setting, options: Options):
@@ -178,10 +167,12 @@ def our_step(pipe, reward, setting: Setting, options: Options):
     common = (policy, Sampler.of(pipe.scheduler, steps, 0, eta), path)
     diffusion = Diffusion(path_of(pipe.scheduler), 0)
     objective = ReFL(*common, diffusion, setting.resolution, Weights(pretraining=1.0), window=window)
-    optimizer = torch.optim.AdamW([each for each in pipe.unet.parameters() if each.requires_grad], 1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in pipe.unet.parameters() if weight.requires_grad], 1e-4, fused=True
+    )
 
     def step(number: int) -> None:
-        keys = [(number, at) for at in range(setting.batch_size)]
+        keys = [(number, index) for index in range(setting.batch_size)]
         batch = {"key": keys, "prompt": prompts, "text_embeddings": texts}
         objective({**batch, "pretrain_moments": moments, "pretrain_text_embeddings": texts})["loss"].backward()
         optimizer.step()

@@ -1,11 +1,11 @@
-"""Run a training script as it is, a few optimiser steps at a time, and say what they cost.
+"""Run a training script as it is, a few optimiser steps at a time, and print what they cost.
 
     python benchmarks/step_clock.py 10 training/train_controlnet.py --train_data_dir data/pairs ...
 
 After the first step, and then after every ten, prints a line of JSON and waits for a line on the standard input: "cpu", the
 process's seconds since it last waited, user and system of all threads, and "peak", its largest resident memory in MiB.
-At the end of the input the process ends where it stands, so nothing is saved or drawn. The script knows nothing of it:
-torch calls the clock after each step of any optimiser. What the script prints goes to the standard error.
+At the end of the input the process ends at once, so nothing is saved or drawn. The script needs no change: torch calls
+the clock after each step of any optimiser. What the script prints goes to the standard error.
 """
 
 import json

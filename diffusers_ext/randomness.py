@@ -103,7 +103,7 @@ class MicroBatches:
     samples do not depend on how G is split, no batch is ever partial, and resuming needs the step alone.
 
     >>> [[index for epoch, index in keys] for keys in MicroBatches(4, seed=0, share=Share(batch_size=2, stop=2))]
-    [[2, 0], [1, 3]]
+    [[3, 1], [0, 2]]
     """
 
     def __init__(self, samples: int, seed: int, share: Share):

@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from fork_server import ForkServer, environment
+from fork_server import FEW_STEPS, ForkServer, environment
 
 from diffusers_ext.toy import circles as fill50k
 
@@ -171,6 +171,11 @@ def accelerate_command(script: str | Path, *arguments: str, processes: int = 1) 
     return [sys.executable, "-m", "accelerate.commands.launch", *settings, str(script), *map(str, arguments)]
 
 
+def few_steps(script: str | Path) -> str:
+    """Code that shortens the previews of a ControlNet's training; empty for other scripts."""
+    return FEW_STEPS if "train_control" in str(script) else ""
+
+
 @pytest.fixture(scope="session")
 def fork_server():
     """Processes in which torch, diffusers and transformers are imported already; see fork_server.py."""
@@ -190,7 +195,8 @@ def launch(request):
             done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=540)
         else:
             server = request.getfixturevalue("fork_server")
-            done = server.start(script, *arguments, processes=processes, env=environment()).wait()
+            before = few_steps(script)
+            done = server.start(script, *arguments, processes=processes, env=environment(), before=before).wait()
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done
 
@@ -214,7 +220,8 @@ def launch_and_kill(fork_server):
     """Start a script and SIGKILL it, with all its processes, as soon as `when()` is true."""
 
     def run(script: str | Path, *arguments: str, when, processes: int = 1) -> None:
-        running = fork_server.start(script, *arguments, processes=processes, env=environment())
+        before = few_steps(script)
+        running = fork_server.start(script, *arguments, processes=processes, env=environment(), before=before)
         try:
             while not when():
                 assert running.poll(0.02) is None, "the run ended before it could be killed"

@@ -4,8 +4,9 @@ import runpy
 from pathlib import Path
 
 import pytest
-from fork_server import ROOT
+from fork_server import PREVIEW_STEPS, ROOT
 
+from diffusers_ext.control import previews
 from diffusers_ext.engine.run_folder import read_metrics
 from diffusers_ext.errors import InputError
 from diffusers_ext.options import parse
@@ -33,9 +34,11 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def call(*argv: str) -> None:
-    """Run the script's main in this process."""
+    """Run the script's main in this process, with previews of few steps, which would cost more than the training."""
     script = runpy.run_path(str(SCRIPT))
-    script["main"](parse(script["Options"], list(map(str, argv))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(previews, "STEPS", PREVIEW_STEPS)
+        script["main"](parse(script["Options"], list(map(str, argv))))
 
 
 def refusal(*argv) -> str:

@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PREVIEW_STEPS = 3  # of the sampler, where tests train a ControlNet: 20 would cost more than the training
+FEW_STEPS = f"import diffusers_ext.control.previews as previews; previews.STEPS = {PREVIEW_STEPS}"
 SLOW = "torch torchvision.transforms.functional diffusers.training_utils accelerate.tracking peft open_clip timm cv2"
 SLOW = [*SLOW.split(), "matplotlib.pyplot", "scipy.stats", "skimage.color", "skimage.filters", "skimage.measure"]
 

@@ -91,6 +91,7 @@ def main(options: Options) -> None:
 
     # What the user can get wrong, before anything heavy.
     check_options(options)
+    assert options.train_data_dir and options.vision_tower and options.text_tower, "check_options asks for all three"
     loop.check(options)
     read = lambda folder: check(read_rows(folder, "image", options.caption_column, None)).rows  # noqa: E731
     rows = [row for folder in options.train_data_dir for row in read(folder)]
@@ -137,6 +138,7 @@ def sources_of(options: Options, rows: list, held_out: list):
         digest = digest_of_values(digest_of_files(row.image for row in rows), [row.texts for row in rows])
         return Source((name, "caption_column"), digest, f"{len(rows)} rows")
 
+    assert options.vision_tower, "check_options asks for it"
     vision, *settings = options.vision_tower.removeprefix("timm:").split(",")
     _, _, weights = vision.partition("@")
     return {

@@ -102,6 +102,7 @@ def _table(options: Options):
     if options.data_format == "digits":
         return digits(dict(parts))
     if options.data_format == "cifar20":
+        assert options.data, "read_data asks for data or domains"
         return cifar20(options.data)
     if options.data:
         return read_labelled(options.data, **columns)

@@ -48,6 +48,7 @@ def main(options: Options) -> None:
     check_run_folder(options)
     if options.push_to_hub and not options.dry_run:
         check_push(Path(options.output_dir), options)
+    assert options.domains and options.backbone, "check_options asks for both"
     domains = Domains.read(options.domains)
     check_used(options, USED_BY, domains="swap" if domains.swap else "targets")
     table = lads_run.read_table(options)

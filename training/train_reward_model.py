@@ -174,6 +174,7 @@ def read_data(options: Options) -> tuple[list, list]:
     from diffusers_ext.preferences.checks import check_images, hold_out, without_leaks
     from diffusers_ext.preferences.formats import read_rankings
 
+    assert options.rankings, "check_options asks for it"
     skip = options.on_bad_sample == "skip"
     found = read_rankings(options.rankings, options.image_root, options.split)[: options.max_train_samples]
     found = [prompt for prompt in check_images(found, skip) if len(prompt.pairs())]
@@ -224,6 +225,7 @@ def make_model(options: Options, training: list):
     from diffusers_ext.preferences.backbones import freeze, init_head, load_reward_backbone
     from diffusers_ext.rewards.linear_head import LinearHeadReward
 
+    assert options.backbone, "check_options asks for it"
     torch.manual_seed(options.seed)
     model = load_reward_backbone(options.backbone, [prompt.prompt for prompt in training], options.head_sizes)
     model.config.reward_mean, model.config.reward_std = 0.0, 1.0  # the loss is of the raw output (section 3.1)

@@ -15,35 +15,45 @@ from dataclasses import dataclass
 
 from ..options import COUNT, SEED, Range, option
 
+_LEARNING = {"rollback": False}
+
 
 @dataclass
 class Options:
     run: str | None = option(None, "the run folder", positional=True, path="folder")
     data: str | None = option(None, "folder or table of the new labelled pictures", path="read")
-    domain: str | None = option(
-        None, "what to call the domain of all these pictures; default: as the data say", requires={"rollback": False}
-    )
+    domain: str | None = option(None, "domain of all these pictures; default: as the data say", requires=_LEARNING)
     rollback: bool = option(False, "return to the state before the last week, instead of learning")
     backbone: str | None = option(
         None,
-        "where the backbone lies; needed to start a run, else only if it was moved; the same weights",
-        requires={"rollback": False},
+        "folder or name of the backbone; needed for a new run, else only if it was moved; the same weights",
+        requires=_LEARNING,
     )
     head: str | None = option(
         None,
-        "of a run that is started: what predicts; default: mixture",
+        "what predicts, in a new run; default: mixture",
         ("mixture", "lda", "ridge", "ranpac", "pooled", "auto"),
+        requires=_LEARNING,
     )
-    test_fraction: float = option(0.2, "held out of each class and domain, to measure on", Range(0.05, 0.9))
+    test_fraction: float = option(
+        0.2, "share of each class and domain that is held out to measure on", Range(0.05, 0.9), requires=_LEARNING
+    )
     on_bad_sample: str = option(
-        "error", "pictures that cannot be read: refuse all, or leave them out", ("error", "skip")
+        "error",
+        "what to do with pictures that cannot be read: refuse all, or skip them",
+        ("error", "skip"),
+        requires=_LEARNING,
     )
-    label_column: str = option("label", "column of the class, where the data are a table")
-    domain_column: str = option("domain", "column of the domain")
-    encoder_cache_dir: str | None = option(None, "keep features here; default: as the run did, or in the run folder")
-    batch_size: int = option(16, "pictures encoded at once", COUNT)
-    seed: int = option(0, "of what is held out, and of a run that is started", SEED)
-    device: str | None = option(None, "cpu, cuda, mps ...; default: the accelerator, where there is one")
+    label_column: str = option("label", "column of the class, where the data are a table", requires=_LEARNING)
+    domain_column: str = option("domain", "column of the domain", requires=_LEARNING)
+    encoder_cache_dir: str | None = option(
+        None, "folder of the cached features; default: that of the run, or the run folder", requires=_LEARNING
+    )
+    batch_size: int = option(16, "pictures encoded at once", COUNT, requires=_LEARNING)
+    seed: int = option(0, "seed of what is held out, and of a new run", SEED, requires=_LEARNING)
+    device: str | None = option(
+        None, "cpu, cuda, mps ...; default: the accelerator, where there is one", requires=_LEARNING
+    )
 
 
 def main(options: Options) -> None:
@@ -92,6 +102,7 @@ def _learn(weeks, table, options: Options) -> None:
             classifier.backbone = load_backbone(options.backbone, device)
         classifier.backbone.model.to(device)
     else:
+        assert options.backbone, "_check_start asks for it"
         backbone = load_backbone(options.backbone, device)
         classifier = VMFMixtureClassifier.of(backbone, head=options.head or "mixture", seed=options.seed)
     skip = options.on_bad_sample == "skip"
@@ -122,6 +133,7 @@ def report(row: dict, folder: str) -> str:
 def _table(options: Options):
     from ..data.labelled import read_labelled
 
+    assert options.data, "main asks for it"
     table = read_labelled(options.data, options.label_column, options.domain_column)
     return table.in_domain(options.domain)
 

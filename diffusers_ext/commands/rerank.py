@@ -78,14 +78,18 @@ def _prompts(options: Options) -> list[str]:
         raise InputError("give --prompt or --prompts_file")
     if options.reward is None and options.model != "embedded":
         raise InputError("--reward: name what to choose by; docs/rewards.md says which one when")
-    if options.prompt:
-        return [options.prompt]
-    return [prompt.text for prompt in read_prompts(options.prompts_file, options.prompt_field)]
+    if options.prompts_file:
+        return [prompt.text for prompt in read_prompts(options.prompts_file, options.prompt_field)]
+    assert options.prompt
+    return [options.prompt]
 
 
 def _check_inputs(options: Options, folder) -> None:
+    from ..embeddings.backbones import check_device
     from ..options.outputs import check_output
 
+    if options.device:
+        check_device(options.device)
     for name in ("options.json", "journal.jsonl", "scores.json"):
         check_output("--output_dir", folder / name, [options.prompts_file])
     if options.lora:
@@ -275,7 +279,7 @@ def _finish(options: Options, prompts: list[str], folder, journal: dict) -> None
 
     chosen = [_ranked([row for (at, _), row in journal.items() if at == prompt]) for prompt in range(len(prompts))]
     if options.held_out:
-        _hold_out(options, prompts, folder, chosen)
+        _hold_out(options.held_out, prompts, folder, chosen)
     for old in (folder / "images").glob("*.png"):
         old.unlink()
     for prompt, rows in enumerate(chosen):
@@ -306,12 +310,12 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _hold_out(options: Options, prompts: list[str], folder, chosen: list[list[dict]]) -> None:
+def _hold_out(held_out: str, prompts: list[str], folder, chosen: list[list[dict]]) -> None:
     """Score every finished picture by the other reward."""
     from ..rerank.candidates import score_pictures
     from ..rewards.loading import load_reward
 
-    reward = load_reward(options.held_out)
+    reward = load_reward(held_out)
     for text, rows in zip(prompts, chosen):
         finished = [row for row in rows if row["image"] and not row["nsfw"]]
         scores = score_pictures(reward, text, [str(folder / row["image"]) for row in finished])["score"]

@@ -43,9 +43,12 @@ def main(options: Options) -> None:
     from pathlib import Path
 
     from ..data.pictures import examine_all
+    from ..embeddings.backbones import check_device
     from ..options.outputs import check_output
     from ..rewards.records import read_records, weights_of
 
+    if options.device:
+        check_device(options.device)
     pairs = _pairs(options)
     check_output("--output", options.output, [*options.data, *_paths(pairs.values())])
     looks = examine_all(pairs.values())
@@ -165,6 +168,7 @@ def _score(left: list, pairs: dict, records, options: Options) -> None:
 
     from ..rewards.loading import load_reward
 
+    assert options.reward, "main asks for it"
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     reward = load_reward(options.reward, trust_remote_code=options.trust_remote_code).to(
         options.device or accelerator, getattr(torch, options.dtype)

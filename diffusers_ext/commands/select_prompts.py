@@ -55,6 +55,7 @@ class Options(Embeddings, Prompts):
 
 def main(options: Options) -> None:
     from diffusers_ext.data.texts import read_prompts, without_duplicates
+    from diffusers_ext.embeddings.backbones import check_device
     from diffusers_ext.errors import InputError
     from diffusers_ext.options.outputs import check_output
     from diffusers_ext.preferences.select import check, load_faiss, select_prompts, unit_rows
@@ -63,6 +64,7 @@ def main(options: Options) -> None:
         raise InputError("give --prompts FILE, and either --encoder or --embeddings")
     for written in (options.output, report_path(options)):
         check_output("--output", written, [options.prompts, options.embeddings])
+    check_device(options.device)
     if options.approximate:
         load_faiss()
     everything = read_prompts(options.prompts, options.prompt_field)
@@ -105,6 +107,7 @@ def embeddings_of(prompts: list, total: int, options: Options):
     if options.encoder:
         texts = [prompt.text for prompt in prompts]
         return sentences.embed(options.encoder, texts, options.cache_dir, options.batch_size, options.device, show=True)
+    assert options.embeddings, "main asks for an encoder or embeddings"
     given = sentences.read_embeddings(options.embeddings)
     if len(given) != total:
         raise InputError(f"{options.embeddings}: {len(given):,} embeddings for {total:,} rows of {options.prompts}")

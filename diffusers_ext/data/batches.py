@@ -35,8 +35,8 @@ class Samples(Dataset):
     ...         return {"key": key, "square": torch.tensor(key[1] ** 2)}
     >>> for batch in Squares().loader(seed=0, share=Share(batch_size=2, stop=2)):
     ...     print(batch["square"].tolist())
-    [4, 0]
-    [1, 9]
+    [9, 1]
+    [0, 4]
     """
 
     buckets: Sequence[Size] | None = None

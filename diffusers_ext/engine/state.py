@@ -94,7 +94,7 @@ def lr_schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Return diffusers' schedule of that name; one step of it is one optimiser step, on any number of ranks.
 
-    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     >>> schedule = lr_schedule(optimizer, OptimizerOptions(lr_scheduler="linear", lr_warmup_steps=2), stop=4)
     >>> [schedule.lr_lambdas[0](step) for step in range(4)]
     [0.0, 0.5, 1.0, 0.5]

@@ -144,6 +144,17 @@ def declared(cls: type) -> dict[str, Declared]:
     return {field.name: _declared(cls, field, hints[field.name]) for field in dataclasses.fields(cls)}
 
 
+def sections(cls: type) -> list[str]:
+    """Return the titles of `--help`, those of the class itself first, and what it shares with other classes last.
+
+    >>> from diffusers_ext.options import TrainingOptions
+    >>> sections(TrainingOptions)
+    ['options', 'optimiser', 'run']
+    """
+    titles = [title for base in cls.__mro__ for title in base.__dict__.get("_groups", {}).values()]
+    return list(dict.fromkeys(["options", *titles]))
+
+
 def _declared(cls: type, field: dataclasses.Field, hint: Any) -> Declared:
     stated = _stated(cls, field.name)
     kind, optional, many = _unpack(hint)

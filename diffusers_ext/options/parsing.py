@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .checks import check_declared, expanded, fault_of, not_a_number, shown
-from .declarations import Declared, declared
+from .declarations import Declared, declared, sections
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -40,7 +40,7 @@ def parse(cls: type[T], argv: list[str] | None = None, description: str | None =
     declaration refuses, for an option that nothing would read, and for an output that cannot be written.
     """
     known = declared(cls)
-    parser = _parser(known, description, program)
+    parser = _parser(cls, known, description, program)
     words = _plain_words(parser, known, sys.argv[1:] if argv is None else argv)
     found, rest = parser.parse_known_args(words)
     given = vars(found)
@@ -56,7 +56,7 @@ def parse(cls: type[T], argv: list[str] | None = None, description: str | None =
     return options
 
 
-def _parser(known: dict[str, Declared], description: str | None, program: str | None) -> Parser:
+def _parser(cls: type, known: dict[str, Declared], description: str | None, program: str | None) -> Parser:
     places = [f" [{name.upper()}]" for name, declaration in known.items() if declaration.positional]
     parser = Parser(
         prog=program,
@@ -66,11 +66,11 @@ def _parser(known: dict[str, Declared], description: str | None, program: str | 
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="JSON file of options; the command line wins over it")
-    sections: dict[str, Any] = {}
-    for declaration in known.values():
-        if declaration.title not in sections:
-            sections[declaration.title] = parser.add_argument_group(declaration.title)
-        _add_argument(sections[declaration.title], declaration)
+    for title in sections(cls):
+        section = parser if title == "options" else parser.add_argument_group(title)
+        for declaration in known.values():
+            if declaration.title == title:
+                _add_argument(section, declaration)
     return parser
 
 

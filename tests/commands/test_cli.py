@@ -45,3 +45,19 @@ def test_train_hands_its_words_to_the_script():
         [sys.executable, "-m", "diffusers_ext.cli", "train", "reward-model", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "Train a reward model from rankings" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    (
+        ("score", "a.png", "--reward", "fill50k", "--prompt", "x"),
+        ("rerank", "--prompt", "x"),
+        ("select-prompts", "--prompts", "prompts.txt", "--encoder", "encoder"),
+    ),
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read_or_written(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--device", "cuda:99"])
+    assert end.value.code == 2 and "--device cuda:99: no such device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

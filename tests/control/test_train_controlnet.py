@@ -214,14 +214,15 @@ def test_a_copy_of_a_rounded_base_is_not_rounded(untrained, circles, tmp_path):
     assert any(not torch.equal(half.unet.state_dict()[name].float(), expected[name]) for name in copied)
 
 
-def test_a_resumed_average_lies_where_the_weights_do():
+def test_a_resumed_average_lies_where_the_weights_do(tmp_path):
     """A checkpoint's average is read to the CPU; "meta" stands for a GPU here."""
     weights = [torch.nn.Parameter(torch.ones(2))]
     optimizer, average = torch.optim.AdamW(weights), EMAModel(weights)
     accelerator = SimpleNamespace(device=torch.device("meta"), load_state=lambda folder: None)
     schedule = get_scheduler("constant", optimizer)
     state = SimpleNamespace(accelerator=accelerator, optimizer=optimizer, schedule=schedule, average=average)
-    assert State.restore(state, Path("checkpoint-5")) == 5
+    (tmp_path / "manifest.json").write_text('{"step": 5}')
+    assert State.restore(state, tmp_path) == 5
     assert [each.device.type for each in average.shadow_params] == ["meta"]
 
 

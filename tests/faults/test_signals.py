@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fork_server import ROOT, environment
+from fork_server import FEW_STEPS, ROOT, environment
 from PIL import Image
 
 from diffusers_ext.engine.run_folder import read_metrics
@@ -101,7 +101,8 @@ def test_captions_of_all_scripts_where_the_locale_knows_ascii_only(circles, untr
     words += ["--max_train_steps", 1, "--train_batch_size", 1, "--validation_steps", 9, "--num_validation_images", 1]
     words += ["--held_out_samples", 0, "--output_dir", tmp_path / "run", "--encoder_cache_dir", tmp_path / "cache"]
     bytes_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Pacific/Kiritimati"}
-    command = [sys.executable, "training/train_controlnet.py", *map(str, words)]
+    code = f"{FEW_STEPS}; import runpy; runpy.run_path('training/train_controlnet.py', run_name='__main__')"
+    command = [sys.executable, "-c", code, *map(str, words)]
     done = subprocess.run(command, env={**environment(), **bytes_only}, cwd=ROOT, capture_output=True, timeout=540)
     assert done.returncode == 0, done.stderr[-3000:].decode(errors="replace")
     assert (tmp_path / "run" / "README.md").exists() and len(read_metrics(tmp_path / "run")) >= 1

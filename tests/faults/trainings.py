@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fork_server import FEW_STEPS
 from PIL import Image
 
 from diffusers_ext.preferences import simulated as simulated_rankings
@@ -72,7 +73,7 @@ def make(folder: Path, untrained: Path, circles: Path) -> dict[str, Training]:
     results["reward_tuning"] = ("pytorch_lora_weights.safetensors", "metrics.jsonl")
     results["lads"] = (WEIGHTS, "metrics.jsonl", "results.json")
     default = Training.results
-    before = {"controlnet": "import diffusers_ext.control.previews as previews; previews.STEPS = 2"}
+    before = {"controlnet": FEW_STEPS}
     return {
         name: Training(name, tuple(words[name]), results.get(name, default), before.get(name, "")) for name in NAMES
     }

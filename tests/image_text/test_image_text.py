@@ -258,7 +258,7 @@ def call(*words: str) -> None:
 
 
 def test_a_run_resumes_exactly_and_is_a_model(vision, text, folder, tmp_path, launch):
-    launch(SCRIPT, *arguments(vision, text, folder, tmp_path / "whole", "--learning_rate", "0.01"), real=True)
+    launch(SCRIPT, *arguments(vision, text, folder, tmp_path / "whole", "--learning_rate", "0.01"))
     whole = tmp_path / "whole"
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     measured = rows[-1]

@@ -94,7 +94,7 @@ def call(*words: str) -> None:
 @pytest.fixture(scope="module")
 def run(launch, pictures, backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "lads"
-    launch(SCRIPT, *arguments(pictures, backbone, folder, "--few_images", 5), real=True)
+    launch(SCRIPT, *arguments(pictures, backbone, folder, "--few_images", 5))
     return folder
 
 

@@ -73,7 +73,7 @@ def losses(run: Path) -> dict[int, float]:
 
 def test_a_run_leaves_a_reward_that_loads_and_a_card(launch, start, ranked, tmp_path):
     more = ["--max_train_steps", 4, "--validation_steps", 2]
-    launch(SCRIPT, *arguments(start, ranked, tmp_path / "run", *more), real=True)
+    launch(SCRIPT, *arguments(start, ranked, tmp_path / "run", *more))
     run = tmp_path / "run"
     reward = diffusers_ext.ImageRewardModel.from_pretrained(run)
     prompts = read(ranked)

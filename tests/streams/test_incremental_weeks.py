@@ -381,6 +381,7 @@ def test_a_rollback_is_offered_where_there_is_one_and_takes_no_other_option(week
     assert "--rollback" in capsys.readouterr().out
     assert "--domain" in failure(capsys, "learn", run, "--rollback", "--domain", "x")
     assert "--backbone" in failure(capsys, "learn", run, "--rollback", "--backbone", backbone)
+    assert "--seed" in failure(capsys, "learn", run, "--rollback", "--seed", "3")
 
 
 def test_a_week_after_a_damaged_state_has_its_own_number(run, weeks):

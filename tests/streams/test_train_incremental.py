@@ -66,7 +66,7 @@ def arguments(data, output, *more) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(data, launch):
-    launch("training/train_incremental.py", *arguments(data, data / "run"), real=True)
+    launch("training/train_incremental.py", *arguments(data, data / "run"))
     return data / "run"
 
 
