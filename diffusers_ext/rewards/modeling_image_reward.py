@@ -81,7 +81,17 @@ class ImageRewardConfig(PreTrainedConfig):
 
 
 class ImageRewardModel(ImageRewardFiles, BlipPreTrainedModel):
-    """ImageReward with its tokenizer: `score(prompts, images)`, or `forward` on tokens and pixels for training."""
+    """ImageReward with its tokenizer: `score(prompts, images)`, or `forward` on tokens and pixels for training.
+
+    >>> config = ImageRewardConfig(
+    ...     text_config={'hidden_size': 16, 'intermediate_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2},
+    ...     vision_config={'hidden_size': 16, 'intermediate_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2},
+    ... )
+    >>> model = ImageRewardModel(config).eval()
+    >>> ids, pixels = torch.ones(2, 5, dtype=torch.long), torch.zeros(2, 3, 224, 224)
+    >>> model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).shape
+    torch.Size([2, 2])
+    """
 
     config_class = ImageRewardConfig
     base_model_prefix = ""
