@@ -148,7 +148,6 @@ def train(
             metrics.close_step(step, state.learning_rate, norm)
             state.close_step()
             bar.update()
-
             show = preview is not None and is_due(options, step, stop)
             keep = step % options.checkpointing_steps == 0 or step == stop
             log = show or keep or step % options.logging_steps == 0

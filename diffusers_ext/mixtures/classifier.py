@@ -1,10 +1,5 @@
 """A classifier that keeps learning: per-class mixtures of von Mises-Fisher distributions that grow with the sessions.
 
-    classifier = VMFMixtureClassifier(dim=1280)
-    classifier.partial_fit(features, labels)     # a session: new classes, new domains of old ones, or both
-    classifier.predict(features)
-    classifier.save_pretrained("runs/mine")      # from_pretrained continues to learn where this one stood
-
 After General Incremental Learning with Domain-aware Categorical Representations (Xie, Yan & He, CVPR 2022): a class is a mixture
 on the unit sphere whose components stand for domains that nobody labelled; a session first expands the mixtures of its classes,
 then learns, then reduces them, and rewrites a memory that is balanced across classes and across components. What the paper leaves
@@ -318,8 +313,6 @@ class VMFMixtureClassifier(BackboneOwner, CardedModel):
         labels, ids = self.classes_[memory.classes.numpy()], self.space.ids[self._places()].numpy()
         features, sessions = memory.features.numpy(), memory.sessions.numpy()
         return {"features": features, "labels": labels, "components": ids, "sessions": sessions}
-
-    # How.
 
     def _places(self) -> torch.Tensor:
         """The component of each exemplar, (M,) positions."""

@@ -7,6 +7,7 @@ Shapes: N pairs of a prompt of T tokens and an image of L patches, D and W the e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from transformers import BlipTextModel, BlipVisionModel
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.utils import ModelOutput
+
+from .reward_inputs import InputError
 
 # The released model's encoders: what BLIP's configurations are filled with where they say nothing.
 TEXT = {"num_attention_heads": 12, "is_decoder": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -130,3 +133,17 @@ class ImageRewardOutput(ModelOutput):
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: tuple[torch.Tensor, ...] | None = None
     image_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def records_asked(config: Any, states: bool | None, attentions: bool | None, pairs: bool) -> dict[str, bool]:
+    """Return what `forward` is to return beside rewards, as the encoders take it; None means what the configuration says.
+
+    pairs: whether prompts and images are paired by indices. Raises InputError for what cannot be returned.
+    """
+    states = config.output_hidden_states if states is None else states
+    attentions = config.output_attentions if attentions is None else attentions
+    if attentions and config._attn_implementation != "eager":
+        raise InputError('the fused kernel has no attentions to return; load with attn_implementation="eager"')
+    if (states or attentions) and pairs:
+        raise InputError("hidden states and attentions are of every prompt with every image; leave the indices out")
+    return {"output_hidden_states": bool(states), "output_attentions": bool(attentions)} if states or attentions else {}

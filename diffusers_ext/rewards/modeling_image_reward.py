@@ -40,6 +40,7 @@ from .image_reward_layers import (
     PromptAttention,
     PromptEncoder,
     RewardHead,
+    records_asked,
 )
 from .reward_inputs import InputError, check_images, check_prompts, pairs, pixels, wants_gradient
 from .reward_values import check_finite
@@ -161,7 +162,7 @@ class ImageRewardModel(ImageRewardFiles, BlipPreTrainedModel):
         if pixel_values is None:
             raise InputError("give pixel_values too, (I, 3, H, W): model.preprocess(images) makes them")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        asked = self._asked(output_hidden_states, output_attentions, prompt_index)
+        asked = records_asked(self.config, output_hidden_states, output_attentions, prompt_index is not None)
         if asked:
             output = self._recorded(input_ids, mask, pixel_values, asked)
         else:
@@ -170,22 +171,6 @@ class ImageRewardModel(ImageRewardFiles, BlipPreTrainedModel):
                 return rewards
             output = ImageRewardOutput(rewards)
         return output.to_tuple() if return_dict is False else output
-
-    def _asked(
-        self, states: bool | None, attentions: bool | None, prompt_index: torch.Tensor | None
-    ) -> dict[str, bool]:
-        """What is to be recorded beside the rewards, for both encoders; InputError where it cannot be."""
-        states = self.config.output_hidden_states if states is None else states
-        attentions = self.config.output_attentions if attentions is None else attentions
-        if attentions and self.config._attn_implementation != "eager":
-            raise InputError('the fused kernel has no attentions to return; load with attn_implementation="eager"')
-        if (states or attentions) and prompt_index is not None:
-            raise InputError("hidden states and attentions are of every prompt with every image; leave the indices out")
-        return (
-            {"output_hidden_states": bool(states), "output_attentions": bool(attentions)}
-            if states or attentions
-            else {}
-        )
 
     def _recorded(self, input_ids, attention_mask, pixel_values, asked: dict[str, bool]) -> ImageRewardOutput:
         """`forward` of every prompt with every image, with what the encoders did on the way."""
