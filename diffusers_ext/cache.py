@@ -103,7 +103,11 @@ def fingerprint(folder: str | Path, parts: Sequence[str], digests: Digests) -> s
 
 
 def digest_of(text: str) -> str:
-    """Return the SHA-256 of a text, in hexadecimal."""
+    """Return the SHA-256 of a text, in hexadecimal.
+
+    >>> digest_of('red circle')[:8]
+    '2eb730c7'
+    """
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -146,6 +150,18 @@ class Store:
 
     The spec is all that the values depend on beside their own content; "value" says in a word what they are. Damaged
     shards are named, removed and so computed again. Opening costs a look at each file, not a read.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> store = Store(folder.name, {'value': 'squares', 'dtype': 'torch.float32'}, Digests(folder.name))
+    >>> keys = [digest_of(str(number)) for number in range(3)]
+    >>> store.fill(keys, lambda index: torch.tensor([float(index**2)]))
+    3
+    >>> [store[key].item() for key in keys]
+    [0.0, 1.0, 4.0]
+    >>> store.fill(keys, lambda index: torch.tensor([float(index**2)]))
+    0
+    >>> folder.cleanup()
     """
 
     def __init__(self, folder: str | Path, spec: dict, digests: Digests):

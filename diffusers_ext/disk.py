@@ -27,7 +27,14 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment it is absent, as it was, or whole, also when the machine loses power."""
+    """Write a file so that at every moment it is absent, as it was, or whole, also when the machine loses power.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_atomically(Path(folder, 'a.txt'), b'whole or absent')
+    ...     print(Path(folder, 'a.txt').read_text())
+    whole or absent
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "wb") as file:

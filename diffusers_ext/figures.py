@@ -21,6 +21,9 @@ def labelled_grid(
     """Lay out rows of images under column names, each row's label above it.
 
     Images of any size are fitted into square cells; small ones are enlarged without smoothing.
+
+    >>> labelled_grid([[Image.new('RGB', (32, 32))]], ['a column'], ['a row']).mode
+    'RGB'
     """
     font, small = ImageFont.load_default(14), ImageFont.load_default(12)
     line, top = 18, (24 if title else 0) + 22
@@ -46,7 +49,11 @@ def labelled_grid(
 def captioned_grid(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8, cell: int = 128, title: str = ""
 ) -> Image.Image:
-    """Lay out images in order, each above its own caption, wrapped to three lines."""
+    """Lay out images in order, each above its own caption, wrapped to three lines.
+
+    >>> captioned_grid([Image.new('RGB', (32, 32))] * 2, ['red', 'blue']).size
+    (1078, 182)
+    """
     font, small, lines = ImageFont.load_default(14), ImageFont.load_default(11), 3
     head, step = (24 if title else 0) + GAP, cell + 14 * lines + GAP
     page = Image.new("RGB", (columns * (cell + GAP) + GAP, head + -(-len(images) // columns) * step), PAPER)
@@ -61,7 +68,11 @@ def captioned_grid(
 
 
 def fit(image: Image.Image, cell: int) -> Image.Image:
-    """Scale an image into a square cell, keeping its shape."""
+    """Scale an image into a square cell, keeping its shape.
+
+    >>> fit(Image.new('RGB', (64, 32)), 16).size
+    (16, 8)
+    """
     scale = cell / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

@@ -25,7 +25,11 @@ MARKS = (
 
 
 def decode(data: bytes, origin: str | Path) -> str:
-    """Return a text without its byte order mark; InputError names the line that cannot be read and the remedy."""
+    """Return a text without its byte order mark; InputError names the line that cannot be read and the remedy.
+
+    >>> decode('é'.encode('utf-16'), 'a.txt')
+    'é'
+    """
     mark, encoding = next(((mark, name) for mark, name in MARKS if data.startswith(mark)), (b"", "utf-8"))
     try:
         text = data[len(mark) :].decode(encoding)
@@ -64,7 +68,11 @@ def read_text(path: str | Path) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines of a text without their ends; the end of the last line begins no other."""
+    """Return the lines of a text without their ends; the end of the last line begins no other.
+
+    >>> split_lines('a\\nb\\u2028c\\n')
+    ['a', 'b\\u2028c']
+    """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 

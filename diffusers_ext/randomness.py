@@ -22,7 +22,11 @@ Key = tuple[int, int]  # (epoch, sample index)
 
 
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
-    """Return the generator of one draw."""
+    """Return the generator of one draw.
+
+    >>> int(generator(0, 'crop', 0, 5).integers(100)) == int(generator(0, 'crop', 0, 5).integers(100))
+    True
+    """
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_identity(seed, stream, *counter), "little")))
 
 
@@ -35,7 +39,11 @@ def normal(seed: int, stream: str, keys: Sequence[tuple[int, ...]], shape: Seque
 
 
 def integers(seed: int, stream: str, keys: Sequence[Key], low: int, high: int) -> torch.Tensor:
-    """Draw one integer in [low, high) per key: (len(keys),), int64."""
+    """Draw one integer in [low, high) per key: (len(keys),), int64.
+
+    >>> integers(0, 'timestep', [(0, 0), (0, 1), (1, 0)], 0, 1000).shape
+    torch.Size([3])
+    """
     import torch
 
     return torch.tensor([int(draw.integers(low, high)) for draw in _each(seed, stream, keys)])
@@ -61,12 +69,20 @@ def _each(seed: int, stream: str, keys: Sequence[tuple[int, ...]]) -> Iterator[n
 
 
 def uniform(seed: int, stream: str, key: Key) -> float:
-    """Draw one number in [0, 1)."""
+    """Draw one number in [0, 1).
+
+    >>> 0 <= uniform(0, 'drop', (0, 3)) < 1
+    True
+    """
     return float(generator(seed, stream, *key).random())
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> np.ndarray:
-    """Return the order of an epoch's samples, a permutation of 0 .. samples-1."""
+    """Return the order of an epoch's samples, a permutation of 0 .. samples-1.
+
+    >>> sorted(epoch_order(0, epoch=2, samples=4).tolist())
+    [0, 1, 2, 3]
+    """
     return generator(seed, "order", epoch).permutation(samples)
 
 
@@ -77,7 +93,11 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 @dataclass(frozen=True)
 class Share:
-    """The micro-batches of one rank, from optimiser step `start` to step `stop`, each of `batch_size` samples."""
+    """The micro-batches of one rank, from optimiser step `start` to step `stop`, each of `batch_size` samples.
+
+    >>> list(Share(batch_size=2, start=3, stop=5, accumulation=2).micro)
+    [6, 7, 8, 9]
+    """
 
     batch_size: int
     stop: int

@@ -35,14 +35,22 @@ def main(options: Options) -> None:
     if options.evaluate:
         return evaluate(folder)
     train(options, folder)
+    step(3, f"saving base and ControlNet as one pipeline in {folder / 'pipeline'}")
     save_pipeline(folder)
+    step(4, f"in a new process: loading the pipeline and measuring it on {HELD_OUT} outlines it never saw")
     subprocess.run([sys.executable, __file__, "--output_dir", str(folder), "--evaluate"], check=True)
+
+
+def step(number: int, text: str) -> None:
+    """Say which of the demo's steps begins."""
+    print(f"\n[{number}/4] {text}", flush=True)
 
 
 def train(options: Options, folder: Path) -> None:
     """Make the data and run the training script, as a user would."""
     from diffusers_ext.toy import circles as fill50k
 
+    step(1, f"drawing 2,000 pairs of outline and circle in {folder.parent / 'fill50k-train'}")
     data = fill50k.write(folder.parent / "fill50k-train", count=2000, size=SIZE)
     test = fill50k.write(folder.parent / "fill50k-test", count=HELD_OUT, size=SIZE, split="test")
     shown = range(4)
@@ -64,6 +72,7 @@ def train(options: Options, folder: Path) -> None:
         "validation_prompt": [fill50k.scene(index, split="test").prompt for index in shown],
     }
     script = str(ROOT / "training" / "train_controlnet.py")
+    step(2, f"training a ControlNet for {options.max_train_steps:,} steps with training/train_controlnet.py")
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags(launcher), script, *flags(settings)]
     subprocess.run(command, check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
 

@@ -51,7 +51,11 @@ Condition = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def canny(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Edges one pixel wide, never an empty map where the picture has any structure; a blank one gives black."""
+    """Edges one pixel wide, never an empty map where the picture has any structure; a blank one gives black.
+
+    >>> canny(np.zeros((16, 16, 3), np.uint8), np.random.default_rng(0)).shape
+    (16, 16, 3)
+    """
     low = draw.uniform(20, 120)
     high = low + 80 + draw.uniform(0, 100)
     return three_channels(canny_edges(image, draw.uniform(0.6, 1.2), low, high, draw.uniform(70, 95)))
@@ -190,7 +194,12 @@ CONDITIONS: dict[str, Condition] = {
 
 
 def resolve(name: str) -> Condition:
-    """Return a condition of CONDITIONS, or import "module:callable"; InputError says what is wrong and what there is."""
+    """Return a condition of CONDITIONS, or import "module:callable"; InputError says what is wrong and what there is.
+
+    >>> import numpy as np
+    >>> resolve('canny')(np.zeros((16, 16, 3), np.uint8), np.random.default_rng(0)).shape
+    (16, 16, 3)
+    """
     if name in CONDITIONS:
         return CONDITIONS[name]
     module, colon, attribute = name.partition(":")

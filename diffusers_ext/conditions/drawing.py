@@ -90,7 +90,11 @@ def scale_of(image: np.ndarray) -> float:
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1], clipped, to uint8."""
+    """Floats in [0, 1], clipped, to uint8.
+
+    >>> to_bytes(np.array([[0.0, 1.0]])).tolist()
+    [[0, 255]]
+    """
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 

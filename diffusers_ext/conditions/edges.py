@@ -10,6 +10,9 @@ def sobel_magnitude(images: torch.Tensor, epsilon: float = 1e-3) -> torch.Tensor
     """Differentiable edge strength: (B, C, H, W) in [0, 1] -> (B, 1, H, W); a straight step from black to white gives 1.
 
     m = sqrt(mean over channels of gx² + gy², + ε²) - ε: zero, with zero gradient, where the picture is flat.
+
+    >>> sobel_magnitude(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 1, 8, 8])
     """
     batch, channels, height, width = images.shape
     sobel = (

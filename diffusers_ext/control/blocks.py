@@ -19,6 +19,13 @@ def cut(controlnet: ControlNetModel, blocks: int) -> ControlNetModel:
     """Return a ControlNet with the weights of the first `blocks` down blocks and what lies before them, zeros behind.
 
     Raises InputError unless 1 <= blocks <= the number of down blocks.
+
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.control.hint import new_controlnet
+    >>> from diffusers_ext.diffusion.base import load_base
+    >>> controlnet = new_controlnet(load_base(embedded_model()).unet, vae_factor=4)
+    >>> cut(controlnet, 1).num_parameters() < controlnet.num_parameters()
+    True
     """
     check_blocks(controlnet, blocks)
     short = ControlNetModel.from_config(without_attention(controlnet.config, blocks))

@@ -98,6 +98,9 @@ def resolution_weight(residual: torch.Tensor) -> float:
 
     residual: (B, C, h, w). h_i is the side of block i in latent positions; √(h·w) where it is not square. From fine to
     coarse 1 to 8 for Stable Diffusion 1.5 at 512 px, 1/2 to 2 for XL at 1024 px: the 64 is the paper's, not the model's.
+
+    >>> resolution_weight(torch.zeros(1, 320, 64, 64)), resolution_weight(torch.zeros(1, 1280, 8, 8))
+    (1.0, 8.0)
     """
     height, width = residual.shape[-2:]
     return REFERENCE_SIDE / (height * width) ** 0.5

@@ -70,6 +70,9 @@ def snap(rows: Sequence[dict]) -> int | None:
     """Return the first step from which on every measured gap is at least FOLLOWS: where following began.
 
     rows: of metrics.jsonl, in order of steps.
+
+    >>> snap([{'step': 100, 'gap': 0.1}, {'step': 200, 'gap': 0.3}, {'step': 300, 'gap': 0.4}])
+    200
     """
     found = None
     for row in rows:

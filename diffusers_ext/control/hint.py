@@ -27,6 +27,11 @@ def new_controlnet(
     """Return a new ControlNet of a base's network, at step 0.
 
     vae_factor: pixels per latent position and side. blocks: copy only the first so many down blocks, see `control.blocks`.
+
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.diffusion.base import load_base
+    >>> type(new_controlnet(load_base(embedded_model()).unet, vae_factor=4)).__name__
+    'ControlNetModel'
     """
     controlnet = family_of(network).new_control(network, vae_factor, conditioning_channels)
     return cut(controlnet, blocks) if blocks else controlnet
@@ -67,6 +72,14 @@ def init_hint(controlnet: ControlNetModel, method: str, conditions: torch.Tensor
 
     Returns the ratio of the standard deviation between images to the mean absolute activation, see `signal_ratio`.
     Raises InputError if the conditions are all alike.
+
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.diffusion.base import load_base
+    >>> controlnet = new_controlnet(load_base(embedded_model()).unet, vae_factor=4)
+    >>> conditions = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    >>> plain = signal_ratio(controlnet, conditions)
+    >>> init_hint(controlnet, 'data', conditions, seed=0) > 2 * plain
+    True
     """
     hint = controlnet.controlnet_cond_embedding
     trunk = [hint.conv_in, *hint.blocks]

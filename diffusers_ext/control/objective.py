@@ -67,6 +67,17 @@ class ControlObjective(Objective):
     The base's frozen encoder sees nothing that needs a gradient, so autograd records its decoder only.
 
     controlnet: with adapters (`control.lora.add_lora`) only these, the hint network and the zero convolutions learn.
+
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.control.hint import new_controlnet
+    >>> from diffusers_ext.diffusion.base import base_of, load_base
+    >>> from diffusers_ext.diffusion.paths import path_of
+    >>> pipe = load_base(embedded_model())
+    >>> base = base_of(pipe)
+    >>> objective = ControlObjective(new_controlnet(base.network, 4), base, Diffusion(path_of(pipe.scheduler), seed=0))
+    >>> batch = {'key': [(0, 0)], 'text': ['red circle'], 'pixel_values': torch.zeros(1, 3, 64, 64)}
+    >>> objective({**batch, 'conditioning_pixel_values': torch.zeros(1, 3, 64, 64)})['loss'].shape
+    torch.Size([])
     """
 
     def __init__(self, controlnet: ModelMixin, base: Base, diffusion: Diffusion, variant: Variant | None = None):

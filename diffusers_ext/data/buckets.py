@@ -16,6 +16,13 @@ class BucketBatches:
     set is the batches completed by then and not before, k from floor(N_b·e / B) to floor(N_b·(e+1) / B), of all
     buckets, shuffled under (seed, e). So no batch is partial, no sample is left out or comes more often than others,
     and the q-th batch is a function of (seed, B, q) alone: micro-batch m of rank r is q = m·ranks + r.
+
+    >>> from ..randomness import Share
+    >>> sizes = [(64, 64), (64, 64), (96, 48), (96, 48)]
+    >>> for keys in BucketBatches(sizes, seed=0, share=Share(batch_size=2, stop=2)):
+    ...     print({sizes[index] for epoch, index in keys})
+    {(64, 64)}
+    {(96, 48)}
     """
 
     def __init__(self, buckets: Sequence[Hashable], seed: int, share: Share):

@@ -21,6 +21,9 @@ def as_matrix(features: Any, name: str = "features", rows: str = "(N, D)") -> to
 
     name, rows: what messages call the table, and the shape they ask for. Values are not checked: NaN stays NaN.
     Raises InputError for what is no table of real numbers.
+
+    >>> as_matrix([[1, 2], [3, 4]]).dtype
+    torch.float32
     """
     values = _tensor(features, name) if isinstance(features, torch.Tensor) else _from_array(features, name, rows)
     if values.dim() == 1 and not len(values):
@@ -35,6 +38,9 @@ def is_table(values: Any) -> bool:
     """Say whether values are meant as rows of numbers where pictures and paths may be given too.
 
     Raises InputError for one grey picture, (H, W) of integers: it could be either.
+
+    >>> is_table(np.zeros((3, 8))), is_table(['a.png', 'b.png'])
+    (True, False)
     """
     if hasattr(values, "tocsr") or hasattr(values, "columns"):
         return True

@@ -61,6 +61,9 @@ class Row:
     """One sample: its files and its captions, of which one is drawn each time; `origin` says where it was read.
 
     mask: white where the condition is to be marked as missing, for inpainting.
+
+    >>> Row(Path('a.png'), ('a red circle',), None, 'metadata.jsonl, line 1').text
+    'a red circle'
     """
 
     image: File

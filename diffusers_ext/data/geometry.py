@@ -90,7 +90,14 @@ class Frame:
 def frame(
     original: Size, size: Size, seed: int = 0, key: randomness.Key = (0, 0), random_crop: bool = False, flip: float = 0
 ) -> Frame:
-    """Cover `size` with the picture and cut the middle, or a place drawn under the key; mirror it with probability flip."""
+    """Cover `size` with the picture and cut the middle, or a place drawn under the key; mirror it with probability flip.
+
+    >>> middle = frame((100, 50), (32, 32))
+    >>> middle.scaled
+    (64, 32)
+    >>> middle.time_ids().tolist()
+    [50.0, 100.0, 0.0, 16.0, 32.0, 32.0]
+    """
     scale = max(size[0] / original[0], size[1] / original[1])
     width, height = (max(side, round(length * scale)) for length, side in zip(original, size))
     margin = (width - size[0], height - size[1])
@@ -108,6 +115,9 @@ def bucket_sizes(resolution: int, multiple: int = 64) -> list[Size]:
     """The sizes whose sides are multiples of `multiple` and whose area comes nearest to resolution² from below.
 
     Raises InputError unless resolution is a multiple itself, so that the square is among them.
+
+    >>> bucket_sizes(512)[:3]
+    [(256, 832), (256, 896), (256, 960)]
     """
     if resolution < multiple or resolution % multiple:
         raise InputError(f"--resolution {resolution}: aspect buckets need a multiple of {multiple}")
@@ -118,7 +128,11 @@ def bucket_sizes(resolution: int, multiple: int = 64) -> list[Size]:
 
 
 def assign_buckets(sizes: Sequence[Size], resolution: int, multiple: int = 64) -> list[Size]:
-    """Give each picture the bucket that cuts off the least of it; of equals the larger one."""
+    """Give each picture the bucket that cuts off the least of it; of equals the larger one.
+
+    >>> assign_buckets([(100, 100), (200, 100)], 64)
+    [(64, 64), (64, 64)]
+    """
     buckets = bucket_sizes(resolution, multiple)
     nearest = {size: _nearest(size, buckets) for size in set(sizes)}
     return [nearest[size] for size in sizes]

@@ -69,12 +69,20 @@ def classify_name(name: str) -> Kind:
 
 
 def is_picture(name: str) -> bool:
-    """Say whether a file of this name is a picture or an array, as conditions may be."""
+    """Say whether a file of this name is a picture or an array, as conditions may be.
+
+    >>> is_picture('photo.JPG'), is_picture('notes.txt')
+    (True, False)
+    """
     return classify_name(name) in ("picture", "array")
 
 
 def is_helper(part: str) -> bool:
-    """Say whether one part of a path is hidden, or named as programs name what they leave: `.DS_Store`, `@eaDir`."""
+    """Say whether one part of a path is hidden, or named as programs name what they leave: `.DS_Store`, `@eaDir`.
+
+    >>> is_helper('.ipynb_checkpoints'), is_helper('photos')
+    (True, False)
+    """
     return (part.startswith(".") and part not in (".", "..")) or part.lower() in HELPERS
 
 

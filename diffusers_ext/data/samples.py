@@ -29,6 +29,10 @@ class LabelledImages:
     """Samples in a stable order, and the names of their classes and domains, each sorted.
 
     A part of a table keeps the names of the whole, so that class 3 is class 3 in every part.
+
+    >>> table = LabelledImages.of([Sample(Path('a.png'), 'cat', 'photo', None, 'a'), Sample(Path('b.png'), 'dog', 'photo', None, 'b')])
+    >>> table.labels, table.label_index.tolist()
+    (('cat', 'dog'), [0, 1])
     """
 
     samples: tuple[Sample, ...]

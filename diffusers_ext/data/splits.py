@@ -28,7 +28,11 @@ RANK = {"test": 2, "val": 1}  # whose side a picture of several splits is on
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder, file or value is named after: train, val or test; None for other names."""
+    """Return the split that a folder, file or value is named after: train, val or test; None for other names.
+
+    >>> split_of('Training_set'), split_of('val2017'), split_of('photos')
+    ('train', 'val', None)
+    """
     return next((split for split, names in SPLIT_NAMES.items() if names.fullmatch(name.strip())), None)
 
 

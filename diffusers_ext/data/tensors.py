@@ -14,7 +14,11 @@ from .files import MASKED
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1].
+
+    >>> to_tensor(np.zeros((4, 6, 3), np.uint8)).shape
+    torch.Size([3, 4, 6])
+    """
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
 
 

@@ -172,7 +172,12 @@ def base_of(pipe: DiffusionPipeline, vae_config: FrozenDict | None = None) -> Ba
 
 
 def family_of(network: nn.Module) -> Family:
-    """Return the family of a network. Raises InputError for one of no family that is known."""
+    """Return the family of a network. Raises InputError for one of no family that is known.
+
+    >>> from diffusers_ext import embedded_model
+    >>> family_of(load_base(embedded_model()).unet).network
+    'unet'
+    """
     for family in FAMILIES:
         if family.drives(network):
             return family
@@ -194,6 +199,9 @@ def check_base(model: str, variant: str | None = None) -> None:
     """Raise InputError unless `model` is the whole folder of a base that is known; Hub names are left to the Hub.
 
     variant: of its weight files, such as fp16.
+
+    >>> from diffusers_ext import embedded_model
+    >>> check_base(embedded_model())
     """
     folder = Path(model)
     if not check.is_folder(model):
@@ -230,6 +238,11 @@ def load_base(folder: str | Path, dtype: torch.dtype = torch.float32, variant: s
     """Load a base's pipeline, frozen, without what a training does not need, such as a safety checker.
 
     variant: of its weight files. parts: those to use as they are, by their names in the pipeline, or None to do without.
+
+    >>> from diffusers_ext import embedded_model
+    >>> pipe = load_base(embedded_model(), vae=None)
+    >>> pipe.vae, any(weight.requires_grad for weight in pipe.unet.parameters())
+    (None, False)
     """
     family = find(folder)
     pipe = family.pipeline.from_pretrained(folder, dtype=dtype, variant=variant, **family.load_arguments, **parts)

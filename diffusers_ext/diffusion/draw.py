@@ -22,6 +22,13 @@ def draw(
 
     image: the conditions of a ControlNet pipeline, one per prompt: pictures, or tensors (C, H, W) in [0, 1]. Other arguments go to the pipeline.
     A drawing that takes long shows a bar.
+
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.diffusion.base import load_base
+    >>> pipe = load_base(embedded_model())
+    >>> pictures = draw(pipe, ['red circle', 'blue circle'], seed=0, num_inference_steps=2)
+    >>> [picture.size for picture in pictures]
+    [(64, 64), (64, 64)]
     """
     pipe.set_progress_bar_config(disable=True)
     seeds = [seed + number for number in range(len(prompts))] if isinstance(seed, int) else seed

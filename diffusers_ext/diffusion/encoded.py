@@ -205,7 +205,14 @@ class CachedTexts:
 
 
 def embed(captions: Iterable[str], encoders: Encoders, dtype: torch.dtype) -> dict[str, Embeddings]:
-    """Return the embeddings of captions and of the empty one, each different caption once, on the CPU."""
+    """Return the embeddings of captions and of the empty one, each different caption once, on the CPU.
+
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.diffusion.base import base_of, load_base
+    >>> texts = embed(['red circle'], base_of(load_base(embedded_model())).encoders, torch.float32)
+    >>> sorted(texts), texts['red circle']['text_embeddings'].shape
+    (['', 'red circle'], torch.Size([32, 96]))
+    """
     with torch.no_grad():
         return {
             caption: {name: value[0].to(dtype).cpu() for name, value in encoders.embed([caption]).items()}

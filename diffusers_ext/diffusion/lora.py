@@ -35,6 +35,13 @@ def add_lora(network: ModelMixin, rank: int, alpha: float | None = None, targets
 
     B starts at zero, A is Gaussian of torch's global generator; adapters are kept in float32. alpha: default rank, a
     scale of 1. targets: ends of layers' names; default: those of the network's family. Raises InputError if they name no layer.
+
+    >>> from diffusers_ext import embedded_model
+    >>> from diffusers_ext.diffusion.base import load_base
+    >>> network = load_base(embedded_model()).unet
+    >>> add_lora(network, rank=2)
+    >>> all('lora' in name for name, weight in network.named_parameters() if weight.requires_grad)
+    True
     """
     network.requires_grad_(False)
     names = list(targets or family_of(network).adapter_targets)

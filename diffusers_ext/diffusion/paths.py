@@ -95,12 +95,22 @@ class Straight:
 
 
 def mix(clean: torch.Tensor, noise: torch.Tensor, at: Coefficients) -> torch.Tensor:
-    """Return z_t = α_t z_0 + σ_t ε."""
+    """Return z_t = α_t z_0 + σ_t ε.
+
+    >>> at = Straight().coefficients(torch.tensor([250.0]), torch.zeros(1, 4, 8, 8))
+    >>> float(mix(torch.ones(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), at).mean())
+    0.75
+    """
     return at.alpha * clean + at.sigma * noise
 
 
 def target(kind: str, clean: torch.Tensor, noise: torch.Tensor, at: Coefficients) -> torch.Tensor:
-    """Return what a network of this kind of prediction should say of z_t. Raises ValueError for an unknown kind."""
+    """Return what a network of this kind of prediction should say of z_t. Raises ValueError for an unknown kind.
+
+    >>> at = Straight().coefficients(torch.tensor([250.0]), torch.zeros(1, 4, 8, 8))
+    >>> float(target('flow_prediction', torch.ones(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), at).mean())
+    -1.0
+    """
     match kind:
         case "epsilon":
             return noise
@@ -164,7 +174,13 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
 
 
 def scheduler_problem(scheduler: SchedulerMixin) -> str | None:
-    """Return why `path_of` does not understand a scheduler; None where it does."""
+    """Return why `path_of` does not understand a scheduler; None where it does.
+
+    >>> from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+    >>> scheduler_problem(DDIMScheduler())
+    >>> scheduler_problem(FlowMatchEulerDiscreteScheduler())
+    'is of flow matching, z_t = (1 − σ) z + σ ε; not supported'
+    """
     config, name = scheduler.config, type(scheduler).__name__
     if name.startswith("EDM"):
         return "is of continuous-time diffusion (Karras et al. 2022); not supported"

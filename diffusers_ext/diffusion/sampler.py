@@ -135,7 +135,11 @@ class Sampler:
 
 
 def take(batch: dict, which: torch.Tensor) -> dict:
-    """Return some samples of a batch of tensors and lists."""
+    """Return some samples of a batch of tensors and lists.
+
+    >>> take({'z': torch.arange(3.0), 'prompt': ['a', 'b', 'c']}, torch.tensor([2, 0]))
+    {'z': tensor([2., 0.]), 'prompt': ['c', 'a']}
+    """
     numbers = which.tolist()
     return {
         name: values[which.to(values.device)]

@@ -68,7 +68,11 @@ def timm_source(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def overlay_of(name: str) -> dict[str, Any]:
-    """Return the settings after a reference's commas: {"input_size": (3, 224, 224), ...}."""
+    """Return the settings after a reference's commas: {"input_size": (3, 224, 224), ...}.
+
+    >>> overlay_of('timm:resnet18,size=64')
+    {'input_size': (3, 64, 64)}
+    """
     return dict(_setting(name, setting) for setting in name.removeprefix("timm:").split(",")[1:])
 
 

@@ -105,7 +105,11 @@ def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
 
 
 def total_steps(options: RunOptions, samples: int, ranks: int) -> int:
-    """Return the number of optimiser steps: max_train_steps, or num_train_epochs passes over the samples."""
+    """Return the number of optimiser steps: max_train_steps, or num_train_epochs passes over the samples.
+
+    >>> total_steps(RunOptions(num_train_epochs=2, train_batch_size=4), samples=10, ranks=1)
+    5
+    """
     if options.max_train_steps is not None:
         return options.max_train_steps
     per_step = options.train_batch_size * options.gradient_accumulation_steps * ranks
@@ -229,7 +233,11 @@ def data_loader(
 
 
 def is_due(options: RunOptions, step: int, stop: int) -> bool:
-    """Whether samples are drawn at a step: every so many, and at the last."""
+    """Whether samples are drawn at a step: every so many, and at the last.
+
+    >>> is_due(RunOptions(validation_steps=100), step=200, stop=250), is_due(RunOptions(validation_steps=100), step=210, stop=250)
+    (True, False)
+    """
     return step % options.validation_steps == 0 or step == stop
 
 

@@ -21,7 +21,12 @@ def check_optimizer(options: TrainingOptions) -> None:
 
 
 def adamw(parameters: list[torch.nn.Parameter], options: TrainingOptions, ranks: int) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused or in 8 bits (Dettmers et al. 2022); matrices decay, vectors do not."""
+    """AdamW (Loshchilov & Hutter 2019), fused or in 8 bits (Dettmers et al. 2022); matrices decay, vectors do not.
+
+    >>> weights = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
+    >>> [group['weight_decay'] for group in adamw(weights, TrainingOptions(), ranks=1).param_groups]
+    [0.01, 0.0]
+    """
     rate = options.learning_rate
     if options.scale_lr:
         rate *= options.gradient_accumulation_steps * options.train_batch_size * ranks

@@ -39,7 +39,11 @@ KEEP_PAIRS = 1000.0  # λ of calibrated debiasing
 
 
 def zero_shot(classes: torch.Tensor) -> Classify:
-    """softmax(100·cos): classes (C, D) unit rows."""
+    """softmax(100·cos): classes (C, D) unit rows.
+
+    >>> zero_shot(torch.eye(2))(torch.eye(2)).argmax(-1).tolist()
+    [[0, 1]]
+    """
     return lambda x: (TEMPERATURE * x @ classes.T).softmax(-1)[None]
 
 
@@ -48,7 +52,12 @@ def linear(probe: Probe) -> Classify:
 
 
 def ensemble(first: Classify, second: Classify) -> Classify:
-    """The mean of two classifiers' probabilities."""
+    """The mean of two classifiers' probabilities.
+
+    >>> text = zero_shot(torch.eye(2))
+    >>> ensemble(text, text)(torch.eye(2)).shape
+    torch.Size([1, 2, 2])
+    """
     return lambda x: (first(x) + second(x)) / 2
 
 
@@ -79,7 +88,11 @@ def wise(probe: Probe, classes: torch.Tensor, share: float = 0.5) -> Classify:
 
 
 def slerp(x: torch.Tensor, towards: torch.Tensor, share: float) -> torch.Tensor:
-    """Go a share of the way on the great circle: (sin((1−t)ω)·x + sin(tω)·y) / sin ω, ω the angle; (..., D) each."""
+    """Go a share of the way on the great circle: (sin((1−t)ω)·x + sin(tω)·y) / sin ω, ω the angle; (..., D) each.
+
+    >>> slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 0.5)
+    tensor([0.7071, 0.7071])
+    """
     cosine = (F.normalize(x, dim=-1) * F.normalize(towards, dim=-1)).sum(-1, keepdim=True)
     angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
     return (((1 - share) * angle).sin() * x + (share * angle).sin() * towards) / angle.sin()

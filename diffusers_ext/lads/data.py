@@ -95,7 +95,11 @@ class Splits:
 
 
 def unit_rows(x: torch.Tensor) -> torch.Tensor:
-    """Return rows of length 1, float32. Raises InputError, naming the first, for a row that is not finite or is zero."""
+    """Return rows of length 1, float32. Raises InputError, naming the first, for a row that is not finite or is zero.
+
+    >>> unit_rows(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
     x = x.float()
     lengths = x.norm(dim=-1)
     bad = (~(lengths.isfinite() & (lengths > 0))).nonzero()

@@ -32,6 +32,10 @@ class Domains:
     """Templates of the source, of the unseen domains by name, and of what a class is.
 
     swap: the targets are the two domains that occur, and source is empty.
+
+    >>> domains = Domains.read({'source': ['a photo of a {}'], 'targets': {'sketch': ['a sketch of a {}']}})
+    >>> domains.names
+    ['source', 'sketch']
     """
 
     source: tuple[str, ...]

@@ -151,7 +151,12 @@ def digest_of_state(tensors: dict[str, torch.Tensor], about: dict[str, str]) -> 
 
 
 def shuffled(samples: int, batch_size: int, seeds: Sequence[int], stream: str) -> Orders:
-    """Return the batches of each epoch, one order for every seed; the last batch holds what is left."""
+    """Return the batches of each epoch, one order for every seed; the last batch holds what is left.
+
+    >>> orders = shuffled(4, batch_size=2, seeds=[0], stream='example')
+    >>> [batch.shape for batch in orders(0)]
+    [torch.Size([1, 2]), torch.Size([1, 2])]
+    """
 
     def orders(epoch: int) -> list[torch.Tensor]:
         each = [randomness.generator(seed, stream, epoch).permutation(samples) for seed in seeds]

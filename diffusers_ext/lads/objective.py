@@ -55,7 +55,11 @@ def class_logits(x: torch.Tensor, classes: torch.Tensor, scale: float = 1.0) -> 
 
 
 def class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return (1/n_c) / max_c(1/n_c), (C,): each class counts alike, the rarest with weight 1; 0 for a class without rows."""
+    """Return (1/n_c) / max_c(1/n_c), (C,): each class counts alike, the rarest with weight 1; 0 for a class without rows.
+
+    >>> class_weights(torch.tensor([0, 0, 0, 1]), 2)
+    tensor([0.3333, 1.0000])
+    """
     inverse = 1 / labels.bincount(minlength=classes).clamp_min(1)
     inverse = inverse * (labels.bincount(minlength=classes) > 0)
     return inverse / inverse.max()

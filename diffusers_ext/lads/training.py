@@ -49,7 +49,11 @@ def measure_bank(objective: LatentAugmentation, rows: Rows, orders: Orders, by_b
 
 
 def balanced_accuracy(predictions: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return the mean accuracy of the classes that occur: predictions (R, N), labels (N,) -> (R,)."""
+    """Return the mean accuracy of the classes that occur: predictions (R, N), labels (N,) -> (R,).
+
+    >>> balanced_accuracy(torch.tensor([[0, 0, 1]]), torch.tensor([0, 0, 1]), 2)
+    tensor([1.])
+    """
     counts = labels.bincount(minlength=classes)
     right = torch.zeros(len(predictions), classes, device=labels.device)
     right.index_add_(1, labels, (predictions == labels).float())
@@ -223,7 +227,11 @@ def augmented_set(
 
 
 def row_weights(labels: torch.Tensor, kept: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return the weight of each row by its class, 0 where it is not kept: labels (N,), kept (R, N) -> (R, N)."""
+    """Return the weight of each row by its class, 0 where it is not kept: labels (N,), kept (R, N) -> (R, N).
+
+    >>> row_weights(torch.tensor([0, 0, 1]), torch.ones(1, 3, dtype=torch.bool), 2)
+    tensor([[0.5000, 0.5000, 1.0000]])
+    """
     return torch.stack([class_weights(labels[mask], classes)[labels] * mask for mask in kept])
 
 

@@ -27,6 +27,10 @@ class BatchedSession:
     """Batches of (features, labels) that can be read several times. Up to SAMPLE rows of a class, drawn by the seed, are its sample.
 
     Raises InputError for what is no such thing, and, while it is read, where batches come in another order than before.
+
+    >>> session = BatchedSession([(np.eye(2), ['cat', 'dog'])] * 2, dim=2, seed=0, session=0)
+    >>> dict(session.sizes), session.sample().rows.shape
+    ({'cat': 2, 'dog': 2}, torch.Size([4, 2]))
     """
 
     def __init__(self, batches: Batches, dim: int, seed: int, session: int):

@@ -16,7 +16,11 @@ Label = str | int | float | bool
 
 
 def as_rows(features: Any, dim: int) -> torch.Tensor:
-    """Return features as they are, (N, dim) float32 on the CPU; InputError for another shape or other than numbers."""
+    """Return features as they are, (N, dim) float32 on the CPU; InputError for another shape or other than numbers.
+
+    >>> as_rows([[1, 2], [3, 4]], dim=2).shape
+    torch.Size([2, 2])
+    """
     values = as_matrix(features, rows=f"(N, {dim})")
     if not len(values):
         return values.new_zeros(0, dim)
@@ -26,7 +30,11 @@ def as_rows(features: Any, dim: int) -> torch.Tensor:
 
 
 def directions(values: torch.Tensor) -> torch.Tensor:
-    """Return rows (N, D) scaled to unit length; InputError naming the first that has no direction."""
+    """Return rows (N, D) scaled to unit length; InputError naming the first that has no direction.
+
+    >>> directions(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
     lengths = torch.linalg.vector_norm(values, dim=1)
     if bool(((lengths > 1e-15) & (lengths < 1e15)).all()):
         return values / lengths[:, None]
@@ -46,7 +54,11 @@ def directions(values: torch.Tensor) -> torch.Tensor:
 
 
 def as_labels(labels: Any) -> list[Label]:
-    """Return labels as plain Python values of one type; InputError where they are not, or have no JSON form."""
+    """Return labels as plain Python values of one type; InputError where they are not, or have no JSON form.
+
+    >>> as_labels(np.array(['cat', 'dog']))
+    ['cat', 'dog']
+    """
     values = [value.item() if isinstance(value, np.generic) else value for value in _listed(labels)]
     values = [value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value for value in values]
     for row, value in enumerate(values):
@@ -89,7 +101,12 @@ def check_kind(labels: Sequence[Label], known: Sequence[Label] = ()) -> None:
 
 
 def number(labels: Any, count: int, known: list[Label]) -> tuple[torch.Tensor, list[Label]]:
-    """Return the labels of `count` rows as places (N,) int64 in the list returned: the known ones, then new ones, sorted."""
+    """Return the labels of `count` rows as places (N,) int64 in the list returned: the known ones, then new ones, sorted.
+
+    >>> places, known = number(['dog', 'cat'], 2, ['bird'])
+    >>> places.tolist(), known
+    ([2, 1], ['bird', 'cat', 'dog'])
+    """
     values = as_labels(labels)
     if len(values) != count:
         raise InputError(f"{count} rows of features and {len(values)} labels; give one label per row")
@@ -100,7 +117,11 @@ def number(labels: Any, count: int, known: list[Label]) -> tuple[torch.Tensor, l
 
 
 def pack(labels: list[Label]) -> np.ndarray:
-    """Return labels as an array of their own type."""
+    """Return labels as an array of their own type.
+
+    >>> pack(['cat', 'dog'])
+    array(['cat', 'dog'], dtype='<U3')
+    """
     return np.array(labels) if labels else np.empty(0, dtype=object)
 
 

@@ -173,7 +173,11 @@ def log_losses(scores: torch.Tensor, classes: torch.Tensor, weights: torch.Tenso
 
 
 def balanced_accuracy(predicted: torch.Tensor, classes: torch.Tensor) -> float:
-    """Return the mean over classes of the share predicted right."""
+    """Return the mean over classes of the share predicted right.
+
+    >>> balanced_accuracy(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    0.75
+    """
     sizes = torch.bincount(classes)
     right = torch.bincount(classes, (predicted == classes).double(), minlength=len(sizes))
     return float((right / sizes)[sizes > 0].mean())

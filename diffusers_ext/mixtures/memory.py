@@ -60,6 +60,9 @@ def select(
 
     features (N, d) of unit length; classes (N,); components (N,) numbers of any kind, each of one class; counts (N,): what
     a sample's component has seen in all. Where a class gets fewer than it has components, those that saw most keep one.
+
+    >>> select(torch.eye(4), torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), torch.ones(4), 2).shape
+    torch.Size([2])
     """
     owners, first, component = _number(components, classes)
     available = torch.bincount(component, minlength=len(owners))

@@ -23,6 +23,11 @@ class TiedCovariance(nn.Module):
     """Counts (C,) and sums (C, d) of each class and the second moment (d, d) of all, float64: the covariance within classes.
 
     They are exact sums, so the covariance is the same whatever the order of sessions.
+
+    >>> covariance = TiedCovariance(2)
+    >>> covariance.add(torch.eye(2), torch.tensor([0, 1]))
+    >>> covariance.counts
+    tensor([1., 1.], dtype=torch.float64)
     """
 
     counts: torch.Tensor

@@ -52,7 +52,11 @@ def count(prompts: Sequence[RankedPrompt]) -> Counts:
 
 
 def normalised(text: str) -> str:
-    """Return a prompt without what does not tell prompts apart: case, punctuation, runs of blanks, Unicode variants."""
+    """Return a prompt without what does not tell prompts apart: case, punctuation, runs of blanks, Unicode variants.
+
+    >>> normalised('A  red Circle ')
+    'a red circle'
+    """
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 

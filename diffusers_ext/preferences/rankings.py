@@ -44,6 +44,10 @@ class Ranking:
 
     ranking: K numbers, lower is better, equal is a tie, None is an image not seen. ratings and issues: K each, or empty
     where nobody asked. time_s: seconds it took.
+
+    >>> Ranking('anna', (1, 2, 2)).pairs()
+    array([[0, 1],
+           [0, 2]])
     """
 
     annotator: str

@@ -86,7 +86,11 @@ def check(n: int, count: int, k: int, shards: np.ndarray | None = None) -> list[
 
 
 def unit_rows(embeddings: np.ndarray | torch.Tensor, centre: bool = False, source: str = "embeddings") -> torch.Tensor:
-    """Return embeddings of length 1, (n, d), float32; InputError names the source and the first without direction."""
+    """Return embeddings of length 1, (n, d), float32; InputError names the source and the first without direction.
+
+    >>> unit_rows(np.array([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
     if "int" in str(getattr(embeddings, "dtype", "")):
         raise InputError(f"{source}: {embeddings.dtype}; give floating-point rows, (prompts, dimensions)")
     rows = as_matrix(embeddings, source, "floating-point rows, (prompts, dimensions)")
@@ -244,5 +248,9 @@ def coverage(unit: torch.Tensor, chosen: np.ndarray) -> dict[str, float]:
 
 
 def random_choice(n: int, count: int, seed: int = 0) -> np.ndarray:
-    """Return `count` of n indices at random: what a selection is compared with."""
+    """Return `count` of n indices at random: what a selection is compared with.
+
+    >>> random_choice(10, 3, seed=0).shape
+    (3,)
+    """
     return randomness.generator(seed, "random_choice").permutation(n)[:count]

@@ -27,7 +27,13 @@ PRIVATE = ".private"  # marks a repository's folder, and is not a file of it
 
 
 class LoopbackHub:
-    """`url` is the endpoint; `requests` lists "METHOD path" of everything that was asked."""
+    """`url` is the endpoint; `requests` lists "METHOD path" of everything that was asked.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, LoopbackHub(Path(folder)) as hub:
+    ...     hub.url.startswith('http://127.0.0.1:')
+    True
+    """
 
     def __init__(self, root: Path):
         self.root = Path(root)

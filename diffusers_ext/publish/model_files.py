@@ -100,7 +100,12 @@ def find_weights(folder: Path, variant: str | None = None) -> Path | None:
 
 
 def variants_of(folder: Path) -> list[str]:
-    """Return the variants that a part has weights of, such as ["fp16"]."""
+    """Return the variants that a part has weights of, such as ["fp16"].
+
+    >>> from diffusers_ext import embedded_model
+    >>> sorted(map(str, variants_of(Path(embedded_model()) / 'unet')))
+    []
+    """
     found = (_VARIANT.match(path.name) for path in folder.iterdir())
     return sorted({match[1] for match in found if match})
 

@@ -97,7 +97,12 @@ class RerankOutput(BaseOutput):
 
 
 def ranked(candidates: Sequence[Candidate], keep: int) -> list[Candidate]:
-    """Sort candidates, best first, and let go of the pictures behind the first `keep`."""
+    """Sort candidates, best first, and let go of the pictures behind the first `keep`.
+
+    >>> low, high = Candidate(0, 0, (0,), 0.1), Candidate(1, 1, (1,), 0.9)
+    >>> [candidate.number for candidate in ranked([low, high], keep=1)]
+    [1, 0]
+    """
     best_first = sorted(candidates, key=lambda candidate: candidate.rank)
     for candidate in best_first[keep:]:
         candidate.image = None
@@ -200,7 +205,11 @@ def _onloaded(reward: Any) -> Iterator[None]:
 
 
 def as_pictures(images: Any) -> list:
-    """The images of a pipeline, of any output type, in a form that rewards take: PIL images or tensors (3, H, W) in [0, 1]."""
+    """The images of a pipeline, of any output type, in a form that rewards take: PIL images or tensors (3, H, W) in [0, 1].
+
+    >>> as_pictures(np.zeros((2, 8, 8, 3)))[0].shape
+    torch.Size([3, 8, 8])
+    """
     if isinstance(images, (list, tuple)) and all(isinstance(image, Image.Image) for image in images):
         return list(images)
     if isinstance(images, np.ndarray) and images.ndim == 4:
@@ -211,7 +220,11 @@ def as_pictures(images: Any) -> list:
 
 
 def gathered(images: list) -> Any:
-    """The kept images in the form that the pipeline returns them."""
+    """The kept images in the form that the pipeline returns them.
+
+    >>> gathered([torch.zeros(3, 8, 8)] * 2).shape
+    torch.Size([2, 3, 8, 8])
+    """
     if images and isinstance(images[0], np.ndarray):
         return np.stack(images)
     if images and isinstance(images[0], torch.Tensor):

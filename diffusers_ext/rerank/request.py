@@ -29,7 +29,11 @@ Schedule = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Choices:
-    """What a call asks for beside the pipeline's arguments; `RewardReranker.__call__` describes each."""
+    """What a call asks for beside the pipeline's arguments; `RewardReranker.__call__` describes each.
+
+    >>> Choices(num_candidates=8, keep=2).prune_by
+    'drafts'
+    """
 
     num_candidates: int = 16
     keep: int = 4
@@ -134,7 +138,13 @@ def read_request(
 
 
 def check_schedule(prune: Any, prune_by: str) -> Schedule:
-    """Return the schedule: the usual one for True, () for None and False; InputError if it makes no sense."""
+    """Return the schedule: the usual one for True, () for None and False; InputError if it makes no sense.
+
+    >>> check_schedule(True, 'drafts')
+    ((0.25, 0.375), (0.4, 0.3333333333333333))
+    >>> check_schedule([(0.5, 0.25)], 'previews')
+    ((0.5, 0.25),)
+    """
     if prune_by not in SCHEDULES:
         raise InputError(f"prune_by {prune_by!r}: choose drafts or previews")
     if prune is None or isinstance(prune, bool):

@@ -24,6 +24,12 @@ class Reward(nn.Module):
     """A reward; children implement `_score` on prompts and images of equal number, in the forms of reward_inputs.
 
     differentiable: whether images that require a gradient get one. ImageRewardModel has the same two members.
+
+    >>> class Redness(Reward):
+    ...     def score(self, prompts, images, batch_size=16):
+    ...         return torch.stack([image[0].mean() for image in images])
+    >>> Redness().score(['any'], [torch.ones(3, 4, 4)])
+    tensor([1.])
     """
 
     differentiable = True

@@ -28,6 +28,10 @@ class NamedReward(PreTrainedModel):
     works here but cannot be saved: a file may not name code.
 
     name: your own argument, which may be "module:name"; a config comes from a file, and may not.
+
+    >>> from PIL import Image
+    >>> NamedReward('fill50k').score('red circle with blue background', [Image.new('RGB', (64, 64))]).shape
+    torch.Size([1])
     """
 
     config_class = NamedRewardConfig

@@ -17,7 +17,12 @@ def tokenizer(texts: Iterable[str], size: int = 2000) -> PreTrainedTokenizerBase
 
 
 def image_reward(texts: Iterable[str], width: int = 64, layers: int = 2, image_size: int = 32, patch_size: int = 8):
-    """Return a random `ImageRewardModel` whose tokenizer knows the words of these texts; seeded by torch's generator."""
+    """Return a random `ImageRewardModel` whose tokenizer knows the words of these texts; seeded by torch's generator.
+
+    >>> model = image_reward(['red circle'])
+    >>> type(model).__name__
+    'ImageRewardModel'
+    """
     words = tokenizer(texts)
     shape = {
         "hidden_size": width,

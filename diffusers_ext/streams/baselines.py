@@ -53,7 +53,12 @@ class Learner:
 
 
 class NearestMean(Learner):
-    """Cosine with the mean of a class's unit features, exact over sessions."""
+    """Cosine with the mean of a class's unit features, exact over sessions.
+
+    >>> learner = NearestMean(2).partial_fit(torch.eye(2), torch.tensor([3, 7]))
+    >>> learner.predict(torch.tensor([[0.9, 0.1]]))
+    tensor([3])
+    """
 
     def __init__(self, dim: int, seed: int = 0):
         super().__init__(dim, seed)
@@ -117,6 +122,10 @@ class Ridge(Learner):
 
     While fewer samples than inputs were seen, their rows are kept in place of the larger Gram matrix and the dual system is solved,
     Xᵀ(XXᵀ + λI)⁻¹Y, which is the same solution.
+
+    >>> learner = Ridge(4).partial_fit(torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5))
+    >>> learner.predict(torch.eye(4))
+    tensor([0, 1, 2, 3])
     """
 
     def __init__(self, dim: int, seed: int = 0):

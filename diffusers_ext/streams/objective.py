@@ -19,13 +19,22 @@ from ..engine.objective import Objective
 def component_logits(
     features: torch.Tensor, means: torch.Tensor, owners: torch.Tensor, kappa: torch.Tensor
 ) -> torch.Tensor:
-    """Return s_k of features (N, D) for means (K, D) of classes owners (K,), both scaled to unit length: (N, K)."""
+    """Return s_k of features (N, D) for means (K, D) of classes owners (K,), both scaled to unit length: (N, K).
+
+    >>> component_logits(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), torch.tensor(10.0))
+    tensor([[10.,  0.],
+            [ 0., 10.]])
+    """
     sizes = torch.bincount(owners)[owners]
     return kappa * F.normalize(features, dim=1) @ F.normalize(means, dim=1).T - sizes.to(features).log()
 
 
 def class_scores(logits: torch.Tensor, owners: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return the logsumexp of each class's logits (N, K): (N, C), −inf where a class has no component."""
+    """Return the logsumexp of each class's logits (N, K): (N, C), −inf where a class has no component.
+
+    >>> class_scores(torch.zeros(1, 3), torch.tensor([0, 0, 1]), 2)
+    tensor([[0.6931, 0.0000]])
+    """
     logits_, nothing = logits.detach(), torch.full_like(logits[:, :1], -torch.inf).expand(-1, classes)
     top = nothing.scatter_reduce(
         1, owners.expand(len(logits), -1), logits_, "amax"
@@ -35,7 +44,11 @@ def class_scores(logits: torch.Tensor, owners: torch.Tensor, classes: int) -> to
 
 
 def assign(logits: torch.Tensor, owners: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Equation 6, the hard E-step: the closest mean of the true class, (N,) positions; ties to the first."""
+    """Equation 6, the hard E-step: the closest mean of the true class, (N,) positions; ties to the first.
+
+    >>> assign(torch.tensor([[0.1, 0.9, 5.0]]), torch.tensor([0, 0, 1]), torch.tensor([0]))
+    tensor([1])
+    """
     return logits.detach().masked_fill(owners[None] != labels[:, None], -torch.inf).argmax(1)
 
 

@@ -59,6 +59,10 @@ def build_sessions(
 
     Cells without rows are left out, and so are sessions without cells. Raises InputError if there are more groups than classes, or a single domain where
     domains are to arrive one by one.
+
+    >>> sessions = build_sessions([0, 0, 1, 1], [0, 1, 0, 1], 'NC', groups=2)
+    >>> len(sessions), sessions.rows(0, np.ones(4, bool)).shape
+    (2, (2,))
     """
     labels, domains = np.asarray(labels), np.asarray(domains)
     if setting not in SETTINGS:

@@ -183,7 +183,11 @@ class Scene:
 
 
 def scene(index: int, seed: int = 0, split: str = "train") -> Scene:
-    """Draw scene `index`: radius 0.12 to 0.32 of the side, the whole circle inside the image."""
+    """Draw scene `index`: radius 0.12 to 0.32 of the side, the whole circle inside the image.
+
+    >>> scene(0).prompt
+    'medium turquoise circle with misty rose background'
+    """
     draw = randomness.generator(seed, f"fill50k-{split}", index)
     pairs = colour_pairs(split)
     radius = draw.uniform(0.12, 0.32)
@@ -193,7 +197,11 @@ def scene(index: int, seed: int = 0, split: str = "train") -> Scene:
 
 
 def draw_target(scene: Scene, size: int) -> np.ndarray:
-    """Draw the filled circle on its background: (H, W, 3) uint8, edges antialiased over one pixel."""
+    """Draw the filled circle on its background: (H, W, 3) uint8, edges antialiased over one pixel.
+
+    >>> draw_target(scene(0), 64).shape
+    (64, 64, 3)
+    """
     inside = cover(scene, size)[..., None]
     circle, background = (np.array(css_colours()[name]) for name in (scene.circle, scene.background))
     return np.rint(inside * circle + (1 - inside) * background).astype(np.uint8)
@@ -238,6 +246,10 @@ class Fill50k(Samples):
     """The set as a stream: samples are drawn when asked for, none is stored.
 
     Each is {"key", "text", "pixel_values" (3, H, W) in [-1, 1], "conditioning_pixel_values" (3, H, W) in [0, 1]}.
+
+    >>> sample = Fill50k(10, size=32)[0, 3]
+    >>> sample['pixel_values'].shape, sample['text'] == scene(3).prompt
+    (torch.Size([3, 32, 32]), True)
     """
 
     def __init__(
@@ -286,7 +298,11 @@ def parse_prompt(prompt: str) -> tuple[tuple[int, int, int], tuple[int, int, int
 
 
 def is_prompt(text: str) -> bool:
-    """Say whether `parse_prompt` reads a text."""
+    """Say whether `parse_prompt` reads a text.
+
+    >>> is_prompt('red circle with blue background'), is_prompt('a cat')
+    (True, False)
+    """
     try:
         parse_prompt(text)
     except ValueError:

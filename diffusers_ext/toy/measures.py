@@ -84,6 +84,10 @@ def circle_likeness(images: Any) -> np.ndarray:
     """Return how much of a circle there is in each image, (N,): IoU of what is found with the disc of its area and centroid.
 
     1 is a circle, 0 that nothing is seen. No condition and no prompt is needed. images as in `condition_following`.
+
+    >>> from .circles import draw_target, scene
+    >>> float(circle_likeness([draw_target(scene(0), 64)])[0]) > 0.9
+    True
     """
     return np.array([_iou(found, fitted_disc(found)) for found in map(find_circle, as_uint8(images))])
 

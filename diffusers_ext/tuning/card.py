@@ -162,7 +162,11 @@ def failures(run: Path) -> str:
 
 
 def suspicions(rows: list[dict]) -> list[str]:
-    """Return the signs of a fooled reward in measurements of a run, in order of steps; none where there are none."""
+    """Return the signs of a fooled reward in measurements of a run, in order of steps; none where there are none.
+
+    >>> suspicions([])
+    ['Nothing was measured, so nothing can be said.']
+    """
     if not rows:
         return ["Nothing was measured, so nothing can be said."]
     last, signs = rows[-1], []

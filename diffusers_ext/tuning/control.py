@@ -104,7 +104,11 @@ class ConditionPreferenceObjective(ControlObjective):
 
 
 def moved(conditions: torch.Tensor, keys: Sequence[Key], seed: int) -> torch.Tensor:
-    """Return each condition moved, around the edges, by an eighth to three eighths of each side: its key says where to."""
+    """Return each condition moved, around the edges, by an eighth to three eighths of each side: its key says where to.
+
+    >>> moved(torch.rand(1, 3, 16, 16), [(0, 0)], seed=0).shape
+    torch.Size([1, 3, 16, 16])
+    """
     height, width = conditions.shape[-2:]
     result = []
     for condition, key in zip(conditions, keys):

@@ -72,7 +72,12 @@ class RewardPath(nn.Module):
 def in_chunks(
     score: Callable[[torch.Tensor, slice], torch.Tensor], latents: torch.Tensor, batch_size: int
 ) -> torch.Tensor:
-    """Return score(latents[at], at) of all, where each score depends on its own sample; a gradient is kept if asked for."""
+    """Return score(latents[at], at) of all, where each score depends on its own sample; a gradient is kept if asked for.
+
+    >>> latents = torch.ones(3, 4, 2, 2, requires_grad=True)
+    >>> in_chunks(lambda part, at: part.sum((1, 2, 3)), latents, batch_size=2).tolist()
+    [16.0, 16.0, 16.0]
+    """
     return _Chunks.apply(latents, score, batch_size)
 
 

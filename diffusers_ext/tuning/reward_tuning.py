@@ -33,6 +33,9 @@ class Weights:
     reward: w of w·φ(r). margin: φ(r) = max(0, margin − r), as published, with no gradient from a picture that is good
     enough; None: φ(r) = −r. drift: β of the squared distance to the base's prediction. pretraining: weight of the
     denoising loss on pictures. AdamW does not feel a factor on the whole loss: only their ratios matter.
+
+    >>> Weights(reward=1.0, margin=None, drift=0.5).pretraining
+    0.0
     """
 
     reward: float = 1.0

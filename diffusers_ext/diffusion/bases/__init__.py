@@ -10,6 +10,11 @@ NETWORKS = ("unet", "transformer")  # what diffusers' pipelines call the part th
 
 
 def network_of(pipe: Any) -> Any:
-    """Return the part of a pipeline that predicts, whatever its family; None where it has none."""
+    """Return the part of a pipeline that predicts, whatever its family; None where it has none.
+
+    >>> from types import SimpleNamespace
+    >>> network_of(SimpleNamespace(unet='the network', vae='not it'))
+    'the network'
+    """
     parts = (getattr(pipe, name, None) for name in NETWORKS)
     return next((part for part in parts if part is not None), None)  # a compiled network has no truth value

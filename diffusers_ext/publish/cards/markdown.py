@@ -11,7 +11,11 @@ ACTIVE = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")  # an underscore within a
 
 
 def escape(words: object) -> str:
-    """Return words as one line of Markdown that shows them letter for letter, in a table as well."""
+    """Return words as one line of Markdown that shows them letter for letter, in a table as well.
+
+    >>> print(escape('a_b *c*'))
+    a_b \\*c\\*
+    """
     line = "".join(letter if letter.isprintable() else " " for letter in str(words))
     line = " ".join(line.split()).replace("&", "&amp;").replace("<", "&lt;")
     return ACTIVE.sub(r"\\\g<0>", line)
@@ -38,7 +42,13 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of cells that are Markdown already."""
+    """Return a table of cells that are Markdown already.
+
+    >>> print(table(['name', 'value'], [['loss', '0.1']]))
+    | name | value |
+    |---|---|
+    | loss | 0.1 |
+    """
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
